@@ -1,0 +1,204 @@
+"""One protocol for every marketplace, and the records that cross it."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import pandas as pd
+
+from helpers.errors import CourseError
+from helpers.serving import ServingSpec
+from helpers.settings import Settings
+
+
+class OfferGone(CourseError):
+    """Somebody else rented the offer between the search and the launch: take the next one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfferFilter:
+    """What a machine must have to be offered; the defaults suit a quantized 7B model on vLLM.
+
+    Args:
+        gpu: names of acceptable GPUs as the provider spells them; empty for any.
+        gpu_count: number of GPUs in the machine.
+        min_vram_gb: memory of one GPU, in GB.
+        max_usd_per_hour: price ceiling with disk, in dollars an hour; None for no ceiling.
+        min_reliability: share of time the host was up, 0 to 1.
+        min_download_mbps: measured download speed of the host, in Mbit/s.
+        verified: only hosts the provider has checked.
+        min_cuda: newest CUDA version the host's driver supports; vLLM's image asks for 12.8.
+        min_compute_capability: 8.0 (Ampere) is the floor of vLLM's AWQ kernels.
+        disk_gb: disk that will be rented with it, in GB.
+        interruptible: ask for machines by bid, cheaper, paused at once when outbid.
+        limit: at most this many offers.
+    """
+
+    gpu: tuple[str, ...] = ()
+    gpu_count: int = 1
+    min_vram_gb: float = 16
+    max_usd_per_hour: float | None = None
+    min_reliability: float = 0.98
+    min_download_mbps: float = 300
+    verified: bool = True
+    min_cuda: float = 12.8
+    min_compute_capability: float = 8.0
+    disk_gb: int = 40
+    interruptible: bool = False
+    limit: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A machine that can be rented now. Prices are US dollars an hour, disk included."""
+
+    id: str
+    provider: str
+    gpu: str
+    gpu_count: int
+    vram_gb: float
+    bandwidth_gb_s: float | None
+    usd_per_hour: float
+    interruptible: bool
+    min_bid_usd_per_hour: float | None
+    reliability: float | None
+    download_mbps: float | None
+    cuda: float | None
+    compute_capability: float | None
+    verified: bool
+    location: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """A rented machine.
+
+    ``status`` is one of ``creating``, ``loading``, ``running``, ``stopped`` and ``failed``;
+    ``detail`` the provider's own words. ``usd_per_hour`` is what it costs in its present state,
+    ``stopped_usd_per_hour`` what it costs when stopped: the disk stays billed.
+    """
+
+    id: str
+    provider: str
+    label: str
+    status: str
+    detail: str
+    gpu: str
+    gpu_count: int
+    usd_per_hour: float
+    stopped_usd_per_hour: float
+    created: float
+    ssh_host: str | None = None
+    ssh_port: int | None = None
+    ssh_user: str = "root"
+    hardware: str = ""
+
+    @property
+    def hours(self) -> float:
+        """Hours since the contract was made."""
+        return (time.time() - self.created) / 3600
+
+
+class Provider(Protocol):
+    """What the course asks of a marketplace. Every call raises CourseError when it fails."""
+
+    name: str
+    rehearsal: bool
+    poll_s: float  # the provider's rate limits forbid to ask more often
+
+    def balance_usd(self) -> float:
+        """Credit that is left, in dollars."""
+
+    def register_key(self, public_key: str) -> None:
+        """Let a public key log in to instances launched from now on; no change if it can."""
+
+    def offers(self, wanted: OfferFilter) -> list[Offer]:
+        """Machines that match, the cheapest first."""
+
+    def launch(self, offer: Offer, spec: ServingSpec, label: str, **options) -> Instance:
+        """Rent an offer and start the server on it; raises OfferGone when it is taken."""
+
+    def instances(self) -> list[Instance]:
+        """Everything rented on the account that carries the course's label."""
+
+    def instance(self, instance_id: str) -> Instance | None:
+        """One instance, None when it is gone."""
+
+    def logs(self, instance_id: str, lines: int = 100) -> str:
+        """Tail of the container's log."""
+
+    def stop(self, instance_id: str) -> None:
+        """Stop it; its disk is kept and billed."""
+
+    def start(self, instance_id: str) -> None:
+        """Start a stopped one again."""
+
+    def destroy(self, instance_id: str) -> None:
+        """End the rental and every charge; no error when it is gone already."""
+
+
+def connect(settings: Settings) -> Provider:
+    """The provider that the settings name.
+
+    Raises:
+        CourseError: when its key is missing.
+    """
+    from helpers.providers.vast import Vast
+
+    if settings.provider == "vast":
+        key = settings.require("vast_api_key", "https://cloud.vast.ai/manage-keys/")
+        return Vast(api_key=key)
+    from helpers import rehearsal
+
+    server = rehearsal.ensure(settings)
+    return Vast(api_key=server.token, server_url=server.url, rehearsal=True)
+
+
+def frame(records: Iterable[Offer | Instance]) -> pd.DataFrame:
+    """Offers or instances as a table, one row each."""
+    return pd.DataFrame([asdict(record) for record in records])
+
+
+def wait_running(
+    provider: Provider,
+    instance_id: str,
+    *,
+    timeout_s: float = 1800,
+    progress: Callable[[str], None] = print,
+) -> Instance:
+    """Wait until the machine runs and its SSH address is known.
+
+    Args:
+        provider: where it is rented.
+        instance_id: which one.
+        timeout_s: give up after this many seconds; a fresh host pulls the image for minutes.
+        progress: called with one line whenever there is something to show.
+
+    Raises:
+        CourseError: when it failed, is gone, or time is up; the log's tail is in the message.
+    """
+    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
+    while True:
+        instance = provider.instance(instance_id)
+        if instance is None:
+            raise CourseError(f"instance {instance_id} is gone", "rent another one")
+        elapsed = time.monotonic() - began
+        progress(f"{elapsed:5.0f} s  {instance.status}: {instance.detail or 'no message yet'}")
+        if instance.status == "running" and instance.ssh_port:
+            return instance
+        if instance.status in ("failed", "stopped") or time.monotonic() > deadline:
+            raise CourseError(
+                f"instance {instance_id} is {instance.status} after {elapsed:.0f} s: "
+                f"{instance.detail or 'no message'}\n{_log_tail(provider, instance_id)}",
+                "destroy it and rent another offer: `python -m helpers destroy`",
+            )
+        time.sleep(provider.poll_s)
+
+
+def _log_tail(provider: Provider, instance_id: str, lines: int = 5) -> str:
+    try:
+        return provider.logs(instance_id, lines).strip()
+    except CourseError as error:
+        return f"(no log: {error.what})"

@@ -1,0 +1,338 @@
+"""Vast.ai through its official SDK; the rehearsal speaks the same API."""
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import requests
+from vastai import VastAI
+
+from helpers.errors import CourseError
+from helpers.providers import Instance, Offer, OfferFilter, OfferGone
+from helpers.serving import ServingSpec
+
+KEYS_URL = "https://cloud.vast.ai/manage-keys/"
+BILLING_URL = "https://cloud.vast.ai/billing/"
+# Everything we rent carries this, so that it is found again after any crash.
+LABEL_PREFIX = "llm-course:"
+_ATTEMPTS = 4
+
+
+class Vast:
+    """The Vast.ai marketplace.
+
+    Args:
+        api_key: the account's key, or the rehearsal's token.
+        server_url: another server that speaks the API; None for Vast.ai itself.
+        rehearsal: the server is the free local one.
+    """
+
+    def __init__(self, api_key: str, server_url: str | None = None, rehearsal: bool = False):
+        options = {"server_url": server_url} if server_url else {}
+        self.sdk = VastAI(api_key=api_key, **options)
+        # The SDK repeats every call whose answer got lost, also the one that rents. A repeated
+        # create answers "no such offer" while the first one rented: so, one attempt.
+        self._once = VastAI(api_key=api_key, retry=1, **options)
+        self.name = "rehearsal" if rehearsal else "vast"
+        self.rehearsal = rehearsal
+        self.poll_s = 0.5 if rehearsal else 10.0
+
+    def balance_usd(self) -> float:
+        """Credit that is left, in dollars."""
+        return float(_call("reading the balance", self.sdk.show_user)["credit"])
+
+    def register_key(self, public_key: str) -> None:
+        """Let a public key log in to instances launched from now on; no change if it can."""
+        body = public_key.split()[:2]
+        known = _call("listing the SSH keys", self.sdk.show_ssh_keys)
+        rows = known.get("ssh_keys", []) if isinstance(known, dict) else known
+        if all((row.get("public_key") or row.get("key") or "").split()[:2] != body for row in rows):
+            _call("registering the SSH key", self.sdk.create_ssh_key, public_key)
+
+    def offers(self, wanted: OfferFilter) -> list[Offer]:
+        """Machines that match, the cheapest first (price includes the disk)."""
+        query = {
+            "num_gpus": {"eq": wanted.gpu_count},
+            # Vendors' "24 GB" is 24,564 MB here and 24,576 MB there.
+            "gpu_ram": {"gte": wanted.min_vram_gb * 1000},
+            "reliability": {"gte": wanted.min_reliability},
+            "inet_down": {"gte": wanted.min_download_mbps},
+            "cuda_max_good": {"gte": wanted.min_cuda},
+            "compute_cap": {"gte": round(wanted.min_compute_capability * 100)},
+            "disk_space": {"gte": wanted.disk_gb},
+            "direct_port_count": {"gte": 1},
+        }
+        if not wanted.verified:
+            query["verified"] = {"in": [True, False]}
+        if wanted.gpu:
+            query["gpu_name"] = {"in": list(wanted.gpu)}
+        if wanted.max_usd_per_hour is not None:
+            query["dph_total"] = {"lte": wanted.max_usd_per_hour}
+        found = _call(
+            "searching offers",
+            self.sdk.search_offers,
+            query=query,
+            type="bid" if wanted.interruptible else "on-demand",
+            order="dph_total",
+            limit=wanted.limit,
+            storage=wanted.disk_gb,
+        )
+        ceiling = wanted.max_usd_per_hour or float("inf")
+        offers = [self._offer(row, wanted.interruptible) for row in found]
+        # The ceiling guards money: it is enforced here too, whatever the server did with it.
+        return sorted(
+            (o for o in offers if o.usd_per_hour <= ceiling), key=lambda o: o.usd_per_hour
+        )
+
+    def _offer(self, row: dict, interruptible: bool) -> Offer:
+        return Offer(
+            id=str(row["id"]),
+            provider=self.name,
+            gpu=row["gpu_name"],
+            gpu_count=row["num_gpus"],
+            vram_gb=round(row["gpu_ram"] / 1024, 1),
+            bandwidth_gb_s=row.get("gpu_mem_bw"),
+            usd_per_hour=row["dph_total"],
+            interruptible=interruptible,
+            min_bid_usd_per_hour=row.get("min_bid"),
+            reliability=row.get("reliability2"),
+            download_mbps=row.get("inet_down"),
+            cuda=row.get("cuda_max_good"),
+            compute_capability=(row.get("compute_cap") or 0) / 100 or None,
+            verified=row.get("verification") == "verified",
+            location=row.get("geolocation") or "",
+        )
+
+    def launch(
+        self,
+        offer: Offer,
+        spec: ServingSpec,
+        label: str,
+        *,
+        bid_usd_per_hour: float | None = None,
+        template_hash: str | None = None,
+    ) -> Instance:
+        """Rent an offer and start the server on it.
+
+        Args:
+            offer: what to rent.
+            spec: what to serve; with a template only its disk size and environment count.
+            label: name of the purpose, e.g. ``"mistral"``; found again by ``instances()``.
+            bid_usd_per_hour: makes the rental interruptible, at this bid for the GPU.
+            template_hash: rent from this template instead of the spec's image and script.
+
+        Raises:
+            OfferGone: when somebody else was faster.
+            CourseError: when it failed; nothing is left rented then.
+        """
+        unique = f"{LABEL_PREFIX}{label}:{uuid.uuid4().hex[:8]}"
+        options = {"label": unique, "disk": spec.disk_gb, "env": spec.env, "cancel_unavail": True}
+        if template_hash:
+            options["template_hash"] = template_hash
+        else:
+            options |= {"image": spec.image, "onstart_cmd": spec.onstart()}
+            options |= {"ssh": True, "direct": True}
+        if bid_usd_per_hour is not None:
+            options["bid_price"] = bid_usd_per_hour
+        try:
+            with _told("renting the offer"):
+                answer = self._once.create_instance(int(offer.id), **options)
+                if not answer.get("success") or "new_contract" not in answer:
+                    raise CourseError(
+                        f"renting offer {offer.id} was refused: {_message(answer)}",
+                        "try another offer",
+                    )
+        except BaseException as error:
+            # The answer may have got lost, not the rental: the label tells.
+            found = self._find(unique)
+            if found is None:
+                raise
+            if isinstance(error, CourseError):
+                return found
+            self.destroy(found.id)  # interrupted by the reader: leave nothing rented
+            raise
+        return self._get(str(answer["new_contract"])) or self._pending(answer, offer, unique)
+
+    def _pending(self, answer: dict, offer: Offer, label: str) -> Instance:
+        """A contract that the listing does not show yet."""
+        return Instance(
+            id=str(answer["new_contract"]),
+            provider=self.name,
+            label=label,
+            status="creating",
+            detail="",
+            gpu=offer.gpu,
+            gpu_count=offer.gpu_count,
+            usd_per_hour=offer.usd_per_hour,
+            stopped_usd_per_hour=0.0,
+            created=time.time(),
+        )
+
+    def _find(self, label: str) -> Instance | None:
+        return next((i for i in self.instances() if i.label == label), None)
+
+    def instances(self) -> list[Instance]:
+        """Everything rented on the account that carries the course's label."""
+        rows = _call("listing the instances", self.sdk.show_instances)
+        ours = (row for row in rows if (row.get("label") or "").startswith(LABEL_PREFIX))
+        return [self._instance(row) for row in ours]
+
+    def instance(self, instance_id: str) -> Instance | None:
+        """One instance, None when it is gone."""
+        return self._get(instance_id)
+
+    def _get(self, instance_id: str) -> Instance | None:
+        try:
+            row = _call("asking for the instance", self.sdk.show_instance, int(instance_id))
+        except _NotFound:
+            return None
+        return row and self._instance(row)
+
+    def _instance(self, row: dict) -> Instance:
+        status = _status(row)
+        disk = row.get("storage_total_cost") or 0.0
+        gpu_count = row.get("num_gpus") or 1
+        host, port = _ssh_address(row)
+        hardware = f"{gpu_count}x {row.get('gpu_name')}"
+        if self.rehearsal:  # the GPU is pretended, what computes is this machine
+            hardware = f"{os.cpu_count()} CPU cores"
+        return Instance(
+            id=str(row["id"]),
+            provider=self.name,
+            label=row.get("label") or "",
+            status=status,
+            detail=(row.get("status_msg") or "").strip(),
+            gpu=row.get("gpu_name") or "",
+            gpu_count=gpu_count,
+            # Loading is free of GPU charges, but only running is a promise to the reader.
+            usd_per_hour=disk if status == "stopped" else row.get("dph_total") or 0.0,
+            stopped_usd_per_hour=disk,
+            created=row.get("start_date") or time.time(),
+            ssh_host=host,
+            ssh_port=port,
+            hardware=hardware,
+        )
+
+    def logs(self, instance_id: str, lines: int = 100) -> str:
+        """Tail of the container's log."""
+        try:
+            return _call("fetching the log", self.sdk.logs, int(instance_id), tail=str(lines))
+        except TimeoutError:
+            return ""  # the provider has not collected one yet
+
+    def stop(self, instance_id: str) -> None:
+        """Stop it; its disk is kept and billed."""
+        _call("stopping the instance", self.sdk.stop_instance, int(instance_id))
+
+    def start(self, instance_id: str) -> None:
+        """Start a stopped one again; on a real market the GPU may be taken meanwhile."""
+        _call("starting the instance", self.sdk.start_instance, int(instance_id))
+
+    def destroy(self, instance_id: str) -> None:
+        """End the rental and every charge; no error when it is gone already."""
+        with contextlib.suppress(_NotFound):
+            _call("destroying the instance", self.sdk.destroy_instance, int(instance_id))
+
+
+class _NotFound(CourseError):
+    """HTTP 404 of something that is not an offer."""
+
+
+def _call(doing: str, method: Callable, *args, **kwargs):
+    """One SDK call: rate limits are waited out, errors become sentences."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            with _told(doing):
+                return method(*args, **kwargs)
+        except _RateLimited as limit:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(limit.wait_s)
+
+
+class _RateLimited(CourseError):
+    """HTTP 429; ``wait_s`` says for how long."""
+
+    wait_s = 5.0  # Vast's limits are 1 to 4.5 seconds a kind of call
+
+
+@contextlib.contextmanager
+def _told(doing: str) -> Iterator[None]:
+    """Turn what the SDK raises into a sentence with the next step; never show the request."""
+    try:
+        yield
+    except requests.HTTPError as error:
+        raise _from_response(doing, error.response) from None
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise CourseError(
+            f"{doing}: Vast.ai did not answer ({type(error).__name__})",
+            "check the network and run the cell again; `python -m helpers status` shows what runs",
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CourseError(
+            f"{doing}: Vast.ai sent an answer that does not fit its API ({error!r})",
+            "run the cell again; if it stays, look for a newer version of vastai-sdk",
+        ) from None
+
+
+def _from_response(doing: str, response: requests.Response) -> CourseError:
+    try:
+        body = response.json()
+    except ValueError:  # a rate limit, for one, comes as plain text
+        body = {"msg": response.text[:200]}
+    message = _message(body)
+    if "no_such_ask" in message:
+        return OfferGone(f"{doing}: somebody else was faster", "take the next offer")
+    if response.status_code == 401:
+        return CourseError(
+            f"{doing}: Vast.ai does not accept VAST_API_KEY ({message})",
+            f"create a key at {KEYS_URL} and put it into .env",
+        )
+    if response.status_code == 404:
+        return _NotFound(f"{doing}: {message}")
+    if response.status_code == 429:
+        limit = _RateLimited(
+            f"{doing}: too many requests ({message})", "wait a minute and run the cell again"
+        )
+        with contextlib.suppress(ValueError):
+            limit.wait_s = float(response.headers.get("Retry-After", limit.wait_s))
+        return limit
+    if any(word in message for word in ("credit", "billing", "balance")):
+        return CourseError(f"{doing}: {message}", f"top up at {BILLING_URL}")
+    return CourseError(
+        f"{doing}: HTTP {response.status_code}, {message}",
+        "run the cell again; https://status.vast.ai tells whether the service has trouble",
+    )
+
+
+def _message(body) -> str:
+    if not isinstance(body, dict):
+        return str(body)[:200]
+    words = (body.get(name) for name in ("error", "msg", "message", "detail"))
+    return " ".join(str(word) for word in words if word)[:300] or "no reason given"
+
+
+def _status(row: dict) -> str:
+    """The course's five states from Vast's three fields."""
+    actual = row.get("actual_status")
+    if row.get("intended_status") == "stopped" or row.get("cur_state") == "stopped":
+        return "stopped"
+    if actual == "running":
+        return "running"
+    if actual == "created" and "error" in (row.get("status_msg") or "").lower():
+        return "failed"
+    if actual in ("exited", "stopped", "frozen", "unknown", "offline"):
+        return "failed"
+    return "creating" if actual is None else "loading"
+
+
+def _ssh_address(row: dict) -> tuple[str | None, int | None]:
+    """Direct when the host maps port 22, else through Vast's proxy."""
+    mapped = (row.get("ports") or {}).get("22/tcp")
+    if mapped and row.get("public_ipaddr"):
+        return row["public_ipaddr"].strip(), int(mapped[0]["HostPort"])
+    if row.get("ssh_host") and row.get("ssh_port"):
+        return row["ssh_host"], int(row["ssh_port"])
+    return None, None

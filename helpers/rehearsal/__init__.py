@@ -1,0 +1,114 @@
+"""The free local marketplace: it starts itself on first use and stops when nobody needs it."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+
+import requests
+from filelock import FileLock, Timeout
+
+from helpers.errors import CourseError
+from helpers.rehearsal import model
+from helpers.settings import Settings
+
+START_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where the rehearsal answers: its URL, and the random token that is its API key."""
+
+    url: str
+    token: str = field(repr=False)
+    pid: int = 0
+
+    def call(self, method: str, path: str, timeout_s: float = 5.0) -> requests.Response:
+        """One authorised request to the rehearsal itself."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return requests.request(method, self.url + path, headers=headers, timeout=timeout_s)
+
+
+def running(settings: Settings) -> Server | None:
+    """The rehearsal that runs now, if one does."""
+    try:
+        server = Server(**json.loads((settings.rehearsal_home / "server.json").read_text()))
+        return server if server.call("GET", "/rehearsal").ok else None
+    except (OSError, ValueError, TypeError, requests.RequestException):
+        return None
+
+
+def ensure(settings: Settings) -> Server:
+    """The running rehearsal, started first when there is none; its model is fetched first.
+
+    Raises:
+        CourseError: when it does not start or its model cannot be had.
+    """
+    home = settings.rehearsal_home
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(home / "start.lock"):  # two notebooks may come at once
+        if server := running(settings):
+            return server
+        model.path(settings)
+        with (home / "server.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "helpers.rehearsal.server"],
+                env={**os.environ, **_environment(settings)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # several notebooks share it: it outlives this kernel
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and process.poll() is None:
+            if server := running(settings):
+                return server
+            time.sleep(0.1)
+        process.kill()
+        log_tail = (home / "server.log").read_text(errors="replace")[-500:].strip()
+        raise CourseError(
+            f"the rehearsal did not start: {log_tail or 'no output'}",
+            "run it again; `python -m helpers rehearse --stop` ends what is left of an old one",
+        )
+
+
+def stop(settings: Settings, timeout_s: float = 15.0) -> bool:
+    """End the rehearsal, its machines and its rentals.
+
+    Returns:
+        True when one was running.
+    """
+    server = running(settings)
+    if server is None:
+        return False
+    with contextlib.suppress(requests.RequestException):
+        server.call("POST", "/rehearsal/stop")
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if running(settings) is None and not _locked(settings):
+            return True
+        time.sleep(0.1)
+    raise CourseError(
+        f"the rehearsal (process {server.pid}) does not stop", f"end it with: kill -9 {server.pid}"
+    )
+
+
+def _locked(settings: Settings) -> bool:
+    """Does a server still hold its state folder (it may be clearing up)?"""
+    try:
+        with FileLock(settings.rehearsal_home / "server.lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    return {
+        "REHEARSAL_HOME": str(settings.rehearsal_home),
+        "REHEARSAL_IDLE_S": str(settings.rehearsal_idle_s),
+        "MODEL_CACHE": str(settings.model_cache),
+        "LOCAL_MODEL": settings.local_model,
+    }

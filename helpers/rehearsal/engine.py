@@ -1,0 +1,79 @@
+"""The rehearsal's model server: stands where ``vllm`` stands on a rented machine.
+
+The instance puts this on its PATH as ``vllm``, so that the very onstart script which starts vLLM
+on a GPU starts llama.cpp's server here. It listens on a Unix socket in the instance's private
+folder; the instance's SSH server forwards its port to it, and there is no other way in.
+"""
+
+import argparse
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+
+# vLLM's default (256) is meant for a GPU: a laptop's throughput is flat from 8 sequences on.
+DEFAULT_SLOTS, MAX_SLOTS = 8, 32
+DEFAULT_CONTEXT = 2048
+
+
+def main(argv: list[str] | None = None) -> None:
+    """``vllm serve MODEL [--port N] [--max-num-seqs N] [--max-model-len N] [--api-key K] ...``."""
+    options, ignored = _parser().parse_known_args(argv)
+    _die_with_the_instance()
+    import xllamacpp
+
+    model = Path(os.environ["REHEARSAL_MODEL"])
+    name = re.sub(r"[.-](Q\d\w*|F16|BF16)$", "", model.stem)
+    slots = min(options.max_num_seqs, MAX_SLOTS)
+    _say(f"rehearsal: {name} on llama.cpp answers in place of {options.model or options.model_tag}")
+    if ignored:
+        _say(f"rehearsal: vLLM options without a meaning here: {' '.join(ignored)}")
+
+    socket = Path(os.environ["REHEARSAL_SOCKETS"]) / f"{options.port}.sock"
+    socket.unlink(missing_ok=True)
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.model_alias = {name}
+    params.hostnames = [str(socket)]
+    params.n_parallel = slots
+    params.n_ctx = slots * min(options.max_model_len, DEFAULT_CONTEXT)
+    params.cont_batching = True
+    params.endpoint_metrics = True
+    params.api_keys = [options.api_key] if options.api_key else []
+    server = xllamacpp.Server(params)
+    _say(f"rehearsal: ready on port {options.port} of this instance, {slots} slots")
+    threading.Event().wait()  # the server runs in threads of its own until the process ends
+    del server
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vllm", allow_abbrev=False)
+    parser.add_argument("command", choices=["serve"])
+    parser.add_argument("model_tag", nargs="?", default="")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--max-num-seqs", type=int, default=DEFAULT_SLOTS)
+    parser.add_argument("--max-model-len", type=int, default=DEFAULT_CONTEXT)
+    parser.add_argument("--api-key", default="")
+    return parser
+
+
+def _die_with_the_instance() -> None:
+    """Exit when the instance's end of an inherited pipe closes, however the instance ended."""
+    descriptor = int(os.environ["REHEARSAL_ALIVE_FD"])
+
+    def watch() -> None:
+        os.read(descriptor, 1)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""The rehearsal's marketplace behind any API: offers, rentals, machines, a pretend balance."""
+
+import asyncio
+import csv
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from helpers.rehearsal import model
+from helpers.settings import ASSETS, Settings
+
+START_CREDIT_USD = 5.0  # the smallest top-up of a real account
+HOURS_PER_MONTH = 730
+
+
+@dataclass(kw_only=True)
+class Rental:
+    """One rented machine, as it is kept on disk.
+
+    ``status`` walks as on the real market: None (contract made), ``loading``, ``running``,
+    ``exited``; ``intended`` is what the renter asked for: ``running`` or ``stopped``.
+    Prices are dollars an hour; ``gpu_usd`` and ``disk_usd`` what the two meters have counted.
+    """
+
+    id: int
+    offer_id: int
+    label: str | None
+    image: str
+    env: dict[str, str]
+    onstart: str | None
+    args: list[str] | None
+    runtype: str
+    disk_gb: float
+    gpu_usd_per_hour: float
+    disk_usd_per_hour: float
+    interruptible: bool = False
+    template_hash: str | None = None
+    intended: str = "running"
+    status: str | None = None
+    message: str = ""
+    created: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.time)
+    gpu_usd: float = 0.0
+    disk_usd: float = 0.0
+    ssh_port: int | None = None
+    api_key: str = field(default_factory=lambda: secrets.token_hex(32))
+
+
+class Market:
+    """Offers, rentals and money; every rental that should run is a process of this one.
+
+    Args:
+        settings: where state is kept (``rehearsal_home``) and which model is served.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.home = settings.rehearsal_home
+        self.file = self.home / "state.json"
+        self.offers = _read_offers()
+        # Unix sockets need short paths, so they do not live under the reader's state folder.
+        self.sockets = Path(tempfile.mkdtemp(prefix="rehearsal-"))
+        self.processes: dict[int, asyncio.subprocess.Process] = {}
+        self.connections: dict[int, int] = {}
+        self._tasks: dict[int, asyncio.Task] = {}
+        self._ending: set[asyncio.Task] = set()
+        self._metered = time.time()
+        state = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.credit: float = state.get("credit", START_CREDIT_USD)
+        self.ssh_keys: dict[int, str] = {int(k): v for k, v in state.get("ssh_keys", {}).items()}
+        self.templates: list[dict] = state.get("templates", [])
+        self.charges: list[dict] = state.get("charges", [])
+        self.next_id: int = state.get("next_id", 7001)
+        self.rentals = {r["id"]: Rental(**r) for r in state.get("rentals", [])}
+
+    # -- state and money -------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the state so that a crash leaves the old or the new one, never half of it."""
+        state = {
+            "credit": self.credit,
+            "ssh_keys": self.ssh_keys,
+            "templates": self.templates,
+            "charges": self.charges,
+            "next_id": self.next_id,
+            "rentals": [asdict(r) for r in self.rentals.values()],
+        }
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(state, indent=1))
+        part.chmod(0o600)
+        part.replace(self.file)
+
+    def new_id(self) -> int:
+        """A number never given before."""
+        self.next_id += 1
+        return self.next_id - 1
+
+    def meter(self) -> None:
+        """Bill the seconds since the last call: GPU while running, disk from first to last."""
+        now = time.time()
+        hours, self._metered = (now - self._metered) / 3600, now
+        for rental in self.rentals.values():
+            gpu = rental.gpu_usd_per_hour * hours if rental.status == "running" else 0.0
+            disk = rental.disk_usd_per_hour * hours
+            rental.gpu_usd += gpu
+            rental.disk_usd += disk
+            self.credit -= gpu + disk
+        if self.credit <= 0:
+            for rental in self.rentals.values():
+                if rental.intended == "running":
+                    self.stop(rental.id, "stopped: credit is used up")
+
+    # -- offers ----------------------------------------------------------------------------
+
+    def free_offers(self) -> list[dict]:
+        """Offers that nobody has rented."""
+        taken = {rental.offer_id for rental in self.rentals.values()}
+        return [offer for offer in self.offers.values() if offer["id"] not in taken]
+
+    # -- rentals ---------------------------------------------------------------------------
+
+    def rent(self, offer_id: int, **contract) -> Rental:
+        """Make the contract and begin to load the machine.
+
+        Raises:
+            KeyError: when the offer is not, or no longer, there.
+        """
+        offer = {o["id"]: o for o in self.free_offers()}[offer_id]
+        self.meter()
+        rental = Rental(
+            id=self.new_id(),
+            offer_id=offer_id,
+            disk_usd_per_hour=offer["storage_cost"] * contract["disk_gb"] / HOURS_PER_MONTH,
+            **contract,
+        )
+        self.rentals[rental.id] = rental
+        folder = self.folder(rental.id)
+        folder.mkdir(parents=True, mode=0o700)
+        self.write_keys(rental.id, list(self.ssh_keys.values()))
+        self.run(rental)
+        self.save()
+        return rental
+
+    def folder(self, rental_id: int) -> Path:
+        """The machine's own folder."""
+        return self.home / "instances" / str(rental_id)
+
+    def write_keys(self, rental_id: int, keys: list[str]) -> None:
+        """Set who may log in."""
+        file = self.folder(rental_id) / "authorized_keys"
+        file.write_text("".join(f"{key.strip()}\n" for key in keys))
+
+    def run(self, rental: Rental) -> None:
+        """Start the machine's process (again)."""
+        rental.intended, rental.status, rental.started = "running", None, time.time()
+        self._tasks[rental.id] = asyncio.create_task(self._live(rental))
+
+    def stop(self, rental_id: int, message: str = "stopped") -> None:
+        """Stop the machine; its disk stays, and stays billed."""
+        rental = self.rentals[rental_id]
+        self._kill(rental_id)
+        rental.intended, rental.status, rental.message = "stopped", "exited", message
+        rental.ssh_port = None
+        self.save()
+
+    def destroy(self, rental_id: int) -> None:
+        """End the contract: the machine and its disk are gone, both meters stop.
+
+        Raises:
+            KeyError: when there is no such machine.
+        """
+        self.meter()
+        self._kill(rental_id)
+        rental = self.rentals.pop(rental_id)
+        self.charges.append(
+            {
+                "start": rental.created,
+                "end": time.time(),
+                "type": "instance",
+                "source": f"instance-{rental.id}",
+                "amount": rental.gpu_usd + rental.disk_usd,
+                "metadata": {"label": rental.label},
+                "items": [
+                    {"type": "gpu", "amount": rental.gpu_usd},
+                    {"type": "disk", "amount": rental.disk_usd},
+                ],
+            }
+        )
+        shutil.rmtree(self.folder(rental_id), ignore_errors=True)
+        self.save()
+
+    async def resume(self) -> None:
+        """After a crash of the marketplace: boot what was running, as a host does."""
+        for rental in self.rentals.values():
+            if rental.intended == "running":
+                self.run(rental)
+
+    async def close(self) -> None:
+        """End every rental and every process."""
+        for rental_id in list(self.rentals):
+            self.destroy(rental_id)
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        self.save()
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+    # -- machines --------------------------------------------------------------------------
+
+    def _kill(self, rental_id: int) -> None:
+        self.connections.pop(rental_id, None)
+        if task := self._tasks.pop(rental_id, None):
+            task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+        if process := self.processes.pop(rental_id, None):
+            _kill_group(process.pid)
+        shutil.rmtree(self.sockets / str(rental_id), ignore_errors=True)
+
+    async def _live(self, rental: Rental) -> None:
+        """One life of a machine: contract, loading, running, exited."""
+        folder = self.folder(rental.id)
+        await asyncio.sleep(0.3)
+        rental.status = "loading"
+        rental.message = f"{rental.image}: in the rehearsal no image is pulled"
+        path = await asyncio.to_thread(model.path, self.settings)
+        sockets = self.sockets / str(rental.id)
+        sockets.mkdir(mode=0o700, exist_ok=True)
+        machine = {
+            "args": rental.args,
+            "onstart": rental.onstart,
+            "env": _machine_env(rental),
+            "model": str(path),
+            "sockets": str(sockets),
+        }
+        (folder / "machine.json").write_text(json.dumps(machine))
+        with (folder / "daemon.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "helpers.rehearsal.instance", str(folder)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # a process group of its own, killed as one
+            )
+        self.processes[rental.id] = process
+        try:
+            async for line in process.stdout:
+                event = json.loads(line)
+                if "ssh_port" in event:
+                    rental.ssh_port = event["ssh_port"]
+                    self.meter()
+                    rental.status = "running"
+                    rental.message = f"success, running {rental.image}/ssh"
+                    self.save()
+                self.connections[rental.id] = event.get("connections", 0)
+            await process.wait()
+            # Nobody stopped it: it died. The group may still hold what it had started.
+            self.meter()
+            rental.status, rental.ssh_port = "exited", None
+            rental.message = f"machine ended by itself (exit status {process.returncode})"
+            self.processes.pop(rental.id, None)
+            self.connections.pop(rental.id, None)
+            self.save()
+        finally:
+            _kill_group(process.pid)
+            await process.wait()
+
+
+def _machine_env(rental: Rental) -> dict[str, str]:
+    """What a container finds in its environment besides what the renter asked for."""
+    asked = {k: v for k, v in rental.env.items() if not k.startswith("-")}
+    return {
+        **asked,
+        "CONTAINER_ID": str(rental.id),
+        "CONTAINER_API_KEY": rental.api_key,
+        "VAST_CONTAINERLABEL": f"C.{rental.id}",
+        "PUBLIC_IPADDR": "127.0.0.1",
+    }
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return  # gone already (macOS says "not permitted" of a group of zombies)
+
+
+def _read_offers() -> dict[int, dict]:
+    """The pretend market: numbers become numbers, every row is marked as what it is."""
+    with (ASSETS / "rehearsal_offers.csv").open(newline="") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return {o["id"]: o for o in ({k: _value(v) for k, v in row.items()} for row in rows)}
+
+
+def _value(text: str) -> float | int | bool | str:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

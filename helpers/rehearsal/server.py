@@ -1,0 +1,92 @@
+"""The rehearsal's process: ``python -m helpers.rehearsal.server``, started by ``ensure()``."""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import os
+import secrets
+import signal
+import time
+
+from aiohttp import web
+from filelock import FileLock, Timeout
+
+from helpers import settings as settings_module
+from helpers.rehearsal.market import Market
+from helpers.rehearsal.vast_api import VastAPI, refusal
+
+
+async def serve() -> None:
+    """Answer on loopback until told to stop or left idle; then leave nothing behind."""
+    settings = settings_module.load()
+    home = settings.rehearsal_home
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.chmod(0o700)
+    token, finished = secrets.token_hex(32), asyncio.Event()
+    market = Market(settings)
+    used = time.monotonic()
+
+    @web.middleware
+    async def guard(request: web.Request, handler) -> web.StreamResponse:
+        nonlocal used
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        # A log is fetched by its unguessable link alone, as from the real market's storage.
+        if not request.path.startswith("/logs/"):
+            if not hmac.compare_digest(given.encode(), token.encode()):
+                return refusal(401, "auth_error", "Invalid user key")
+            used = time.monotonic()
+        return await handler(request)
+
+    async def stop(request: web.Request) -> web.Response:
+        finished.set()
+        return web.json_response({"success": True})
+
+    async def health(request: web.Request) -> web.Response:
+        return web.json_response({"rehearsal": True, "pid": os.getpid()})
+
+    app = web.Application(middlewares=[guard])
+    address: list[str] = []
+    app.add_routes(VastAPI(market, url=lambda: address[0]).routes())
+    app.add_routes([web.get("/rehearsal", health), web.post("/rehearsal/stop", stop)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    address.append(f"http://{host}:{port}")
+    await market.resume()
+
+    file = home / "server.json"
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        json.dump({"url": address[0], "token": token, "pid": os.getpid()}, out)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, finished.set)
+    while not finished.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(finished.wait(), timeout=1)
+        market.meter()
+        if any(market.connections.values()):
+            used = time.monotonic()
+        if time.monotonic() - used > settings.rehearsal_idle_s:
+            finished.set()
+    file.unlink(missing_ok=True)
+    await market.close()
+    await runner.cleanup()
+
+
+def main() -> None:
+    """Run at most one server for a state folder."""
+    home = settings_module.load().rehearsal_home
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        with FileLock(home / "server.lock", timeout=0):
+            asyncio.run(serve())
+    except Timeout:
+        raise SystemExit("a rehearsal is running already") from None
+
+
+if __name__ == "__main__":
+    main()

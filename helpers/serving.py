@@ -1,0 +1,177 @@
+"""What to run on the instance, and when it is ready to answer."""
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import requests
+
+from helpers.endpoint import Endpoint
+from helpers.errors import CourseError
+
+# Model ids, revisions and image tags stand here and nowhere else: never in a notebook's cell.
+MISTRAL_AWQ = "solidrust/Mistral-7B-Instruct-v0.3-AWQ"
+VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingSpec:
+    """One model on one vLLM server, in a form that every provider's launch understands.
+
+    The defaults serve the course's model: Mistral 7B Instruct v0.3, quantized to 4 bits with AWQ
+    (4.16 GB of weights, ungated), which vLLM recognises without a ``--quantization`` flag.
+
+    Args:
+        model: Hugging Face repository of the model.
+        image: container image with its tag; the tag pins the vLLM version.
+        max_model_len: longest sequence (prompt and answer) in tokens.
+        extra_args: more ``vllm serve`` arguments, each a word of its own.
+        env: environment of the server, e.g. a Hugging Face token for gated models.
+        port: port of the API on the instance.
+        host: address the API binds to; ``127.0.0.1`` is reached through the SSH tunnel only.
+        disk_gb: disk to rent: image (10-20 GB), weights, room for logs.
+    """
+
+    model: str = MISTRAL_AWQ
+    image: str = VLLM_IMAGE
+    max_model_len: int = 8192
+    extra_args: tuple[str, ...] = (
+        *("--tokenizer-mode", "hf", "--config-format", "hf", "--load-format", "hf"),
+    )
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    port: int = 8000
+    host: str = "127.0.0.1"
+    disk_gb: int = 40
+
+    def vllm_args(self) -> list[str]:
+        """The arguments of ``vllm serve``, the model first."""
+        return [
+            self.model,
+            *("--host", self.host, "--port", str(self.port)),
+            *("--max-model-len", str(self.max_model_len)),
+            *self.extra_args,
+        ]
+
+    def command(self) -> str:
+        """The ``vllm serve`` command line, quoted for a shell."""
+        return shlex.join(["vllm", "serve", *self.vllm_args()])
+
+    def onstart(self) -> str:
+        """Script that starts the server when the instance boots.
+
+        SSH launch modes replace the image's entrypoint, so nothing serves until this does. The
+        output goes to the container's log and to ``~/vllm.log``, which survives a restart.
+        """
+        return "\n".join(
+            [
+                "#!/bin/sh",
+                "touch ~/.no_auto_tmux  # a scripted login should not land in tmux",
+                f"({self.command()} 2>&1 | tee -a ~/vllm.log) &",
+                "",
+            ]
+        )
+
+
+def wait_ready(
+    base_url: str,
+    *,
+    api_key: str = "none",
+    timeout_s: float = 1800,
+    poll_s: float = 2,
+    progress: Callable[[str], None] = lambda line: None,
+    alive: Callable[[], None] = lambda: None,
+) -> str:
+    """Wait until the server answers: it lists a model and completes one token with it.
+
+    Args:
+        base_url: root of the API including the version.
+        api_key: bearer token of the server, if it asks for one.
+        timeout_s: give up after this many seconds; a fresh 7B model downloads for minutes.
+        poll_s: pause between two questions, in seconds.
+        progress: called with one line on each question.
+        alive: called before each question; raises when waiting has lost its point.
+
+    Returns:
+        The model id to use in requests.
+
+    Raises:
+        CourseError: when time is up, with the last thing the server said.
+    """
+    deadline = time.monotonic() + timeout_s
+    headers = {"Authorization": f"Bearer {api_key}"}
+    said = "no answer yet"
+    while time.monotonic() < deadline:
+        alive()
+        try:
+            listing = requests.get(f"{base_url}/models", headers=headers, timeout=10)
+            if listing.ok:
+                model = listing.json()["data"][0]["id"]
+                request = {"model": model, "prompt": "Hi", "max_tokens": 1}
+                reply = requests.post(
+                    f"{base_url}/completions", json=request, headers=headers, timeout=120
+                )
+                if reply.ok:
+                    return model
+                said = f"completion: HTTP {reply.status_code}"
+            else:
+                said = f"HTTP {listing.status_code}"
+            if listing.status_code == 401:
+                raise CourseError(
+                    "the model server refuses the API key",
+                    "pass the key it was started with (--api-key)",
+                )
+        except requests.RequestException as error:
+            # Refused or cut: normal while the image starts and the weights load.
+            said = type(error).__name__
+        except (ValueError, LookupError, TypeError):
+            said = "an answer that is not the OpenAI API's"
+        progress(f"model server: {said}")
+        time.sleep(poll_s)
+    raise CourseError(
+        f"the model server at {base_url} did not become ready in {timeout_s:.0f} s ({said})",
+        "read the instance's log (`provider.logs(instance.id)`); destroy it if it is stuck",
+    )
+
+
+def engine_name(base_url: str, api_key: str = "none") -> str:
+    """What serves there, asked of the server itself: ``"vLLM 0.33.0"``, ``"llama.cpp"`` or ``""``.
+
+    vLLM answers ``/version``; llama.cpp names itself as the owner of its models.
+    """
+    headers = {"Authorization": f"Bearer {api_key}"}
+    root = base_url.rstrip("/").removesuffix("/v1")
+    try:
+        version = requests.get(f"{root}/version", headers=headers, timeout=10)
+        if version.ok:
+            return f"vLLM {version.json()['version']}"
+        owner = requests.get(f"{base_url}/models", headers=headers, timeout=10)
+        return {"llamacpp": "llama.cpp"}.get(owner.json()["data"][0]["owned_by"], "")
+    except (requests.RequestException, ValueError, LookupError, TypeError):
+        return ""
+
+
+def endpoint(
+    base_url: str, *, api_key: str = "none", hardware: str = "", source: str = "", **waiting
+) -> Endpoint:
+    """Wait for a server and describe it.
+
+    Args:
+        base_url: root of the API including the version.
+        api_key: bearer token, if the server asks for one.
+        hardware: what it runs on, for titles.
+        source: where its figures come from: ``"rehearsal"``, ``"vast"``, ...
+        **waiting: ``timeout_s``, ``poll_s``, ``progress``, ``alive`` of :func:`wait_ready`.
+
+    Returns:
+        The endpoint, with the model id and the engine as the server names them.
+    """
+    model = wait_ready(base_url, api_key=api_key, **waiting)
+    return Endpoint(
+        base_url=base_url,
+        model=model,
+        api_key=api_key,
+        engine=engine_name(base_url, api_key),
+        hardware=hardware,
+        source=source,
+    )
