@@ -80,7 +80,7 @@ def wait_ready(
     timeout_s: float = 1800,
     poll_s: float = 2,
     progress: Callable[[str], None] = lambda line: None,
-    alive: Callable[[], None] = lambda: None,
+    log: Callable[[], str] = lambda: "",
 ) -> str:
     """Wait until the server answers: it lists a model and completes one token with it.
 
@@ -90,7 +90,7 @@ def wait_ready(
         timeout_s: give up after this many seconds; a fresh 7B model downloads for minutes.
         poll_s: pause between two questions, in seconds.
         progress: called with one line on each question.
-        alive: called before each question; raises when waiting has lost its point.
+        log: gives the server's log; its last line is shown, and stands in the error.
 
     Returns:
         The model id to use in requests.
@@ -102,7 +102,6 @@ def wait_ready(
     headers = {"Authorization": f"Bearer {api_key}"}
     said = "no answer yet"
     while time.monotonic() < deadline:
-        alive()
         try:
             listing = requests.get(f"{base_url}/models", headers=headers, timeout=10)
             if listing.ok:
@@ -126,11 +125,13 @@ def wait_ready(
             said = type(error).__name__
         except (ValueError, LookupError, TypeError):
             said = "an answer that is not the OpenAI API's"
-        progress(f"model server: {said}")
+        tail = (log().strip().splitlines() or [""])[-1]
+        progress(f"model server: {said} | {tail}")
         time.sleep(poll_s)
     raise CourseError(
-        f"the model server at {base_url} did not become ready in {timeout_s:.0f} s ({said})",
-        "read the instance's log (`provider.logs(instance.id)`); destroy it if it is stuck",
+        f"the model server at {base_url} did not become ready in {timeout_s:.0f} s ({said})\n"
+        f"{log().strip()[-1000:]}",
+        "destroy the instance if the log shows no progress: `python -m helpers destroy`",
     )
 
 
@@ -161,7 +162,7 @@ def endpoint(
         api_key: bearer token, if the server asks for one.
         hardware: what it runs on, for titles.
         source: where its figures come from: ``"rehearsal"``, ``"vast"``, ...
-        **waiting: ``timeout_s``, ``poll_s``, ``progress``, ``alive`` of :func:`wait_ready`.
+        **waiting: ``timeout_s``, ``poll_s``, ``progress``, ``log`` of :func:`wait_ready`.
 
     Returns:
         The endpoint, with the model id and the engine as the server names them.

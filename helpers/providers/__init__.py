@@ -11,6 +11,9 @@ from helpers.errors import CourseError
 from helpers.serving import ServingSpec
 from helpers.settings import Settings
 
+# Everything we rent carries this, so that it is found again after any crash.
+LABEL_PREFIX = "llm-course:"
+
 
 class OfferGone(CourseError):
     """Somebody else rented the offer between the search and the launch: take the next one."""
@@ -153,6 +156,21 @@ def connect(settings: Settings) -> Provider:
 
     server = rehearsal.ensure(settings)
     return Vast(api_key=server.token, server_url=server.url, rehearsal=True)
+
+
+def configured(settings: Settings) -> list[Provider]:
+    """Every provider on which something of the course may be rented now.
+
+    Vast.ai when its key is set, and the rehearsal when it runs (or crashed with something rented).
+    """
+    from helpers import rehearsal
+
+    found = []
+    if rehearsal.holds_rentals(settings):
+        found.append(connect(settings.model_copy(update={"provider": "rehearsal"})))
+    if settings.vast_api_key is not None:
+        found.append(connect(settings.model_copy(update={"provider": "vast"})))
+    return found
 
 
 def frame(records: Iterable[Offer | Instance]) -> pd.DataFrame:

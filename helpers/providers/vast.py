@@ -10,13 +10,11 @@ import requests
 from vastai import VastAI
 
 from helpers.errors import CourseError
-from helpers.providers import Instance, Offer, OfferFilter, OfferGone
+from helpers.providers import LABEL_PREFIX, Instance, Offer, OfferFilter, OfferGone
 from helpers.serving import ServingSpec
 
 KEYS_URL = "https://cloud.vast.ai/manage-keys/"
 BILLING_URL = "https://cloud.vast.ai/billing/"
-# Everything we rent carries this, so that it is found again after any crash.
-LABEL_PREFIX = "llm-course:"
 _ATTEMPTS = 4
 
 
@@ -146,7 +144,14 @@ class Vast:
                     )
         except BaseException as error:
             # The answer may have got lost, not the rental: the label tells.
-            found = self._find(unique)
+            try:
+                found = next((i for i in self.instances() if i.label == unique), None)
+            except CourseError as unknown:
+                raise CourseError(
+                    f"renting offer {offer.id} failed, and so did the look whether it is rented "
+                    f"nevertheless ({unknown.what})",
+                    f"when the network is back: `python -m helpers status` (label {unique})",
+                ) from error
             if found is None:
                 raise
             if isinstance(error, CourseError):
@@ -169,9 +174,6 @@ class Vast:
             stopped_usd_per_hour=0.0,
             created=time.time(),
         )
-
-    def _find(self, label: str) -> Instance | None:
-        return next((i for i in self.instances() if i.label == label), None)
 
     def instances(self) -> list[Instance]:
         """Everything rented on the account that carries the course's label."""
@@ -317,10 +319,12 @@ def _message(body) -> str:
 def _status(row: dict) -> str:
     """The course's five states from Vast's three fields."""
     actual = row.get("actual_status")
-    if row.get("intended_status") == "stopped" or row.get("cur_state") == "stopped":
+    if row.get("intended_status") == "stopped":
         return "stopped"
     if actual == "running":
         return "running"
+    if row.get("cur_state") == "stopped":
+        return "loading"  # started again, waiting for its GPU
     if actual == "created" and "error" in (row.get("status_msg") or "").lower():
         return "failed"
     if actual in ("exited", "stopped", "frozen", "unknown", "offline"):

@@ -41,6 +41,15 @@ def running(settings: Settings) -> Server | None:
         return None
 
 
+def holds_rentals(settings: Settings) -> bool:
+    """Is something rented in the rehearsal, whether or not its server runs?"""
+    try:
+        state = json.loads((settings.rehearsal_home / "state.json").read_text())
+    except FileNotFoundError:
+        return False
+    return bool(state["rentals"])
+
+
 def ensure(settings: Settings) -> Server:
     """The running rehearsal, started first when there is none; its model is fetched first.
 

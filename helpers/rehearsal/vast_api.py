@@ -131,7 +131,7 @@ class VastAPI:
         try:
             found = [o for o in offers if _matches(o, query, skip=_SEARCH_OPTIONS)]
             for column, direction in reversed(query.get("order") or []):
-                found.sort(key=lambda o: o.get(column, 0), reverse=direction == "desc")  # noqa: B023
+                found.sort(key=lambda o: o.get(column, 0), reverse=direction == "desc")
         except (TypeError, ValueError, AttributeError) as error:
             return refusal(400, "invalid_args", f"search filter: {error}")
         return web.json_response({"offers": found[: int(query.get("limit") or 64)]})
@@ -436,8 +436,9 @@ def _course_template() -> dict:
 def _with_template(template: Mapping, contract: dict) -> dict:
     """The template's values, overruled by what the caller gave."""
     base = {
-        "image": f"{template['image']}:{template['tag']}" if template.get("tag") else
-        template["image"],
+        "image": f"{template['image']}:{template['tag']}"
+        if template.get("tag")
+        else template["image"],
         "onstart": template.get("onstart"),
         "runtype": "ssh_direc ssh_proxy" if template.get("ssh_direct") else "ssh_proxy",
         "disk": template.get("recommended_disk_space", 10),

@@ -1,0 +1,325 @@
+"""SSH with the reader's own key: the pair, commands, files, and the tunnel to the model's API."""
+
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+import paramiko
+from filelock import FileLock
+
+from helpers.errors import CourseError
+from helpers.providers import Instance
+from helpers.settings import Settings
+
+CONNECT_TIMEOUT_S = 15.0
+
+
+# -- the key pair --------------------------------------------------------------------------
+
+
+def ensure_key(settings: Settings) -> str:
+    """The course's public key, from a new Ed25519 pair when there is none yet.
+
+    The same as ``ssh-keygen -t ed25519 -f PATH``. An existing file is never overwritten.
+
+    Returns:
+        The public key: the one line that goes to the provider and into ``authorized_keys``.
+
+    Raises:
+        CourseError: when the files are not a usable pair.
+    """
+    private, public = settings.ssh_key, _public_path(settings.ssh_key)
+    if not private.exists() and not public.exists():
+        private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = asyncssh.generate_private_key("ssh-ed25519", comment="llm-serving-course")
+        phrase = settings.ssh_passphrase and settings.ssh_passphrase.get_secret_value()
+        # "x": never over a file that exists; 0600 from the first byte on.
+        with open(private, "xb", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
+            file.write(key.export_private_key("openssh", passphrase=phrase))
+        public.write_bytes(key.export_public_key())
+    return read_public_key(public)
+
+
+def read_public_key(path: Path) -> str:
+    """A public key file's line, after a look that it is one.
+
+    Raises:
+        CourseError: when the file is missing, holds a private key, or is no key at all.
+    """
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        raise CourseError(
+            f"there is no public key at {path}",
+            f"derive it from the private one: ssh-keygen -y -f {path.with_suffix('')} > {path}",
+        ) from None
+    if "PRIVATE KEY" in text:
+        raise CourseError(
+            f"{path} holds a private key: it never leaves this machine",
+            f"use the file that ends in .pub ({_public_path(path)})",
+        )
+    try:
+        asyncssh.import_public_key(text)
+    except asyncssh.KeyImportError:
+        raise CourseError(
+            f"{path} is not an OpenSSH public key",
+            "it is one line that starts with ssh-ed25519 or ssh-rsa",
+        ) from None
+    return text
+
+
+def _public_path(private: Path) -> Path:
+    return private.with_name(private.name + ".pub")
+
+
+# -- host keys -----------------------------------------------------------------------------
+
+
+def _alias(instance: Instance) -> str:
+    """The name a machine's host key is kept under: addresses and ports are reused, ids are not."""
+    created = int(instance.created)
+    return f"{instance.provider}-{instance.id}-{created}"
+
+
+def known_hosts(settings: Settings) -> Path:
+    """The course's own ``known_hosts``, so that the reader's stays clean."""
+    return _public_path(settings.ssh_key).with_name(settings.ssh_key.name + "_known_hosts")
+
+
+class _PinHostKey(paramiko.MissingHostKeyPolicy):
+    """Keep a machine's key at first contact; refuse any other one afterwards."""
+
+    def __init__(self, file: Path, alias: str) -> None:
+        self.file, self.alias = file, alias
+
+    def missing_host_key(self, client, hostname, key) -> None:
+        with FileLock(f"{self.file}.lock"):
+            known = paramiko.HostKeys(str(self.file) if self.file.exists() else None)
+            entries = known.lookup(self.alias)
+            if entries is None:
+                known.add(self.alias, key.get_name(), key)
+                known.save(str(self.file))
+            elif entries.get(key.get_name()) != key:
+                raise CourseError(
+                    f"the host key of {self.alias} has changed: this may be another machine",
+                    "do not send it anything; destroy the instance and rent another one "
+                    f"(a host that was reinstalled: delete its line in {self.file})",
+                )
+
+
+# -- commands and files --------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClient]:
+    """A ``paramiko`` client logged in to an instance, closed on leaving.
+
+    Raises:
+        CourseError: when the login fails, with the usual reason and its remedy.
+    """
+    client = paramiko.SSHClient()
+    client.set_missing_host_key_policy(_PinHostKey(known_hosts(settings), _alias(instance)))
+    phrase = settings.ssh_passphrase and settings.ssh_passphrase.get_secret_value()
+    try:
+        client.connect(
+            instance.ssh_host,
+            instance.ssh_port,
+            instance.ssh_user,
+            key_filename=str(settings.ssh_key),
+            passphrase=phrase,
+            look_for_keys=False,
+            timeout=CONNECT_TIMEOUT_S,
+            banner_timeout=CONNECT_TIMEOUT_S,
+            auth_timeout=CONNECT_TIMEOUT_S,
+        )
+    except paramiko.PasswordRequiredException:
+        raise _needs_passphrase(settings) from None
+    except paramiko.AuthenticationException:
+        raise CourseError(
+            f"Permission denied (publickey): {instance.id} does not know {settings.ssh_key}.pub",
+            "register the key before renting (provider.register_key); a machine that runs "
+            "already keeps the keys it was made with",
+        ) from None
+    except (OSError, paramiko.SSHException) as error:
+        raise CourseError(
+            f"SSH to {instance.ssh_host}:{instance.ssh_port} failed: {error}",
+            "a fresh machine may refuse for half a minute; ask the provider for its present port",
+        ) from None
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def run(instance: Instance, settings: Settings, command: str, timeout_s: float = 60) -> str:
+    """Run one command on the instance.
+
+    Args:
+        instance: where.
+        settings: whose key.
+        command: a line for the remote shell.
+        timeout_s: give up when it is silent for so long.
+
+    Returns:
+        What it wrote to standard output.
+
+    Raises:
+        CourseError: when the login fails or the command ends with an error.
+    """
+    with connect(instance, settings) as client:
+        try:
+            _, out, err = client.exec_command(command, timeout=timeout_s)
+            text, errors = out.read().decode(errors="replace"), err.read().decode(errors="replace")
+            status = out.channel.recv_exit_status()
+        except TimeoutError:
+            raise CourseError(f"{command!r} said nothing for {timeout_s:.0f} s") from None
+    if status:
+        raise CourseError(f"{command!r} ended with status {status}: {errors.strip()[-500:]}")
+    return text
+
+
+def wait_login(
+    instance: Instance,
+    settings: Settings,
+    *,
+    timeout_s: float = 120,
+    progress: Callable[[str], None] = print,
+) -> None:
+    """Wait until the instance lets us in: "running" comes before its SSH server does.
+
+    Raises:
+        CourseError: the last failure, when time is up.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            run(instance, settings, "true")
+            return
+        except CourseError as error:
+            if time.monotonic() > deadline or "host key" in error.what:
+                raise
+            progress(error.what)
+            time.sleep(2)
+
+
+# -- the tunnel ----------------------------------------------------------------------------
+
+
+def command(
+    instance: Instance, settings: Settings, local_port: int | None = None, remote_port: int = 8000
+) -> str:
+    """The stock ``ssh`` command that logs in, or with ``local_port`` only forwards a port."""
+    words = ["ssh", "-p", str(instance.ssh_port), "-i", str(settings.ssh_key)]
+    words += ["-o", f"HostKeyAlias={_alias(instance)}"]
+    words += ["-o", f"UserKnownHostsFile={known_hosts(settings)}"]
+    words += ["-o", "StrictHostKeyChecking=accept-new", "-o", "IdentitiesOnly=yes"]
+    if local_port is not None:
+        words += ["-N", "-L", f"{local_port}:127.0.0.1:{remote_port}"]
+    return shlex.join([*words, f"{instance.ssh_user}@{instance.ssh_host}"])
+
+
+@dataclass
+class Tunnel:
+    """A forwarded port, kept up by a process of its own; close it, or leave its ``with``."""
+
+    local_port: int
+    command: str
+    process: subprocess.Popen
+    events: list[dict]
+
+    @property
+    def base_url(self) -> str:
+        """Root of the model's API at this end."""
+        return f"http://127.0.0.1:{self.local_port}/v1"
+
+    @property
+    def up(self) -> bool:
+        """Is the tunnel through at this moment?"""
+        return self.process.poll() is None and self.events[-1]["event"] == "up"
+
+    def close(self) -> None:
+        """Take the tunnel down."""
+        self.process.stdin.close()  # its process ends when this closes, as it does if we die
+        self.process.wait(timeout=10)
+
+    def __enter__(self) -> "Tunnel":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def tunnel(
+    instance: Instance, settings: Settings, remote_port: int = 8000, timeout_s: float = 60
+) -> Tunnel:
+    """Forward a free local port to ``127.0.0.1:remote_port`` of the instance.
+
+    Its own process carries the bytes, so that the load generator does not pay for encryption;
+    it reconnects when the line drops and ends with the process that opened it.
+
+    Raises:
+        CourseError: when the tunnel is not up in time, with the last reason.
+    """
+    with connect(instance, settings):
+        pass  # pins the host key at first contact, and tells a wrong key at once
+    phrase = settings.ssh_passphrase and settings.ssh_passphrase.get_secret_value()
+    task = {
+        "host": instance.ssh_host,
+        "port": instance.ssh_port,
+        "user": instance.ssh_user,
+        "key": str(settings.ssh_key),
+        "passphrase": phrase,
+        "known_hosts": str(known_hosts(settings)),
+        "alias": _alias(instance),
+        "remote_port": remote_port,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "helpers.tunnel"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C in a notebook stops the cell, not the tunnel
+    )
+    # Through the pipe, not the command line: other users can read a command line.
+    process.stdin.write(json.dumps(task) + "\n")
+    process.stdin.flush()
+    events: list[dict] = []
+    came = threading.Event()
+
+    def listen() -> None:
+        for line in process.stdout:
+            events.append(json.loads(line))
+            came.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    deadline = time.monotonic() + timeout_s
+    while process.poll() is None and time.monotonic() < deadline:
+        came.wait(0.2)
+        if events and events[-1]["event"] == "up":
+            port = events[-1]["local_port"]
+            shown = command(instance, settings, port, remote_port)
+            return Tunnel(port, shown, process, events)
+    process.stdin.close()
+    process.kill()
+    process.wait()
+    reason = events[-1].get("reason", "") if events else "no answer"
+    raise CourseError(
+        f"the tunnel to {instance.ssh_host}:{instance.ssh_port} is not up: {reason}",
+        "try the stock command to see why: " + command(instance, settings),
+    )
+
+
+def _needs_passphrase(settings: Settings) -> CourseError:
+    return CourseError(
+        f"{settings.ssh_key} is protected by a passphrase",
+        "load it into the agent (ssh-add) or set SSH_PASSPHRASE in .env",
+    )
