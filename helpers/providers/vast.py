@@ -5,6 +5,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import requests
 from vastai import VastAI
@@ -16,6 +17,7 @@ from helpers.serving import ServingSpec
 KEYS_URL = "https://cloud.vast.ai/manage-keys/"
 BILLING_URL = "https://cloud.vast.ai/billing/"
 _ATTEMPTS = 4
+T = TypeVar("T")
 
 
 class Vast:
@@ -39,15 +41,18 @@ class Vast:
 
     def balance_usd(self) -> float:
         """Credit that is left, in dollars."""
-        return float(_call("reading the balance", self.sdk.show_user)["credit"])
+        return _call("reading the balance", lambda: float(self.sdk.show_user()["credit"]))
 
     def register_key(self, public_key: str) -> None:
         """Let a public key log in to instances launched from now on; no change if it can."""
         body = public_key.split()[:2]
-        known = _call("listing the SSH keys", self.sdk.show_ssh_keys)
-        rows = known.get("ssh_keys", []) if isinstance(known, dict) else known
-        if all((row.get("public_key") or row.get("key") or "").split()[:2] != body for row in rows):
-            _call("registering the SSH key", self.sdk.create_ssh_key, public_key)
+        if body not in _call("listing the SSH keys", self._registered):
+            _call("registering the SSH key", lambda: self.sdk.create_ssh_key(public_key))
+
+    def _registered(self) -> list[list[str]]:
+        known = self.sdk.show_ssh_keys()
+        rows = known["ssh_keys"] if isinstance(known, dict) else known
+        return [(row.get("public_key") or row.get("key") or "").split()[:2] for row in rows]
 
     def offers(self, wanted: OfferFilter) -> list[Offer]:
         """Machines that match, the cheapest first (price includes the disk)."""
@@ -68,17 +73,19 @@ class Vast:
             query["gpu_name"] = {"in": list(wanted.gpu)}
         if wanted.max_usd_per_hour is not None:
             query["dph_total"] = {"lte": wanted.max_usd_per_hour}
-        found = _call(
-            "searching offers",
-            self.sdk.search_offers,
-            query=query,
-            type="bid" if wanted.interruptible else "on-demand",
-            order="dph_total",
-            limit=wanted.limit,
-            storage=wanted.disk_gb,
-        )
+
+        def search() -> list[Offer]:
+            found = self.sdk.search_offers(
+                query=query,
+                type="bid" if wanted.interruptible else "on-demand",
+                order="dph_total",
+                limit=wanted.limit,
+                storage=wanted.disk_gb,
+            )
+            return [self._offer(row, wanted.interruptible) for row in found]
+
+        offers = _call("searching offers", search)
         ceiling = wanted.max_usd_per_hour or float("inf")
-        offers = [self._offer(row, wanted.interruptible) for row in found]
         # The ceiling guards money: it is enforced here too, whatever the server did with it.
         return sorted(
             (o for o in offers if o.usd_per_hour <= ceiling), key=lambda o: o.usd_per_hour
@@ -158,12 +165,13 @@ class Vast:
                 return found
             self.destroy(found.id)  # interrupted by the reader: leave nothing rented
             raise
-        return self._get(str(answer["new_contract"])) or self._pending(answer, offer, unique)
+        contract = str(answer["new_contract"])
+        return self.instance(contract) or self._pending(contract, offer, unique)
 
-    def _pending(self, answer: dict, offer: Offer, label: str) -> Instance:
+    def _pending(self, contract: str, offer: Offer, label: str) -> Instance:
         """A contract that the listing does not show yet."""
         return Instance(
-            id=str(answer["new_contract"]),
+            id=contract,
             provider=self.name,
             label=label,
             status="creating",
@@ -177,20 +185,25 @@ class Vast:
 
     def instances(self) -> list[Instance]:
         """Everything rented on the account that carries the course's label."""
-        rows = _call("listing the instances", self.sdk.show_instances)
-        ours = (row for row in rows if (row.get("label") or "").startswith(LABEL_PREFIX))
-        return [self._instance(row) for row in ours]
+
+        def listing() -> list[Instance]:
+            rows = self.sdk.show_instances()
+            ours = (row for row in rows if (row.get("label") or "").startswith(LABEL_PREFIX))
+            return [self._instance(row) for row in ours]
+
+        return _call("listing the instances", listing)
 
     def instance(self, instance_id: str) -> Instance | None:
         """One instance, None when it is gone."""
-        return self._get(instance_id)
 
-    def _get(self, instance_id: str) -> Instance | None:
+        def show() -> Instance | None:
+            row = self.sdk.show_instance(int(instance_id))
+            return row and self._instance(row)
+
         try:
-            row = _call("asking for the instance", self.sdk.show_instance, int(instance_id))
+            return _call("asking for the instance", show)
         except _NotFound:
             return None
-        return row and self._instance(row)
 
     def _instance(self, row: dict) -> Instance:
         status = _status(row)
@@ -220,34 +233,36 @@ class Vast:
     def logs(self, instance_id: str, lines: int = 100) -> str:
         """Tail of the container's log."""
         try:
-            return _call("fetching the log", self.sdk.logs, int(instance_id), tail=str(lines))
+            return _call(
+                "fetching the log", lambda: self.sdk.logs(int(instance_id), tail=str(lines))
+            )
         except TimeoutError:
             return ""  # the provider has not collected one yet
 
     def stop(self, instance_id: str) -> None:
         """Stop it; its disk is kept and billed."""
-        _call("stopping the instance", self.sdk.stop_instance, int(instance_id))
+        _call("stopping the instance", lambda: self.sdk.stop_instance(int(instance_id)))
 
     def start(self, instance_id: str) -> None:
         """Start a stopped one again; on a real market the GPU may be taken meanwhile."""
-        _call("starting the instance", self.sdk.start_instance, int(instance_id))
+        _call("starting the instance", lambda: self.sdk.start_instance(int(instance_id)))
 
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
         with contextlib.suppress(_NotFound):
-            _call("destroying the instance", self.sdk.destroy_instance, int(instance_id))
+            _call("destroying the instance", lambda: self.sdk.destroy_instance(int(instance_id)))
 
 
 class _NotFound(CourseError):
     """HTTP 404 of something that is not an offer."""
 
 
-def _call(doing: str, method: Callable, *args, **kwargs):
-    """One SDK call: rate limits are waited out, errors become sentences."""
+def _call(doing: str, work: Callable[[], T]) -> T:
+    """One SDK call and the reading of its answer: limits are waited out, errors are told."""
     for attempt in range(_ATTEMPTS):
         try:
             with _told(doing):
-                return method(*args, **kwargs)
+                return work()
         except _RateLimited as limit:
             if attempt == _ATTEMPTS - 1:
                 raise

@@ -8,8 +8,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+import psutil
 import requests
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from helpers.errors import CourseError
 from helpers.rehearsal import model
@@ -97,7 +98,7 @@ def stop(settings: Settings, timeout_s: float = 15.0) -> bool:
         server.call("POST", "/rehearsal/stop")
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if running(settings) is None and not _locked(settings):
+        if not _alive(server.pid):
             return True
         time.sleep(0.1)
     raise CourseError(
@@ -105,13 +106,11 @@ def stop(settings: Settings, timeout_s: float = 15.0) -> bool:
     )
 
 
-def _locked(settings: Settings) -> bool:
-    """Does a server still hold its state folder (it may be clearing up)?"""
+def _alive(pid: int) -> bool:
     try:
-        with FileLock(settings.rehearsal_home / "server.lock", timeout=0):
-            return False
-    except Timeout:
-        return True
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # a kernel may not have reaped
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from helpers import settings as settings_module
 from helpers.rehearsal.market import Market
-from helpers.rehearsal.vast_api import VastAPI, refusal
+from helpers.rehearsal.vast_api import VastAPI, refusal, reply
 
 
 async def serve() -> None:
@@ -40,10 +40,10 @@ async def serve() -> None:
 
     async def stop(request: web.Request) -> web.Response:
         finished.set()
-        return web.json_response({"success": True})
+        return reply({"success": True})
 
     async def health(request: web.Request) -> web.Response:
-        return web.json_response({"rehearsal": True, "pid": os.getpid()})
+        return reply({"rehearsal": True, "pid": os.getpid()})
 
     app = web.Application(middlewares=[guard])
     address: list[str] = []

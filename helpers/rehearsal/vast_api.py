@@ -26,9 +26,16 @@ _SEARCH_OPTIONS = {"order", "type", "limit", "allocated_storage", "disable_bundl
 _MIN_DISK_GB, _MAX_LABEL = 8, 256
 
 
+def reply(data, status: int = 200) -> web.Response:
+    """JSON under the bare content type: the ``vastai`` program refuses one with a charset."""
+    return web.Response(
+        body=json.dumps(data).encode(), status=status, content_type="application/json"
+    )
+
+
 def refusal(status: int, error: str, msg: str, **more) -> web.Response:
     """An error in the shape Vast.ai documents."""
-    return web.json_response({"success": False, "error": error, "msg": msg, **more}, status=status)
+    return reply({"success": False, "error": error, "msg": msg, **more}, status=status)
 
 
 class VastAPI:
@@ -75,7 +82,7 @@ class VastAPI:
     async def user(self, request: web.Request) -> web.Response:
         """Who is asking, and what credit is left."""
         self.market.meter()
-        return web.json_response(
+        return reply(
             {
                 "id": 1,
                 "key_id": 1,
@@ -91,14 +98,14 @@ class VastAPI:
 
     async def charges(self, request: web.Request) -> web.Response:
         """What ended rentals have cost."""
-        return web.json_response(
+        return reply(
             {"results": self.market.charges, "count": len(self.market.charges), "next_token": None}
         )
 
     async def list_keys(self, request: web.Request) -> web.Response:
         """The account's public keys: a bare list."""
         keys = self.market.ssh_keys.items()
-        return web.json_response([{"id": i, "user_id": 1, "public_key": key} for i, key in keys])
+        return reply([{"id": i, "user_id": 1, "public_key": key} for i, key in keys])
 
     async def add_key(self, request: web.Request) -> web.Response:
         """Register a public key for instances created from now on."""
@@ -111,14 +118,14 @@ class VastAPI:
             self.market.ssh_keys[number] = key
             self.market.save()
         row = {"id": number, "user_id": 1, "public_key": key, "created_at": time.time()}
-        return web.json_response({"success": True, "key": row})
+        return reply({"success": True, "key": row})
 
     async def remove_key(self, request: web.Request) -> web.Response:
         """Forget a public key; machines that run keep theirs."""
         if not self.market.ssh_keys.pop(_int(request.match_info["key"]), None):
             return refusal(404, "not_found", "no such ssh key")
         self.market.save()
-        return web.json_response({"success": True})
+        return reply({"success": True})
 
     # -- offers and templates --------------------------------------------------------------
 
@@ -134,7 +141,7 @@ class VastAPI:
                 found.sort(key=lambda o: o.get(column, 0), reverse=direction == "desc")
         except (TypeError, ValueError, AttributeError) as error:
             return refusal(400, "invalid_args", f"search filter: {error}")
-        return web.json_response({"offers": found[: int(query.get("limit") or 64)]})
+        return reply({"offers": found[: int(query.get("limit") or 64)]})
 
     def _offer(self, offer: Mapping, disk_gb: float, bid: bool) -> dict:
         """One row of the market as the API shows it, priced with the disk that is asked for."""
@@ -169,7 +176,7 @@ class VastAPI:
         """Templates that match ``select_filters``."""
         filters = json.loads(request.query.get("select_filters") or "{}")
         rows = [_course_template(), *self.market.templates]
-        return web.json_response({"templates": [r for r in rows if _matches(r, filters)]})
+        return reply({"templates": [r for r in rows if _matches(r, filters)]})
 
     async def add_template(self, request: web.Request) -> web.Response:
         """Keep a template of the reader's own."""
@@ -180,7 +187,7 @@ class VastAPI:
         template["creator_id"] = 1
         self.market.templates.append(template)
         self.market.save()
-        return web.json_response({"success": True, "template": template})
+        return reply({"success": True, "template": template})
 
     # -- instances -------------------------------------------------------------------------
 
@@ -222,7 +229,7 @@ class VastAPI:
             interruptible=bid is not None,
             template_hash=hash_id,
         )
-        return web.json_response(
+        return reply(
             {"success": True, "new_contract": rental.id, "instance_api_key": rental.api_key}
         )
 
@@ -235,7 +242,7 @@ class VastAPI:
         rows = sorted((r for r in rows if _matches(r, filters)), key=lambda r: r["id"])
         page = [r for r in rows if not after or r["id"] > int(after)][:limit]
         more = bool(page) and page[-1]["id"] < rows[-1]["id"]
-        return web.json_response(
+        return reply(
             {
                 "success": True,
                 "instances_found": len(page),
@@ -250,7 +257,7 @@ class VastAPI:
         """One instance; null when it is gone."""
         self.market.meter()
         rental = self.market.rentals.get(_int(request.match_info["id"]))
-        return web.json_response({"instances": rental and self._instance(rental)})
+        return reply({"instances": rental and self._instance(rental)})
 
     async def manage(self, request: web.Request) -> web.Response:
         """Stop, start or label."""
@@ -266,12 +273,12 @@ class VastAPI:
         elif body.get("state") == "running" and rental.status == "exited":
             self.market.run(rental)
         self.market.save()
-        return web.json_response({"success": True})
+        return reply({"success": True})
 
     async def destroy(self, request: web.Request) -> web.Response:
         """End the contract."""
         self.market.destroy(self._rental(request).id)
-        return web.json_response({"success": True})
+        return reply({"success": True})
 
     async def attach_key(self, request: web.Request) -> web.Response:
         """Let one more key log in to a machine that exists."""
@@ -281,7 +288,7 @@ class VastAPI:
             return refusal(400, "invalid_args", "ssh_key is not an OpenSSH public key")
         file = self.market.folder(rental.id) / "authorized_keys"
         self.market.write_keys(rental.id, [*file.read_text().splitlines(), key])
-        return web.json_response({"success": True, "msg": "SSH key added to instance."})
+        return reply({"success": True, "msg": "SSH key added to instance."})
 
     async def request_logs(self, request: web.Request) -> web.Response:
         """Prepare the log and answer the link under which it will be found."""
@@ -293,7 +300,7 @@ class VastAPI:
         tail = max(_int(body.get("tail") or 1000), 1)
         link = f"{secrets.token_urlsafe(24)}.log"
         self._logs[link] = "".join(text.splitlines(keepends=True)[-tail:])
-        return web.json_response({"success": True, "result_url": f"{self.url()}/logs/{link}"})
+        return reply({"success": True, "result_url": f"{self.url()}/logs/{link}"})
 
     async def read_logs(self, request: web.Request) -> web.Response:
         """The prepared log, once; its name is the only key to it, as with a signed link."""

@@ -1,0 +1,108 @@
+"""One rehearsal for the whole run, in a temporary home; nothing touches the reader's own."""
+
+import os
+import shutil
+
+import psutil
+import pytest
+
+from helpers import guard, providers, rehearsal, serving, ssh
+from helpers import settings as settings_module
+from helpers.errors import CourseError
+from helpers.providers import OfferFilter
+from helpers.serving import ServingSpec
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """Point every setting at a temporary folder, for this process and all it starts."""
+    folder = tmp_path_factory.mktemp("home")
+    mine = {
+        "HOME": folder,
+        "SSH_KEY": folder / ".ssh" / "id_llm_course",
+        "RUNS_DIR": folder / "runs",
+        "REHEARSAL_HOME": folder / "rehearsal",
+        "MODEL_CACHE": os.environ.get("MODEL_CACHE", folder / "cache"),
+        "MPLBACKEND": "agg",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PROVIDER", "VAST_API_KEY", "RUNPOD_API_KEY", "HF_TOKEN", "SSH_PASSPHRASE"):
+            patch.delenv(name, raising=False)
+        patch.delenv("LOCAL_MODEL", raising=False)
+        patch.delenv("SSH_AUTH_SOCK", raising=False)
+        patch.setitem(settings_module.Settings.model_config, "env_file", None)
+        for name, value in mine.items():
+            patch.setenv(name, str(value))
+        yield folder
+        rehearsal.stop(settings_module.load())
+
+
+@pytest.fixture(scope="session")
+def settings(home):
+    """The settings of the shared rehearsal."""
+    return settings_module.load()
+
+
+@pytest.fixture(scope="session")
+def provider(settings):
+    """The shared rehearsal."""
+    return providers.connect(settings)
+
+
+@pytest.fixture(scope="session")
+def instance(provider, settings):
+    """A rented instance that serves the rehearsal's model."""
+    rented = guard.rent(provider, ServingSpec(), "tests", settings, progress=print)
+    yield rented
+    guard.destroy(provider, rented.id)
+
+
+@pytest.fixture(scope="session")
+def endpoint(provider, instance, settings):
+    """The model's API, through the tunnel."""
+    with ssh.tunnel(instance, settings) as tunnel:
+        yield serving.endpoint(
+            tunnel.base_url, hardware=instance.hardware, source=provider.name, poll_s=0.3
+        )
+
+
+@pytest.fixture
+def own_rehearsal(settings, tmp_path, monkeypatch):
+    """Settings of a rehearsal of the test's own, stopped afterwards."""
+    mine = settings.model_copy(update={"rehearsal_home": tmp_path / "rehearsal"})
+    monkeypatch.setenv("REHEARSAL_HOME", str(mine.rehearsal_home))
+    yield mine
+    rehearsal.stop(mine)
+
+
+@pytest.fixture
+def stock_ssh():
+    """The path of OpenSSH's ``ssh``."""
+    program = shutil.which("ssh")
+    if not program:
+        pytest.skip("OpenSSH's ssh is not installed")
+    return program
+
+
+@pytest.fixture
+def small_offer(provider):
+    """The cheapest offer of the shared rehearsal."""
+    return provider.offers(OfferFilter())[0]
+
+
+def ours(home) -> list[psutil.Process]:
+    """Every process whose command line or environment belongs to a rehearsal in ``home``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+                continue
+            if str(home) in line or process.environ().get("REHEARSAL_HOME") == str(home):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+__all__ = ["CourseError", "ours"]

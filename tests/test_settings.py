@@ -1,0 +1,69 @@
+"""Settings: one clear sentence for a missing or wrong value, and secrets that stay secret."""
+
+import pytest
+
+from helpers import providers
+from helpers import settings as settings_module
+from helpers.errors import CourseError
+
+KEY = "vast-key-0123456789abcdef"
+
+
+def test_default_needs_nothing(monkeypatch):
+    """A stranger without any key gets the rehearsal."""
+    assert settings_module.load().provider == "rehearsal"
+
+
+def test_missing_key_says_where_to_get_it(monkeypatch):
+    """PROVIDER=vast without a key names the variable and the page."""
+    monkeypatch.setenv("PROVIDER", "vast")
+    with pytest.raises(CourseError) as caught:
+        providers.connect(settings_module.load())
+    assert "VAST_API_KEY is not set" in str(caught.value)
+    assert "https://cloud.vast.ai/manage-keys/" in str(caught.value)
+
+
+@pytest.mark.parametrize("blank", ["", "   "])
+def test_blank_key_counts_as_missing(monkeypatch, blank):
+    """``VAST_API_KEY=`` copied from the example is not a key."""
+    monkeypatch.setenv("PROVIDER", "vast")
+    monkeypatch.setenv("VAST_API_KEY", blank)
+    with pytest.raises(CourseError, match="is not set"):
+        providers.connect(settings_module.load())
+
+
+def test_key_text_appears_nowhere(monkeypatch):
+    """Neither repr nor str nor the provider built with it shows the key."""
+    monkeypatch.setenv("VAST_API_KEY", KEY)
+    settings = settings_module.load()
+    assert settings.vast_api_key.get_secret_value() == KEY
+    shown = repr(settings) + str(settings) + repr(settings.model_dump())
+    assert KEY not in shown
+
+
+def test_wrong_value_names_the_variable_and_hides_the_value(monkeypatch):
+    """A key pasted into the wrong line is reported by the line's name only."""
+    monkeypatch.setenv("PROVIDER", KEY)
+    with pytest.raises(CourseError) as caught:
+        settings_module.load()
+    assert "PROVIDER" in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+def test_env_file_is_read_and_the_environment_wins(tmp_path, monkeypatch):
+    """``.env`` fills what the environment leaves open, and only that."""
+    (tmp_path / ".env").write_text(f"VAST_API_KEY={KEY}\nMAX_USD_PER_HOUR=0.3\n")
+    monkeypatch.setitem(settings_module.Settings.model_config, "env_file", tmp_path / ".env")
+    monkeypatch.setenv("MAX_USD_PER_HOUR", "0.5")
+    settings = settings_module.load()
+    assert settings.vast_api_key.get_secret_value() == KEY
+    assert settings.max_usd_per_hour == 0.5
+
+
+def test_example_file_explains_every_public_setting():
+    """``.env.example`` and the settings do not drift apart."""
+    text = (settings_module.PROJECT / ".env.example").read_text()
+    named = {line.split("=")[0] for line in text.splitlines() if "=" in line and line[0] != "#"}
+    fields = {name.upper() for name in settings_module.Settings.model_fields}
+    assert named <= fields
+    assert fields - named == {"RUNS_DIR", "REHEARSAL_HOME", "MODEL_CACHE"}  # where, not what
