@@ -1,0 +1,210 @@
+"""When requests are sent: a closed loop of users, or an open loop that waits for nobody."""
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from helpers.errors import CourseError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoop:
+    """A fixed number of users; each waits for its answer, thinks, and asks again.
+
+    Args:
+        users: how many, so at most that many requests are running.
+        think_time_s: pause of a user between an answer and the next request.
+        ramp_s: over this time the users start, evenly spaced; ``None`` is 1 ms a user, because
+            all at once is a load that no real set of users makes and a client cannot time.
+    """
+
+    users: int
+    think_time_s: float = 0.0
+    ramp_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive(users=self.users)
+
+    def __str__(self) -> str:
+        think = f", {self.think_time_s:g} s think time" if self.think_time_s else ""
+        return f"{self.users} user{'s' if self.users > 1 else ''}{think}"
+
+    @property
+    def start_over_s(self) -> float:
+        """Time over which the users start."""
+        return self.users / 1000 if self.ramp_s is None else self.ramp_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Open loop: one request every ``every_s`` seconds, whatever the server does."""
+
+    every_s: float
+
+    def __post_init__(self) -> None:
+        _positive(every_s=self.every_s)
+
+    def __str__(self) -> str:
+        return f"a request every {self.every_s:g} s"
+
+    def times(self) -> Iterator[float]:
+        """Yield the scheduled times in seconds from the start."""
+        index = 0
+        while True:
+            yield index * self.every_s
+            index += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisson:
+    """Open loop: independent customers, ``rate_per_s`` of them on average."""
+
+    rate_per_s: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(rate_per_s=self.rate_per_s)
+
+    def __str__(self) -> str:
+        return f"{self.rate_per_s:g} requests/s (Poisson)"
+
+    def times(self) -> Iterator[float]:
+        """Yield the scheduled times in seconds from the start."""
+        return _gamma_times(self.rate_per_s, 1.0, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gamma:
+    """Open loop whose gaps are gamma distributed.
+
+    Args:
+        rate_per_s: mean rate.
+        burstiness: shape of the gamma distribution as in ``vllm bench serve``: 1 is Poisson,
+            below 1 requests come in bursts, above 1 more evenly.
+        seed: of the random gaps.
+    """
+
+    rate_per_s: float
+    burstiness: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(rate_per_s=self.rate_per_s, burstiness=self.burstiness)
+
+    def __str__(self) -> str:
+        return f"{self.rate_per_s:g} requests/s (gamma, burstiness {self.burstiness:g})"
+
+    def times(self) -> Iterator[float]:
+        """Yield the scheduled times in seconds from the start."""
+        return _gamma_times(self.rate_per_s, self.burstiness, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """Open loop whose rate grows evenly from ``start_per_s`` to ``end_per_s``, then stays."""
+
+    start_per_s: float
+    end_per_s: float
+    over_s: float
+
+    def __post_init__(self) -> None:
+        _positive(end_per_s=self.end_per_s, over_s=self.over_s)
+        if self.start_per_s < 0:
+            raise CourseError(f"start_per_s is {self.start_per_s}", "a rate of 0 or more")
+
+    def __str__(self) -> str:
+        return f"{self.start_per_s:g} to {self.end_per_s:g} requests/s over {self.over_s:g} s"
+
+    def times(self) -> Iterator[float]:
+        """Yield the scheduled times: request k comes when the integral of the rate reaches k."""
+        a, slope = self.start_per_s, (self.end_per_s - self.start_per_s) / self.over_s
+        in_ramp = self.over_s * (a + self.end_per_s) / 2
+        index = 0
+        while True:
+            if index > in_ramp:
+                yield self.over_s + (index - in_ramp) / self.end_per_s
+            elif slope:
+                yield (math.sqrt(max(a * a + 2 * slope * index, 0.0)) - a) / slope
+            else:
+                yield index / a
+            index += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Open loop that repeats recorded arrival times.
+
+    Args:
+        times_s: seconds from the start, ascending.
+        speed: 2 plays twice as fast.
+    """
+
+    times_s: tuple[float, ...]
+    speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times_s", tuple(self.times_s))
+        _positive(speed=self.speed)
+        if not self.times_s or list(self.times_s) != sorted(self.times_s):
+            raise CourseError("the trace is empty or not in order of time", "sort it by timestamp")
+
+    def __str__(self) -> str:
+        speed = f" at {self.speed:g} times its speed" if self.speed != 1 else ""
+        return f"a trace of {len(self.times_s)} requests{speed}"
+
+    def times(self) -> Iterator[float]:
+        """Yield the scheduled times in seconds from the start."""
+        return (time / self.speed for time in self.times_s)
+
+    @classmethod
+    def read(cls, path: str | Path, *, unit_s: float = 1.0, speed: float = 1.0) -> "Replay":
+        """Read the ``timestamp`` of each line of a JSONL trace.
+
+        Args:
+            path: the trace; the first arrival becomes time 0.
+            unit_s: seconds in one unit of ``timestamp`` (0.001 for Mooncake's milliseconds).
+            speed: 2 plays twice as fast.
+
+        Raises:
+            CourseError: a line has no ``timestamp``.
+        """
+        try:
+            with Path(path).open() as lines:
+                stamps = sorted(json.loads(line)["timestamp"] * unit_s for line in lines)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CourseError(
+                f"{path} is not a trace: {error!r}", "one JSON object a line"
+            ) from None
+        return cls(times_s=tuple(stamp - stamps[0] for stamp in stamps), speed=speed)
+
+
+OpenLoop = Interval | Poisson | Gamma | Ramp | Replay
+Arrivals = ClosedLoop | OpenLoop
+
+
+def to_spec(value: object) -> dict:
+    """Return arrivals or a workload as plain JSON values."""
+    return {"kind": type(value).__name__, **asdict(value)}
+
+
+def from_spec(spec: dict) -> Arrivals:
+    """Return the arrivals that ``to_spec`` wrote down."""
+    kinds = {kind.__name__: kind for kind in (ClosedLoop, Interval, Poisson, Gamma, Ramp, Replay)}
+    values = dict(spec)
+    return kinds[values.pop("kind")](**values)
+
+
+def _gamma_times(rate: float, shape: float, seed: int) -> Iterator[float]:
+    chance, at = random.Random(seed), 0.0  # noqa: S311
+    while True:
+        at += chance.gammavariate(shape, 1 / (rate * shape))
+        yield at
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise CourseError(f"{name} is {value}", f"{name} must be above 0")

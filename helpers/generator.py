@@ -1,0 +1,457 @@
+"""The load generator itself: a process of its own that plays one shard of a run.
+
+``python -m helpers.generator`` reads a spec (one line of JSON) from standard input, gets ready,
+says so, waits for ``go``, and writes a line of JSON for each finished request, then one about
+itself. It needs nothing but Python's standard library (uvloop is used where it exists), so the
+same module runs inside a notebook's machine, in a cluster's worker and on the rented instance.
+The end of standard input stops it: it never outlives the process that started it.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import statistics
+import sys
+import threading
+import urllib.request
+from collections import deque
+from time import perf_counter as clock
+from time import process_time, time
+from urllib.parse import urlsplit
+
+from helpers import arrivals, stream, workload
+from helpers.wire import Exchange, Interrupted, PlainTransport
+
+EXACT_LENGTHS = {"vllm", "llamacpp", "sglang"}  # servers (`owned_by`) that know `ignore_eos`
+TICK_S, SLICE_S = 0.005, 0.0005  # finished answers are read in slices, to disturb no clock read
+PREPARED = 20_000  # request bodies built ahead at most
+BACK_OFF_S = 1.0  # pause of a closed-loop user after a failure without Retry-After
+GIVE_UP_S = 10.0  # the server is gone when nothing but dead connections came for so long
+_DEAD = {"refused", "reset", "closed early", "unreachable"}
+
+
+class Generator:
+    """Plays one shard of a run.
+
+    Args:
+        spec: as ``helpers.load`` writes it.
+        out: takes finished lines (bytes); returns false while it cannot take more.
+    """
+
+    def __init__(self, spec: dict, out) -> None:
+        self.spec, self.out = spec, out
+        self.arrivals = arrivals.from_spec(spec["arrivals"])
+        self.work = workload.from_spec(spec["workload"])
+        self.shard, self.shards = spec["shard"]
+        self.left = _share(spec["requests"], self.shard, self.shards)
+        self.duration = spec["duration_s"] or float("inf")
+        self.numbers = iter(range(self.shard, sys.maxsize, self.shards))
+        self.prepared: deque = deque()
+        self.finished: deque = deque()
+        self.tasks: set[asyncio.Task] = set()
+        self.ended = ""
+        self.done = self.failed = self.running = self.tokens = 0
+        self.dead_since: float | None = None
+        self.lags: list[float] = []
+
+    # Before the clock starts
+
+    async def prepare(self) -> None:
+        """Meet the server, build the first requests, open the connections."""
+        spec = self.spec
+        headers = {"Authorization": f"Bearer {spec['api_key']}", "User-Agent": "llm-serving-course"}
+        kind = _transport(spec)
+        self.transport = kind(spec["base_url"], headers, spec["timeout_s"])
+        self.round_trips, self.exact, self.unreachable = [], False, ""
+        probe = self.transport.prepare("/models")
+        for _ in range(6):
+            exchange = await self.transport.fetch(probe)
+            if exchange.cause:
+                self.unreachable = exchange.error
+                break
+            self.round_trips.append(exchange.end - exchange.sent)
+            self.exact = any(name in _models(exchange) for name in EXACT_LENGTHS)
+        for _ in range(self._ahead()):
+            self.prepared.append(self._build(next(self.numbers)))
+        if self.round_trips:
+            await self.transport.warm(self._connections())
+
+    def _ahead(self) -> int:
+        count = min(self.left, PREPARED)
+        if isinstance(self.arrivals, arrivals.ClosedLoop):
+            return min(count, max(256, 4 * self.users)) if self.left == sys.maxsize else count
+        return min(count, sum(1 for _ in self._schedule(PREPARED)))
+
+    def _connections(self) -> int:
+        if isinstance(self.arrivals, arrivals.ClosedLoop):
+            return min(self.users, self.left)
+        return min(self.left, 64)
+
+    @property
+    def users(self) -> int:
+        """Closed-loop users of this shard."""
+        return _share(self.arrivals.users, self.shard, self.shards)
+
+    def _build(self, number: int) -> tuple:
+        talk = self.work.conversation(number)
+        message, cap = talk.turns[0]
+        return number, talk, self._request([*talk.opening, message], cap)
+
+    def _request(self, messages: list[dict], cap: int):
+        body = workload.body(self.work, self.spec["model"], messages, cap, self.exact)
+        return self.transport.prepare(self.spec["route"], body)
+
+    def _schedule(self, limit: int = sys.maxsize):
+        """Yield this shard's scheduled times."""
+        mine = 0
+        for number, at in enumerate(self.arrivals.times()):
+            if at >= self.duration or mine >= min(limit, self.total):
+                return
+            if number % self.shards == self.shard:
+                mine += 1
+                yield at
+
+    @property
+    def total(self) -> int:
+        """Requests of this shard."""
+        return _share(self.spec["requests"], self.shard, self.shards)
+
+    # The run
+
+    async def play(self, start: float) -> None:
+        """Send the requests; ``start`` is the run's time 0 on ``perf_counter``."""
+        loop = asyncio.get_running_loop()
+        self.start, self.stopped = start, asyncio.Event()
+        self.probe = _LagProbe(loop, self.lags)
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # its pauses would be measured as the server's
+        self.cpu, self.wall = process_time(), clock()
+        ticking = loop.call_later(TICK_S, self._tick)
+        try:
+            await self._until(0.0)
+            self._spawn(self._closed() if self._is_closed() else self._open())
+            await self.stopped.wait()
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+        finally:
+            ticking.cancel()
+            self.ticking = False
+            self.cpu, self.wall = process_time() - self.cpu, clock() - self.wall
+            gc.enable()
+            gc.unfreeze()
+            self.probe.close()
+        while self.finished:
+            self._emit(*self.finished.popleft())
+        await self.transport.close()
+        self.out(_line({"type": "end", **self.report()}))
+
+    def stop(self, why: str = "interrupted") -> None:
+        """End the run now; what is in flight is recorded as interrupted."""
+        self.ended = self.ended or why
+        self.stopped.set()
+
+    def report(self) -> dict:
+        """Return what the client can say about itself."""
+        lags = sorted(self.lags) or [0.0]
+        return {
+            "shard": self.shard,
+            "ended": self.ended or "complete",
+            "wall_s": round(self.wall, 3),
+            "cpu_s": round(self.cpu, 3),
+            "lag_p50_ms": round(statistics.median(lags) * 1e3, 3),
+            "lag_p99_ms": round(lags[int(len(lags) * 0.99)] * 1e3, 3),
+            "lag_max_ms": round(lags[-1] * 1e3, 3),
+            "round_trip_ms": [round(trip * 1e3, 3) for trip in self.round_trips[1:]],
+            "transport": type(self.transport).__name__,
+            "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            "python": sys.version.split()[0],
+            "exact_lengths": self.exact,
+        }
+
+    def _is_closed(self) -> bool:
+        return isinstance(self.arrivals, arrivals.ClosedLoop)
+
+    def _spawn(self, coroutine) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            self.broken = task.exception()
+            self.stop("broken")
+        if not self.tasks:
+            self.stopped.set()
+
+    async def _until(self, at: float) -> None:
+        while (wait := self.start + at - clock()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(wait)
+
+    def _next(self) -> tuple | None:
+        if self.left <= 0 or clock() - self.start >= self.duration:
+            return None
+        return self.prepared.popleft() if self.prepared else self._build(next(self.numbers))
+
+    async def _closed(self) -> None:
+        gap = self.arrivals.start_over_s / self.arrivals.users
+        for number in range(self.shard, self.arrivals.users, self.shards):
+            await self._until(number * gap)
+            self._spawn(self._user(number))
+
+    async def _user(self, number: int) -> None:
+        while (item := self._next()) is not None:
+            await self._converse(item, number, None)
+            if self.arrivals.think_time_s:
+                await asyncio.sleep(self.arrivals.think_time_s)
+
+    async def _open(self) -> None:
+        for at in self._schedule():
+            await self._until(at)
+            if (item := self._next()) is None:
+                break
+            self._spawn(self._converse(item, -1, at))
+
+    async def _converse(self, item: tuple, user: int, scheduled: float | None) -> None:
+        """Go through one conversation; each turn carries the history of the ones before."""
+        number, talk, request = item
+        messages = [*talk.opening, talk.turns[0][0]]
+        for turn in range(len(talk.turns)):
+            last = turn == len(talk.turns) - 1
+            about = (number, user, turn, scheduled)
+            reply, pause = await self._one(request, about, read=not last)
+            if pause and self._is_closed():
+                await asyncio.sleep(pause)
+            if last or reply.cause or self.left <= 0:
+                return
+            message, cap = talk.turns[turn + 1]
+            messages += [reply.message(), message]
+            request, scheduled = self._request(messages, cap), None
+
+    async def _one(self, request, about: tuple, read: bool):
+        self.left -= 1
+        self.running += 1
+        try:
+            exchange = await self.transport.fetch(request)
+        except Interrupted as stopped:
+            self.finished.append((about, stopped.exchange, None))
+            raise
+        finally:
+            self.running -= 1
+        failed = exchange.cause or _status(exchange) != 200
+        reply = stream.read(exchange) if read or failed else None
+        self.finished.append((about, exchange, reply))
+        if exchange.cause not in _DEAD:
+            self.dead_since = None
+        elif self.dead_since is None:
+            self.dead_since = clock()
+        elif clock() - self.dead_since > GIVE_UP_S:
+            self.stop("server gone")
+        return reply, (_retry_after(exchange) or BACK_OFF_S) if failed else 0.0
+
+    # While the run goes on, in slices
+
+    ticking = True
+
+    def _tick(self) -> None:
+        if not self.ticking:
+            return
+        self.probe.send()
+        until = clock() + SLICE_S
+        while self.finished and clock() < until:
+            self._emit(*self.finished.popleft())
+        self.out(b"")
+        asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _emit(self, about: tuple, exchange: Exchange, reply) -> None:
+        reply = reply or stream.read(exchange)
+        number, user, turn, scheduled = about
+        sent = exchange.sent
+        self.done += 1
+        self.failed += bool(reply.cause)
+        self.tokens += reply.output_tokens
+        record = {
+            "type": "request",
+            "index": number,
+            "user": user,
+            "turn": turn,
+            "scheduled_s": scheduled if scheduled is None else round(scheduled, 6),
+            "sent_s": round(sent - self.start, 6),
+            "connect_s": round(exchange.connect_s, 6),
+            "end_s": round(exchange.end - self.start, 6),
+            "token_us": [int((time - sent) * 1e6) for time in reply.token_times],
+            "prompt_tokens": reply.prompt_tokens,
+            "cached_tokens": reply.cached_tokens,
+            "output_tokens": reply.output_tokens,
+            "status": exchange.status,
+            "finish": reply.finish,
+            "cause": reply.cause,
+            "error": reply.error,
+            "retry_after_s": _retry_after(exchange),
+            "reconnects": exchange.reconnects,
+        }
+        self.out(_line(record))
+
+
+class _LagProbe:
+    """How long bytes that have arrived wait until the event loop stamps them, sampled."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, lags: list[float]) -> None:
+        self.loop, self.lags = loop, lags
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self.sent = 0.0
+        loop.add_reader(self.ours, self._arrived)
+
+    def send(self) -> None:
+        if not self.sent:
+            self.sent = clock()
+            self.theirs.send(b".")
+
+    def _arrived(self) -> None:
+        self.lags.append(clock() - self.sent)
+        self.ours.recv(16)
+        self.sent = 0.0
+
+    def close(self) -> None:
+        self.loop.remove_reader(self.ours)
+        self.ours.close()
+        self.theirs.close()
+
+
+class _Output:
+    """Lines to standard output without ever blocking the event loop."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self.waiting = descriptor, bytearray()
+        os.set_blocking(descriptor, False)
+
+    def __call__(self, line: bytes) -> None:
+        self.waiting += line
+        try:
+            while self.waiting:
+                del self.waiting[: os.write(self.descriptor, self.waiting[: 1 << 16])]
+        except BlockingIOError:
+            pass  # the reader is slow: kept until the next call
+
+    def flush(self) -> None:
+        os.set_blocking(self.descriptor, True)
+        self(b"")
+
+
+def _share(total: int | None, shard: int, shards: int) -> int:
+    """Return a shard's part of ``total``; ``None`` is without limit."""
+    return sys.maxsize if total is None else len(range(shard, total, shards))
+
+
+def _line(entry: dict) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
+def _transport(spec: dict) -> type:
+    url = urlsplit(spec["base_url"])
+    proxied = "http" in urllib.request.getproxies() and not urllib.request.proxy_bypass(url.netloc)
+    if spec["transport"] == "plain" or (
+        spec["transport"] == "auto" and url.scheme == "http" and not proxied
+    ):
+        return PlainTransport
+    from helpers.general import GeneralTransport  # needs aiohttp
+
+    return GeneralTransport
+
+
+def _models(exchange: Exchange) -> set[str]:
+    body = b"".join(payload for _, payload in exchange.pieces())
+    try:
+        return {str(model.get("owned_by")) for model in json.loads(body)["data"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _status(exchange: Exchange) -> int:
+    """Return the HTTP status, from the raw bytes while the framing is still on."""
+    if exchange.status:
+        return exchange.status
+    first = exchange.reads[0][9:12] if exchange.reads else b""
+    return int(first) if first.isdigit() else 0
+
+
+def _retry_after(exchange: Exchange) -> float | None:
+    value = exchange.headers.get("retry-after", "")
+    return float(value) if value.replace(".", "", 1).isdigit() else None
+
+
+def _runner() -> asyncio.Runner:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def _raise_file_limit() -> None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _lines(descriptor: int):
+    """Yield lines without Python's buffering, whose lock a thread would hold at exit."""
+    rest = b""
+    while data := os.read(descriptor, 1 << 16):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+
+
+async def _main(spec: dict, commands, out: _Output) -> None:
+    generator = Generator(spec, out)
+    await generator.prepare()
+    out(_line({"type": "ready", "error": generator.unreachable}))
+    loop, go = asyncio.get_running_loop(), asyncio.Event()
+
+    def listen() -> None:
+        for command in commands:
+            if command == b"go":
+                loop.call_soon_threadsafe(go.set)
+            elif command == b"stop":
+                break
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(stop)
+
+    def stop() -> None:
+        generator.ended = generator.ended or "interrupted"
+        if go.is_set():
+            generator.stop()
+        go.set()
+
+    if "start_at" in spec:  # among machines: a time of day, the standard input is not followed
+        begin = clock() + spec["start_at"] - time()
+    else:
+        threading.Thread(target=listen, daemon=True).start()
+        await go.wait()
+        begin = clock() + 0.02
+    await generator.play(begin)
+
+
+def main() -> None:
+    """Play the spec on standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, by `stop` or its end
+    _raise_file_limit()
+    commands, out = _lines(0), _Output(1)
+    spec = json.loads(next(commands))
+    with _runner() as runner:
+        runner.run(_main(spec, commands, out))
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

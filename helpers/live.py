@@ -1,0 +1,56 @@
+"""The line of progress under a cell while a run goes on."""
+
+import re
+import time
+
+from tqdm import tqdm
+
+_OUTPUT = re.compile(rb'"output_tokens":(\d+)')
+_FAILED = re.compile(rb'"cause":"(?!")')
+
+
+class Progress:
+    """Counts finished requests as their lines go by and shows them at most five times a second.
+
+    Args:
+        label: name of the run.
+        requests: how many there will be, if known.
+        duration_s: how long it takes, if known.
+        shown: whether to show anything.
+    """
+
+    def __init__(
+        self, label: str, requests: int | None, duration_s: float | None, *, shown: bool
+    ) -> None:
+        self.done = self.failed = self.tokens = 0
+        self.requests, self.duration_s = requests, duration_s
+        self.began = self.last = time.monotonic()
+        unit, total = ("req", requests) if requests else ("s", round(duration_s, 1))
+        # Plain text, not a widget: what a notebook saves must render anywhere.
+        self.bar = tqdm(
+            total=total, unit=unit, desc=label, disable=not shown, leave=False, ncols=100
+        )
+
+    def count(self, line: bytes) -> None:
+        """Take note of a record."""
+        self.done += 1
+        self.failed += bool(_FAILED.search(line))
+        found = _OUTPUT.search(line)
+        self.tokens += int(found[1]) if found else 0
+
+    def show(self) -> None:
+        """Update the line, if it is time."""
+        now = time.monotonic()
+        if now - self.last < 0.2:
+            return
+        self.last = now
+        elapsed = now - self.began
+        value = self.done if self.requests else min(elapsed, self.duration_s)
+        failed = f", {self.failed} failed" if self.failed else ""
+        self.bar.set_postfix_str(f"{self.tokens / elapsed:.0f} tokens/s{failed}", refresh=False)
+        self.bar.n = round(value, 1)
+        self.bar.refresh()
+
+    def close(self) -> None:
+        """Take the line away."""
+        self.bar.close()

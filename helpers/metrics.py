@@ -1,0 +1,133 @@
+"""The server's own view: the Prometheus text of vLLM and of llama.cpp, read into one form."""
+
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+# What each server calls it; the first name that is there is taken.
+_NAMES = {
+    "running": ("vllm:num_requests_running", "llamacpp:requests_processing"),
+    "waiting": ("vllm:num_requests_waiting", "llamacpp:requests_deferred"),
+    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "llamacpp:kv_cache_usage_ratio"),
+    "prompt_tokens_total": ("vllm:prompt_tokens_total", "llamacpp:prompt_tokens_total"),
+    "output_tokens_total": ("vllm:generation_tokens_total", "llamacpp:tokens_predicted_total"),
+    "prefix_cache_hits": ("vllm:prefix_cache_hits_total",),
+    "prefix_cache_queries": ("vllm:prefix_cache_queries_total",),
+    "ttft_s_sum": ("vllm:time_to_first_token_seconds_sum",),
+    "ttft_count": ("vllm:time_to_first_token_seconds_count",),
+    "itl_s_sum": (
+        "vllm:inter_token_latency_seconds_sum",
+        "vllm:time_per_output_token_seconds_sum",
+        "llamacpp:tokens_predicted_seconds_total",
+    ),
+    "itl_count": (
+        "vllm:inter_token_latency_seconds_count",
+        "vllm:time_per_output_token_seconds_count",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerMetrics:
+    """One reading of ``/metrics``; ``None`` where the server does not say.
+
+    Args:
+        running: requests being generated now.
+        waiting: requests in the queue now.
+        kv_cache_usage: part of the KV cache in use, 0 to 1.
+        prompt_tokens_total: prompt tokens read since the server started.
+        output_tokens_total: tokens generated since the server started.
+        prefix_cache_hits: prompt tokens found in the prefix cache, of ``prefix_cache_queries``.
+        prefix_cache_queries: see there.
+        ttft_s_sum: the server's histogram of TTFT: sum of seconds over ``ttft_count`` requests.
+        ttft_count: see there.
+        itl_s_sum: likewise of the gaps between tokens (llama.cpp: seconds spent generating).
+        itl_count: see there.
+    """
+
+    running: float | None = None
+    waiting: float | None = None
+    kv_cache_usage: float | None = None
+    prompt_tokens_total: float | None = None
+    output_tokens_total: float | None = None
+    prefix_cache_hits: float | None = None
+    prefix_cache_queries: float | None = None
+    ttft_s_sum: float | None = None
+    ttft_count: float | None = None
+    itl_s_sum: float | None = None
+    itl_count: float | None = None
+
+
+def parse(text: str) -> ServerMetrics:
+    """Read Prometheus text; values of several engines or models on one server are added up.
+
+    >>> parse("llamacpp:requests_processing 3\\n").running
+    3.0
+    """
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    values = {
+        field: next((found[name] for name in names if name in found), None)
+        for field, names in _NAMES.items()
+    }
+    return ServerMetrics(**values)
+
+
+def fetch(origin: str, *, api_key: str = "none", timeout_s: float = 5.0) -> ServerMetrics | None:
+    """Read ``/metrics`` under ``origin``; ``None`` when the server has none."""
+    headers = {"Authorization": f"Bearer {api_key}"}
+    request = urllib.request.Request(f"{origin}/metrics", headers=headers)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
+            return parse(answer.read().decode())
+    except (OSError, ValueError, urllib.error.HTTPError):
+        return None
+
+
+class Sampler:
+    """Reads ``/metrics`` every ``every_s`` seconds in a thread and hands each reading on.
+
+    Args:
+        origin: root of the server.
+        api_key: bearer token.
+        every_s: time between readings.
+        save: called with a dict, the reading with its time ``t_s``.
+    """
+
+    def __init__(self, origin: str, api_key: str, every_s: float, save) -> None:
+        self.origin, self.api_key, self.every_s, self.save = origin, api_key, every_s, save
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def start(self) -> None:
+        """Take the reading before the run; further ones follow. Time 0 is its end."""
+        self.began = time.perf_counter()
+        if self._sample():
+            self.thread.start()
+        self.began = time.perf_counter()
+
+    def stop(self) -> None:
+        """Take the reading after the run."""
+        self.over.set()
+        if self.thread.ident:
+            self.thread.join()
+            self._sample()
+
+    def _follow(self) -> None:
+        while not self.over.wait(self.every_s):
+            self._sample()
+
+    def _sample(self) -> bool:
+        at = time.perf_counter()
+        reading = fetch(self.origin, api_key=self.api_key)
+        if reading is not None:
+            at = (at + time.perf_counter()) / 2
+            values = {name: value for name, value in asdict(reading).items() if value is not None}
+            self.save({"t_s": round(at - self.began, 3), **values})
+        return reading is not None

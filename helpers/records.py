@@ -1,0 +1,225 @@
+"""One record a request, and a run as a file of them.
+
+Times are seconds from the start of the run, on the client's monotonic clock.
+
+* **TTFT**, time to first token: from ``origin_s`` to the first piece of text.
+* **ITL**, inter-token latency: each gap between two pieces of text of one answer.
+* **TPOT**, time per output token: from the first to the last piece of text, over one less than
+  the number of output tokens the server counted.
+* **End to end**: from ``origin_s`` to the last byte of the answer.
+
+``origin_s`` is the scheduled time in an open loop, so that neither a slow client nor a slow server
+can hide waiting (coordinated omission); in a closed loop it is when the user asked.
+"""
+
+import json
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helpers.errors import CourseError
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One request.
+
+    Args:
+        index: number of its conversation.
+        user: number of its user in a closed loop, else -1.
+        turn: position in its conversation.
+        scheduled_s: when the schedule wanted it sent; ``None`` in a closed loop.
+        sent_s: when its bytes were handed to the kernel.
+        connect_s: time spent before that on opening a connection; 0 on a kept-alive one.
+        end_s: last byte of the answer, or when it failed.
+        token_us: arrival of each piece of text, microseconds after ``sent_s``.
+        prompt_tokens: the server's count, ``cached_tokens`` of them from its prefix cache.
+        cached_tokens: see there.
+        output_tokens: the server's count (without one: the pieces of text).
+        status: HTTP status, 0 when there was no answer.
+        finish: finish reason, e.g. ``length``.
+        cause: empty for a success, else ``timeout``, ``http 429``, ``refused``, ``reset``,
+            ``closed early``, ``malformed``, ``server error``, ``unreachable`` or ``interrupted``.
+        error: the cause in full.
+        retry_after_s: what the server asked to wait, from its ``Retry-After``.
+        reconnects: 1 when a stale kept-alive connection was replaced.
+    """
+
+    index: int
+    user: int = -1
+    turn: int = 0
+    scheduled_s: float | None = None
+    sent_s: float
+    connect_s: float = 0.0
+    end_s: float
+    token_us: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    status: int = 0
+    finish: str = ""
+    cause: str = ""
+    error: str = ""
+    retry_after_s: float | None = None
+    reconnects: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """The answer arrived whole."""
+        return not self.cause
+
+    @property
+    def origin_s(self) -> float:
+        """Where latencies count from; see the module."""
+        return self.sent_s - self.connect_s if self.scheduled_s is None else self.scheduled_s
+
+    @property
+    def lag_s(self) -> float:
+        """How late the client sent it (0 without a schedule)."""
+        return 0.0 if self.scheduled_s is None else self.sent_s - self.scheduled_s
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to first token."""
+        if not self.token_us:
+            return None
+        return self.sent_s + self.token_us[0] / 1e6 - self.origin_s
+
+    @property
+    def itl_s(self) -> list[float]:
+        """Gaps between the pieces of text."""
+        return [(b - a) / 1e6 for a, b in pairwise(self.token_us)]
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first."""
+        if self.output_tokens < 2 or len(self.token_us) < 2:
+            return None
+        return (self.token_us[-1] - self.token_us[0]) / 1e6 / (self.output_tokens - 1)
+
+    @property
+    def e2e_s(self) -> float:
+        """End-to-end latency."""
+        return self.end_s - self.origin_s
+
+
+_FIELDS = {item.name for item in fields(Record)}
+
+
+@dataclass
+class Run:
+    """A finished (or interrupted) run: its settings, a record a request, the server's view.
+
+    Args:
+        header: settings, versions, machine, endpoint, time of day.
+        records: one a request, in order of sending.
+        samples: the server's ``/metrics`` during the run, each with its time ``t_s``.
+        ends: what each load-generating process reported about itself at its end.
+        path: the file.
+    """
+
+    header: dict
+    records: list[Record]
+    samples: list[dict] = field(default_factory=list)
+    ends: list[dict] = field(default_factory=list)
+    path: Path | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Run":
+        """Read a run's file, also one cut short by a killed process.
+
+        Raises:
+            CourseError: the file is missing or is no run.
+        """
+        path = Path(path)
+        run = cls({}, [], path=path)
+        try:
+            lines = path.read_text().split("\n")
+        except OSError as error:
+            raise CourseError(f"{path} cannot be read: {error.strerror}") from None
+        for number, line in enumerate(lines):
+            try:
+                run._add(json.loads(line) if line else {})
+            except ValueError:
+                if number < len(lines) - 1:  # only the last line may be cut
+                    hint = "the file was changed by hand or by two runs at once"
+                    raise CourseError(f"{path}, line {number + 1} is damaged", hint) from None
+        if not run.header:
+            raise CourseError(f"{path} is not a run", "give a file that load.run wrote")
+        run.records.sort(key=lambda record: record.sent_s)
+        return run
+
+    def _add(self, entry: dict) -> None:
+        kind = entry.pop("type", None)
+        if kind == "request":
+            entry["token_us"] = tuple(entry.get("token_us", ()))
+            self.records.append(Record(**{key: entry[key] for key in entry.keys() & _FIELDS}))
+        elif kind == "server":
+            self.samples.append(entry)
+        elif kind == "end":
+            self.ends.append(entry)
+        elif kind == "run":
+            self.header = entry
+
+    def save(self, path: str | Path) -> Path:
+        """Write the run to ``path`` in the form that ``load`` reads."""
+        path = Path(path)
+        entries = [{"type": "run", **self.header}]
+        entries += [{"type": "request", **_plain(record)} for record in self.records]
+        entries += [{"type": "server", **sample} for sample in self.samples]
+        entries += [{"type": "end", **end} for end in self.ends]
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        return path
+
+    @property
+    def title(self) -> str:
+        """What was measured on what."""
+        return self.header["endpoint"]["title"]
+
+    @property
+    def label(self) -> str:
+        """The run's name, by default its arrivals in words."""
+        return self.header["label"]
+
+    @property
+    def users(self) -> int | None:
+        """Users of a closed loop, ``None`` for an open one."""
+        return self.header["arrivals"].get("users")
+
+    @property
+    def interrupted(self) -> bool:
+        """The run did not end by itself."""
+        ended = [end["ended"] for end in self.ends]
+        return len(ended) < self.header.get("processes", 1) or "interrupted" in ended
+
+    @cached_property
+    def ok(self) -> list[Record]:
+        """Records of the answers that arrived whole."""
+        return [record for record in self.records if record.ok]
+
+    def frame(self) -> "pandas.DataFrame":
+        """One row a request, one column a field or measure, units in the names."""
+        import pandas  # the generator itself runs without it on a rented machine
+
+        names = [name for name in Record.__slots__ if name != "token_us"]
+        names[6:6] = ["origin_s", "lag_s", "ttft_s", "tpot_s", "e2e_s"]
+        rows = [[getattr(record, name) for name in names] for record in self.records]
+        return pandas.DataFrame(rows, columns=names)
+
+    def __repr__(self) -> str:
+        failed = len(self.records) - len(self.ok)
+        tokens = sum(record.output_tokens for record in self.records)
+        cut = ", interrupted" if self.interrupted else ""
+        return (
+            f"Run({self.label}: {len(self.records)} requests, {failed} failed, "
+            f"{tokens} output tokens{cut})"
+        )
+
+
+def _plain(record: Record) -> dict:
+    return {name: getattr(record, name) for name in Record.__slots__}

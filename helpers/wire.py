@@ -1,0 +1,394 @@
+"""The lean transport: HTTP/1.1 over plain TCP with one clock read for each read of the socket.
+
+What a streamed token costs the client decides how true its times are. Here a read is stamped and
+put on a list, and nothing else happens until the request is over: framing, server-sent events and
+JSON are read afterwards (``helpers.stream``). TLS and proxies go through ``helpers.general``.
+"""
+
+import asyncio
+import re
+import socket
+from time import perf_counter as clock
+from urllib.parse import urlsplit
+
+_CHUNKED_HEAD = re.compile(  # a complete 200 head that announces a chunked body
+    rb"HTTP/1\.1 200[^\r\n]*\r\n(?:[^\r\n]+\r\n)*?(?i:transfer-encoding):[ \t]*(?i:chunked)\r\n"
+    rb"(?:[^\r\n]+\r\n)*\r\n"
+)
+_STREAM_END = b"data: [DONE]\n\n\r\n0\r\n\r\n"  # how every OpenAI stream ends, with its framing
+
+
+class ProtocolError(Exception):
+    """The bytes that came back are not HTTP/1.1."""
+
+
+class Exchange:
+    """One request on the wire: when it was sent, and each read of the answer with its time.
+
+    Times are seconds on ``time.perf_counter``. ``cause`` is empty for a complete answer, otherwise
+    one of ``refused, reset, closed early, timeout, malformed, interrupted``.
+    """
+
+    __slots__ = (
+        "cause", "connect_s", "end", "error", "framed", "headers", "reads", "reconnects", "sent",
+        "status", "times",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.sent = self.end = self.connect_s = 0.0
+        self.reads: list[bytes] = []
+        self.times: list[float] = []
+        self.status, self.headers, self.framed = 0, {}, True
+        self.cause = self.error = ""
+        self.reconnects = 0
+
+    def fail(self, cause: str, error: str = "") -> None:
+        """Close the exchange as failed, keeping what was read."""
+        self.cause, self.error, self.end = cause, error or cause, clock()
+
+    def pieces(self):
+        """Yield ``(time, payload)`` of each read, the framing taken off; sets status and headers.
+
+        Raises:
+            ProtocolError: the bytes are not HTTP/1.1.
+        """
+        if not self.framed:
+            yield from zip(self.times, self.reads, strict=True)
+            return
+        response = Response()
+        for time, data in zip(self.times, self.reads, strict=True):
+            payload = response.feed(data)
+            self.status, self.headers = response.status, response.headers
+            if payload:
+                yield time, payload
+
+
+class Response:
+    """An incremental HTTP/1.1 response reader: ``feed`` bytes as they come, get payload back."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.done = False
+        self.keep_alive = True
+        self.rest = b""  # not decoded yet; once done, bytes that do not belong to this response
+        self._left: int | None = None  # bytes of body or chunk still to come, None: until close
+        self._read = self._head
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the payload that ``data`` completes.
+
+        Raises:
+            ProtocolError: the bytes are not HTTP/1.1.
+        """
+        self.rest = self.rest + data if self.rest else data
+        out: list[bytes] = []
+        while self.rest and not self.done and self._read(out):
+            pass
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def eof(self) -> bool:
+        """Tell that the connection closed; true when that is how this response rightly ends."""
+        complete = self.done or (self._read == self._until_close)
+        self.done, self.keep_alive = complete, False
+        return complete
+
+    def _head(self, out: list[bytes]) -> bool:
+        head, found, rest = self.rest.partition(b"\r\n\r\n")
+        if not found:
+            if len(head) > 65536 or not b"HTTP/1.".startswith(head[:7]):
+                raise ProtocolError(f"not an HTTP/1.1 answer: {head[:40]!r}")
+            return False
+        self.rest = rest
+        status, *lines = head.split(b"\r\n")
+        version, _, code = status.partition(b" ")
+        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not code[:3].isdigit():
+            raise ProtocolError(f"not an HTTP/1.1 answer: {status[:40]!r}")
+        self.status = int(code[:3])
+        fields = (line.decode("latin-1").partition(":") for line in lines)
+        self.headers = {name.strip().lower(): value.strip() for name, _, value in fields}
+        if 100 <= self.status < 200:
+            return True  # an interim answer, the real one follows
+        connection = self.headers.get("connection", "").lower()
+        self.keep_alive = "close" not in connection and (
+            version == b"HTTP/1.1" or "keep-alive" in connection
+        )
+        if self.status in (204, 304):
+            self.done = True
+        elif "chunked" in self.headers.get("transfer-encoding", "").lower():
+            self._read = self._chunks
+        elif (length := self.headers.get("content-length")) is not None:
+            if not length.isdigit():
+                raise ProtocolError(f"content-length {length!r}")
+            self._left, self._read = int(length), self._counted
+            self.done = self._left == 0
+        else:
+            self._read, self.keep_alive = self._until_close, False
+        return True
+
+    def _counted(self, out: list[bytes]) -> bool:
+        out.append(self.rest[: self._left])
+        self._left -= len(out[-1])
+        self.rest = self.rest[len(out[-1]) :]
+        self.done = self._left == 0
+        return False
+
+    def _until_close(self, out: list[bytes]) -> bool:
+        out.append(self.rest)
+        self.rest = b""
+        return False
+
+    def _chunks(self, out: list[bytes]) -> bool:
+        """Take as many chunks as are there; a chunk cut by the read is handed out in parts."""
+        data, end, at = self.rest, len(self.rest), 0
+        left = self._left or 0  # of the open chunk, its closing line break included
+        while True:
+            if left:
+                if left > 2:
+                    out.append(data[at : at + left - 2])
+                if at + left > end:
+                    # Count what was taken; the closing line break is checked when it comes.
+                    taken = min(end - at, left - 2) if left > 2 else 0
+                    self._left, self.rest = left - taken, data[at + taken :]
+                    if self._left <= 2 and not b"\r\n".startswith(self.rest):
+                        raise ProtocolError("a chunk does not end where it says")
+                    return False
+                if data[at + left - 2 : at + left] != b"\r\n":
+                    raise ProtocolError("a chunk does not end where it says")
+                at += left
+            line = data.find(b"\r\n", at)
+            if line < 0:
+                if end - at > 4096:
+                    raise ProtocolError("a chunk without a size")
+                self._left, self.rest = 0, data[at:]
+                return False
+            size = data[at:line].partition(b";")[0].strip()
+            try:
+                left = int(size, 16)
+            except ValueError:
+                raise ProtocolError(f"chunk size {size[:20]!r}") from None
+            if left == 0:
+                self.rest, self._left, self._read = data[line + 2 :], 0, self._trailers
+                return True
+            at, left = line + 2, left + 2
+
+    def _trailers(self, out: list[bytes]) -> bool:
+        line, found, rest = self.rest.partition(b"\r\n")
+        if found:
+            self.rest, self.done = rest, not line
+        return bool(found)
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection, one request at a time."""
+
+    def __init__(self) -> None:
+        self.exchange: Exchange | None = None
+        self.alive = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.transport, self.alive = transport, True
+
+    def send(self, payload: bytes, exchange: Exchange, timeout_s: float) -> asyncio.Future:
+        """Write the request now, in this very call, so that ``sent`` is when its bytes left."""
+        loop = asyncio.get_running_loop()
+        self.exchange, self.streaming, self.checked = exchange, False, 0
+        self.response: Response | None = None
+        self.waiter = loop.create_future()
+        self.timer = loop.call_later(timeout_s, self._fail, "timeout", f"no end in {timeout_s:g} s")
+        exchange.sent = clock()
+        try:
+            sent = self.sock.send(payload)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._fail("reset", str(error))
+            return self.waiter
+        if sent < len(payload):
+            self.transport.write(payload[sent:])
+        return self.waiter
+
+    def data_received(self, data: bytes) -> None:
+        now, exchange = clock(), self.exchange
+        if exchange is None:  # an answer nobody asked for
+            self.transport.abort()
+            return
+        exchange.times.append(now)
+        exchange.reads.append(data)
+        # Within a chunked stream only a read that ends in an empty line can be its last.
+        if not self.streaming or data.endswith(b"\r\n\r\n") or len(data) < 4:
+            self._check(data)
+
+    def _check(self, data: bytes) -> None:
+        exchange = self.exchange
+        if not self.streaming and len(exchange.reads) == 1:
+            self.streaming = bool(_CHUNKED_HEAD.match(data))
+            if self.streaming and not data.endswith(b"\r\n\r\n"):
+                return
+        tail = data if len(data) >= len(_STREAM_END) else b"".join(exchange.reads[-3:])
+        if self.streaming and self.response is None and tail.endswith(_STREAM_END):
+            self._finish(keep=True)
+            return
+        self.response = self.response or Response()
+        try:
+            for read in exchange.reads[self.checked :]:
+                self.response.feed(read)
+        except ProtocolError as error:
+            self._fail("malformed", str(error))
+            return
+        self.checked = len(exchange.reads)
+        if self.response.done:
+            self._finish(keep=self.response.keep_alive and not self.response.rest)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.alive = False
+        if self.exchange is None:
+            return
+        response = Response()
+        try:
+            for read in self.exchange.reads:
+                response.feed(read)
+        except ProtocolError as problem:
+            self._fail("malformed", str(problem))
+            return
+        if error is None and response.eof():
+            self._finish(keep=False)
+        elif error is None:
+            self._fail("closed early", "the server closed the connection before the answer's end")
+        else:
+            self._fail("reset", str(error))
+
+    def _finish(self, keep: bool) -> None:
+        exchange, self.exchange = self.exchange, None
+        exchange.end = exchange.times[-1] if exchange.times else clock()
+        self.timer.cancel()
+        if not keep:
+            self.close()
+        if not self.waiter.done():
+            self.waiter.set_result(None)
+
+    def _fail(self, cause: str, error: str) -> None:
+        if self.exchange is not None:
+            self.exchange.fail(cause, error)
+            self.exchange = None
+            self.timer.cancel()
+            self.close()
+            if not self.waiter.done():
+                self.waiter.set_result(None)
+
+    def close(self) -> None:
+        self.alive = False
+        self.transport.abort()
+
+
+class PlainTransport:
+    """Requests to one ``http://`` server over kept-alive connections.
+
+    Args:
+        base_url: root of the API, e.g. ``http://127.0.0.1:8000/v1``.
+        headers: sent with each request.
+        timeout_s: from sending a request to the end of its answer.
+    """
+
+    def __init__(self, base_url: str, headers: dict[str, str], timeout_s: float) -> None:
+        url = urlsplit(base_url)
+        self.host, self.port = url.hostname, url.port or 80
+        self.root = url.path.rstrip("/")
+        self.timeout_s = timeout_s
+        fields = {"Host": url.netloc.rpartition("@")[2], "Accept": "*/*", **headers}
+        self.fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self.idle: list[_Connection] = []
+        self.addresses: list = []
+
+    def prepare(self, path: str, body: bytes | None = None) -> bytes:
+        """Return the whole request as bytes, so that nothing is left to build when it is due."""
+        method, more = ("GET", "") if body is None else ("POST", _json_fields(body))
+        head = f"{method} {self.root}{path} HTTP/1.1\r\n{self.fields}{more}\r\n"
+        return head.encode("latin-1") + (body or b"")
+
+    async def warm(self, connections: int) -> None:
+        """Open connections ahead of the first requests, a few at a time."""
+        for start in range(0, connections, 64):
+            count = min(64, connections - start)
+            made = await asyncio.gather(*(self._connect() for _ in range(count)))
+            self.idle.extend(made)
+
+    async def fetch(self, request: bytes) -> Exchange:
+        """Send a prepared request and return the whole exchange; failures are in it, not raised.
+
+        A kept-alive connection that turns out to be closed before a byte of the answer came is
+        replaced once by a fresh one (the race every keep-alive client has; RFC 9112, 9.3.1).
+        """
+        exchange = Exchange()
+        while True:
+            while self.idle and not self.idle[-1].alive:
+                self.idle.pop()
+            reused = bool(self.idle)
+            if reused:
+                connection = self.idle.pop()
+            else:
+                begin = exchange.sent = clock()
+                try:
+                    connection = await asyncio.wait_for(self._connect(), self.timeout_s)
+                except TimeoutError:
+                    exchange.fail("timeout", "no connection in time")
+                    return exchange
+                except OSError as error:
+                    refused = isinstance(error, ConnectionRefusedError)
+                    exchange.fail("refused" if refused else "unreachable", str(error))
+                    return exchange
+                exchange.connect_s = clock() - begin
+            waiter = connection.send(request, exchange, self.timeout_s)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                connection._fail("interrupted", "the run was stopped")
+                raise Interrupted(exchange) from None
+            if connection.alive:
+                self.idle.append(connection)
+            stale = exchange.cause in ("reset", "closed early") and not exchange.reads
+            if not (reused and stale and not exchange.reconnects):
+                return exchange
+            exchange.reconnects, exchange.cause, exchange.error = 1, "", ""
+            self.idle.clear()
+
+    async def close(self) -> None:
+        """Close the idle connections."""
+        for connection in self.idle:
+            connection.close()
+        self.idle.clear()
+
+    async def _connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        if not self.addresses:
+            self.addresses = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for family, kind, proto, _, address in self.addresses:
+            # A socket of our own, so that `send` can write to it directly (see there).
+            sock = socket.socket(family, kind, proto)
+            sock.setblocking(False)
+            try:
+                await loop.sock_connect(sock, address)
+            except OSError as error:
+                sock.close()
+                failure = error
+                continue
+            except BaseException:
+                sock.close()
+                raise
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _, connection = await loop.create_connection(_Connection, sock=sock)
+            connection.sock = sock
+            return connection
+        raise failure
+
+
+class Interrupted(asyncio.CancelledError):
+    """A cancelled request; ``exchange`` holds what was read until then."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__()
+        self.exchange = exchange
+
+
+def _json_fields(body: bytes) -> str:
+    return f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"

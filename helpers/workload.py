@@ -1,0 +1,214 @@
+"""What is asked: synthetic prompts, a file of prompts or chats, conversations, tool calls."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.errors import CourseError
+
+# Everyday words: one token each, with the space before, in the usual vocabularies.
+_WORDS = """
+time year people way day man thing woman life child world school state family student group
+country problem hand part place case week company system program question work government number
+night point home water room mother area money story fact month lot right study book eye job word
+business issue side kind head house service friend father power hour game line end member law car
+city community name president team minute idea body information back parent face others level
+office door health person art war history party result change morning reason research girl guy
+moment air teacher force education
+""".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """A number of tokens drawn from a normal distribution, cut to a range.
+
+    Args:
+        mean: in tokens, before cutting.
+        stdev: in tokens; 0 gives the mean each time.
+        min: smallest length.
+        max: largest length; ``None`` is no limit.
+    """
+
+    mean: float
+    stdev: float = 0.0
+    min: int = 1
+    max: int | None = None
+
+    def draw(self, chance: random.Random) -> int:
+        """Return one length."""
+        length = max(self.min, round(chance.gauss(self.mean, self.stdev)))
+        return length if self.max is None else min(length, self.max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """What one customer says: messages before the first turn, then each turn and its answer's cap.
+
+    ``turns`` holds ``(message, max_tokens)``; a message is an OpenAI chat message.
+    """
+
+    opening: list[dict]
+    turns: list[tuple[dict, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """Random prompts of given lengths, the same ones for the same seed.
+
+    Args:
+        input_tokens: of each prompt, a number or ``Lengths``. The server's chat template adds
+            its own; the records hold the server's count.
+        output_tokens: of each answer, likewise.
+        turns: requests in a conversation; each carries the history of the ones before.
+        shared_prefix_tokens: length of a system message that all conversations share, so that a
+            server with prefix caching can show it.
+        tools: OpenAI tool definitions sent with each request.
+        ignore_eos: ask for exactly ``output_tokens`` where the server knows how (vLLM, llama.cpp,
+            SGLang).
+        temperature: of sampling; 0 is greedy.
+        seed: of lengths and words.
+
+    >>> work = Synthetic(input_tokens=4, output_tokens=16)
+    >>> work.conversation(0) == work.conversation(0) != work.conversation(1)
+    True
+    """
+
+    input_tokens: int | Lengths = 128
+    output_tokens: int | Lengths = 64
+    turns: int = 1
+    shared_prefix_tokens: int = 0
+    tools: tuple[dict, ...] = ()
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, dict):  # from a spec
+                object.__setattr__(self, name, Lengths(**value))
+            elif isinstance(value, int) and value < 1:
+                raise CourseError(f"{name} is {value}", f"{name} must be 1 or more")
+
+    def __str__(self) -> str:
+        turns = f", {self.turns} turns" if self.turns > 1 else ""
+        return f"{_length(self.input_tokens)} in, {_length(self.output_tokens)} out{turns}"
+
+    def conversation(self, index: int) -> Conversation:
+        """Return conversation number ``index``."""
+        chance = random.Random(f"{self.seed}/{index}")  # noqa: S311
+        opening = []
+        if self.shared_prefix_tokens:
+            shared = random.Random(self.seed)  # noqa: S311
+            opening = [_message("system", _text(shared, self.shared_prefix_tokens))]
+        turns = []
+        for _ in range(self.turns):
+            text = _text(chance, _draw(self.input_tokens, chance))
+            turns.append((_message("user", text), _draw(self.output_tokens, chance)))
+        return Conversation(opening=opening, turns=turns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Given prompts or chats, taken in order and from the start again.
+
+    Args:
+        items: each a string (a prompt) or a list of chat messages; the user's messages become
+            the turns, earlier answers are the server's own.
+        output_tokens: cap of each answer; with ``ignore_eos`` its exact length.
+        tools: OpenAI tool definitions sent with each request.
+        ignore_eos: ask for exactly ``output_tokens``, where the server knows how.
+        temperature: of sampling; 0 is greedy.
+    """
+
+    items: tuple
+    output_tokens: int = 256
+    tools: tuple[dict, ...] = ()
+    ignore_eos: bool = False
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "items", tuple(self.items))
+        if not self.items:
+            raise CourseError("there are no prompts", "give at least one")
+
+    def __str__(self) -> str:
+        return f"{len(self.items)} prompts, up to {self.output_tokens} out"
+
+    @classmethod
+    def read(cls, path: str | Path, **options) -> "Prompts":
+        """Read a JSONL file whose lines have ``prompt`` or ``messages``; options as for the class.
+
+        Raises:
+            CourseError: a line has neither.
+        """
+        items = []
+        for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+            try:
+                item = json.loads(line)
+                items.append(item.get("messages") or item["prompt"])
+            except (AttributeError, KeyError, ValueError):
+                hint = 'write {"prompt": "..."} or {"messages": [...]} on each line'
+                raise CourseError(f"{path}, line {number} is no prompt", hint) from None
+        return cls(items=tuple(items), **options)
+
+    def conversation(self, index: int) -> Conversation:
+        """Return conversation number ``index``."""
+        item = self.items[index % len(self.items)]
+        messages = [_message("user", item)] if isinstance(item, str) else item
+        opening = [message for message in messages if message["role"] in ("system", "developer")]
+        turns = [message for message in messages if message["role"] == "user"]
+        return Conversation(opening=opening, turns=[(turn, self.output_tokens) for turn in turns])
+
+
+Workload = Synthetic | Prompts
+
+
+def from_spec(spec: dict) -> Workload:
+    """Return the workload that ``arrivals.to_spec`` wrote down."""
+    values = dict(spec)
+    return {"Synthetic": Synthetic, "Prompts": Prompts}[values.pop("kind")](**values)
+
+
+def body(work: Workload, model: str, messages: list[dict], max_tokens: int, exact: bool) -> bytes:
+    """Return the body of a streaming chat completion.
+
+    Args:
+        work: whose sampling options and tools are sent.
+        model: id as the server names it.
+        messages: the chat so far.
+        max_tokens: cap of the answer.
+        exact: the server knows ``ignore_eos``.
+    """
+    fields = {
+        "model": model,
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "temperature": work.temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if work.tools:
+        fields["tools"] = work.tools
+    if work.ignore_eos and exact:
+        fields["ignore_eos"] = True
+    return json.dumps(fields).encode()
+
+
+def _message(role: str, content: str) -> dict:
+    return {"role": role, "content": content}
+
+
+def _text(chance: random.Random, words: int) -> str:
+    return " ".join(chance.choices(_WORDS, k=words))
+
+
+def _draw(length: int | Lengths, chance: random.Random) -> int:
+    return length.draw(chance) if isinstance(length, Lengths) else length
+
+
+def _length(length: int | Lengths) -> str:
+    if isinstance(length, int):
+        return str(length)
+    return f"{length.mean:g}±{length.stdev:g}"

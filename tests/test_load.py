@@ -1,0 +1,236 @@
+"""The load generator against the rehearsal's real engine and against the paced server."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers import load, metrics
+from helpers.endpoint import Endpoint
+from helpers.errors import CourseError
+from helpers.records import Run
+
+QUIET = {"progress": False, "server_every_s": None}
+SMALL = load.Synthetic(input_tokens=8, output_tokens=4)
+
+
+@pytest.fixture
+def paced():
+    """Start the paced server with given options; yields a function that returns its Endpoint."""
+    started = []
+
+    def start(*options: str) -> Endpoint:
+        program = Path(__file__).parent / "benchmarks" / "paced_server.py"
+        pipe = subprocess.PIPE
+        server = subprocess.Popen([sys.executable, program, *options], stdin=pipe, stdout=pipe)
+        started.append(server)
+        return Endpoint(base_url=f"http://127.0.0.1:{int(server.stdout.readline())}/v1", model="m")
+
+    yield start
+    for server in started:
+        server.stdin.close()
+        server.wait(10)
+
+
+async def test_output_tokens_equal_the_engines_own_counter(endpoint, tmp_path):
+    """The records' sum is the engine's delta, to the token: nothing is missed or invented."""
+    before = metrics.fetch(endpoint.origin, api_key=endpoint.api_key).output_tokens_total
+    work = load.Synthetic(input_tokens=16, output_tokens=12)
+    runs = await load.sweep(endpoint, work, users=(1, 8), folder=tmp_path, progress=False)
+    after = metrics.fetch(endpoint.origin, api_key=endpoint.api_key).output_tokens_total
+    counted = sum(record.output_tokens for run in runs for record in run.records)
+    assert counted == after - before
+    assert all(record.output_tokens == 12 and record.ok for run in runs for record in run.records)
+    samples = runs[-1].samples
+    assert samples[-1]["output_tokens_total"] - samples[0]["output_tokens_total"] == 32 * 12
+
+
+async def test_a_run_reads_back_as_it_was(paced, tmp_path):
+    """A saved run gives the same records, and its file holds no key."""
+    endpoint = Endpoint(**{**vars(paced("--ttft", "0.01", "--itl", "0.001")), "api_key": "s3cret"})
+    run = await load.run(
+        endpoint, SMALL, load.ClosedLoop(users=2), requests=6, path=tmp_path / "a.jsonl", **QUIET
+    )
+    again = Run.load(run.save(tmp_path / "b.jsonl"))
+    assert again.records == run.records == Run.load(run.path).records
+    assert again.header == run.header and again.ends == run.ends
+    assert "s3cret" not in run.path.read_text() and "s3cret" not in repr(run)
+    assert len(run.frame()) == 6 and run.frame()["output_tokens"].sum() == 24
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "expected"),
+    [
+        (load.Interval(every_s=0.05), [0.0, 0.05, 0.1, 0.15]),
+        (load.Replay(times_s=(0.0, 0.02, 0.2, 0.21), speed=2), [0.0, 0.01, 0.1, 0.105]),
+    ],
+    ids=str,
+)
+async def test_open_loop_keeps_its_schedule(paced, tmp_path, arrivals, expected):
+    """Requests leave when scheduled though answers take longer, and latency counts from there."""
+    endpoint = paced("--ttft", "0.3", "--itl", "0.001")
+    run = await load.run(
+        endpoint, SMALL, arrivals, requests=4, path=tmp_path / "run.jsonl", **QUIET
+    )
+    assert [record.scheduled_s for record in run.records] == pytest.approx(expected)
+    assert all(0 <= record.lag_s < 0.05 for record in run.records)
+    assert all(record.origin_s == record.scheduled_s for record in run.records)
+    assert all(0.3 <= record.ttft_s < 0.45 for record in run.records)
+
+
+async def test_conversation_carries_its_history(paced, tmp_path):
+    """Each turn holds the turns before it and the server's answers."""
+    work = load.Synthetic(input_tokens=10, output_tokens=5, turns=3, shared_prefix_tokens=7)
+    run = await load.run(
+        paced("--ttft", "0.01", "--itl", "0.001"),
+        work,
+        load.ClosedLoop(users=2),
+        requests=6,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    for talk in (0, 1):
+        prompts = [r.prompt_tokens for r in run.records if r.index == talk]
+        assert prompts == [7 + 10, 7 + 10 + 5 + 10, 7 + 10 + 2 * (5 + 10)]
+
+
+async def test_cancelling_returns_what_was_measured(paced, tmp_path):
+    """Ctrl-C ends a run with its records, in flight ones as interrupted, and no process stays."""
+    task = asyncio.create_task(
+        load.run(
+            paced("--ttft", "0.05", "--itl", "0.01"),
+            load.Synthetic(input_tokens=8, output_tokens=20),
+            load.ClosedLoop(users=3),
+            duration_s=60,
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+    )
+    await asyncio.sleep(1.5)
+    task.cancel()
+    run = await task
+    assert run.interrupted and len(run.ok) >= 3
+    assert sum(record.cause == "interrupted" for record in run.records) == 3
+
+
+def test_killing_the_caller_leaves_readable_records(paced, tmp_path):
+    """A kernel killed in mid-run leaves every finished record, and its generator ends too."""
+    endpoint, path = paced("--ttft", "0.02", "--itl", "0.001"), tmp_path / "run.jsonl"
+    code = (
+        "import asyncio; from helpers import load; from helpers.endpoint import Endpoint\n"
+        f"asyncio.run(load.run(Endpoint(base_url={endpoint.base_url!r}, model='m'), "
+        "load.Synthetic(output_tokens=4), load.ClosedLoop(users=4), duration_s=60, "
+        f"path={str(path)!r}, progress=False))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and (not path.exists() or path.stat().st_size < 20_000):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = Run.load(path)
+    assert len(run.ok) > 20 and run.interrupted
+    path.write_bytes(path.read_bytes()[:-40])  # as if killed within a write
+    assert len(Run.load(path).records) >= len(run.records) - 1
+    assert _ends(process.pid), "the generator outlived its parent"
+
+
+async def test_errors_are_records(tmp_path):
+    """A server that refuses, breaks off or talks nonsense gives records with their cause."""
+    answers = iter(
+        [
+            b"HTTP/1.1 429 Too Many\r\nretry-after: 0.1\r\ncontent-length: 4\r\n\r\nbusy",
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\ndata: {",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+            b'HTTP/1.1 200 OK\r\n\r\ndata: {"error":{"message":"out of memory"}}\n\n',
+        ]
+    )
+
+    async def answer(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET"):
+            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
+        else:
+            writer.write(next(answers))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    run = await load.run(
+        Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m"),
+        SMALL,
+        load.Interval(every_s=0.05),
+        requests=5,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    server.close()
+    causes = ["http 429", "malformed", "closed early", "malformed", "server error"]
+    assert [record.cause for record in run.records] == causes
+    assert run.records[0].retry_after_s == 0.1 and run.records[0].error == "busy"
+
+
+async def test_a_server_that_is_not_there_is_said_so(tmp_path):
+    """No server: one sentence instead of a run full of refused requests."""
+    with pytest.raises(CourseError, match="does not answer"):
+        await load.run(
+            Endpoint(base_url="http://127.0.0.1:9/v1", model="m"),
+            SMALL,
+            load.ClosedLoop(users=1),
+            requests=1,
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+
+
+async def test_a_run_needs_an_end(tmp_path):
+    """Neither a number of requests nor a duration: refused before anything is sent."""
+    endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", model="m")
+    with pytest.raises(CourseError, match="no end"):
+        await load.run(endpoint, SMALL, load.ClosedLoop(users=1))
+
+
+async def test_processes_share_the_work(paced, tmp_path):
+    """Two processes make the requests of one: the same conversations and users, each once."""
+    run = await load.run(
+        paced("--ttft", "0.02", "--itl", "0.001"),
+        SMALL,
+        load.ClosedLoop(users=5),
+        requests=31,
+        processes=2,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    assert sorted(record.index for record in run.records) == list(range(31))
+    assert {record.user for record in run.records} == set(range(5))
+    assert len(run.ends) == 2 and not run.interrupted
+
+
+def test_traces_are_read(tmp_path):
+    """A trace with millisecond stamps becomes arrival times from zero; others are refused."""
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps({"timestamp": t}) + "\n" for t in (3000, 1000, 1500)))
+    assert load.Replay.read(path, unit_s=0.001).times_s == (0.0, 0.5, 2.0)
+    path.write_text("{}\n")
+    with pytest.raises(CourseError, match="is not a trace"):
+        load.Replay.read(path)
+
+
+def _ends(group: int, wait_s: float = 10) -> bool:
+    """Whether no process of the group is left within the time."""
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
