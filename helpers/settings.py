@@ -30,8 +30,9 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    provider: Literal["rehearsal", "vast"] = "rehearsal"
+    provider: Literal["rehearsal", "rehearsal-runpod", "vast", "runpod"] = "rehearsal"
     vast_api_key: SecretStr | None = None
+    runpod_api_key: SecretStr | None = None
     hf_token: SecretStr | None = None
 
     max_usd_per_hour: float = Field(0.80, gt=0, description="price ceiling of one instance")

@@ -103,6 +103,22 @@ class Instance:
         return (time.time() - self.created) / 3600
 
 
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A stored description of what to run: the "one click" of a marketplace.
+
+    ``id`` is what ``launch(..., template_hash=id)`` takes, ``own`` whether the account made it,
+    ``env`` the names of its environment variables (values may be secret).
+    """
+
+    id: str
+    name: str
+    image: str
+    own: bool
+    disk_gb: float
+    env: tuple[str, ...] = ()
+
+
 class Provider(Protocol):
     """What the course asks of a marketplace. Every call raises CourseError when it fails."""
 
@@ -132,13 +148,24 @@ class Provider(Protocol):
         """Tail of the container's log."""
 
     def stop(self, instance_id: str) -> None:
-        """Stop it; its disk is kept and billed."""
+        """Stop it; what is kept of its disk is billed."""
 
     def start(self, instance_id: str) -> None:
         """Start a stopped one again."""
 
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
+
+    def templates(self, name: str = "vLLM") -> list[Template]:
+        """Templates whose name contains ``name``: the account's own, then the provider's."""
+
+    def create_template(self, spec: ServingSpec, name: str) -> Template:
+        """Keep a spec as a template of one's own; keys in its environment are left out."""
+
+
+def is_secret(name: str) -> bool:
+    """Does an environment variable of that name hold something that must stay out of sight?"""
+    return any(word in name.upper() for word in ("TOKEN", "KEY", "SECRET", "PASSWORD"))
 
 
 def connect(settings: Settings) -> Provider:
@@ -147,29 +174,35 @@ def connect(settings: Settings) -> Provider:
     Raises:
         CourseError: when its key is missing.
     """
+    from helpers.providers.runpod import RunPod
+    from helpers.providers.runpod_http import KEYS_URL
     from helpers.providers.vast import Vast
 
     if settings.provider == "vast":
         key = settings.require("vast_api_key", "https://cloud.vast.ai/manage-keys/")
         return Vast(api_key=key)
+    if settings.provider == "runpod":
+        return RunPod(api_key=settings.require("runpod_api_key", KEYS_URL))
     from helpers import rehearsal
 
     server = rehearsal.ensure(settings)
-    return Vast(api_key=server.token, server_url=server.url, rehearsal=True)
+    market = RunPod if settings.provider == "rehearsal-runpod" else Vast
+    return market(api_key=server.token, server_url=server.url, rehearsal=True)
 
 
 def configured(settings: Settings) -> list[Provider]:
     """Every provider on which something of the course may be rented now.
 
-    Vast.ai when its key is set, and the rehearsal when it runs (or crashed with something rented).
+    Those whose key is set, and the rehearsal when it runs (or crashed with something rented).
     """
     from helpers import rehearsal
 
     found = []
     if rehearsal.holds_rentals(settings):
         found.append(connect(settings.model_copy(update={"provider": "rehearsal"})))
-    if settings.vast_api_key is not None:
-        found.append(connect(settings.model_copy(update={"provider": "vast"})))
+    for name in ("vast", "runpod"):
+        if getattr(settings, f"{name}_api_key") is not None:
+            found.append(connect(settings.model_copy(update={"provider": name})))
     return found
 
 
@@ -203,7 +236,7 @@ def wait_running(
         if instance is None:
             raise CourseError(f"instance {instance_id} is gone", "rent another one")
         elapsed = time.monotonic() - began
-        progress(f"{elapsed:5.0f} s  {instance.status}: {instance.detail or 'no message yet'}")
+        progress(f"{instance.status}: {instance.detail or 'no message yet'}")
         if instance.status == "running" and instance.ssh_port:
             return instance
         if instance.status in ("failed", "stopped") or time.monotonic() > deadline:

@@ -2,22 +2,24 @@
 
 import contextlib
 import os
+import shlex
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from itertools import pairwise
 
-import requests
 from vastai import VastAI
 
 from helpers.errors import CourseError
-from helpers.providers import LABEL_PREFIX, Instance, Offer, OfferFilter, OfferGone
+from helpers.providers import (
+    LABEL_PREFIX,
+    Instance,
+    Offer,
+    OfferFilter,
+    Template,
+    is_secret,
+)
+from helpers.providers.vast_calls import NotFound, call, message, told
 from helpers.serving import ServingSpec
-
-KEYS_URL = "https://cloud.vast.ai/manage-keys/"
-BILLING_URL = "https://cloud.vast.ai/billing/"
-_ATTEMPTS = 4
-T = TypeVar("T")
 
 
 class Vast:
@@ -41,13 +43,13 @@ class Vast:
 
     def balance_usd(self) -> float:
         """Credit that is left, in dollars."""
-        return _call("reading the balance", lambda: float(self.sdk.show_user()["credit"]))
+        return call("reading the balance", lambda: float(self.sdk.show_user()["credit"]))
 
     def register_key(self, public_key: str) -> None:
         """Let a public key log in to instances launched from now on; no change if it can."""
         body = public_key.split()[:2]
-        if body not in _call("listing the SSH keys", self._registered):
-            _call("registering the SSH key", lambda: self.sdk.create_ssh_key(public_key))
+        if body not in call("listing the SSH keys", self._registered):
+            call("registering the SSH key", lambda: self.sdk.create_ssh_key(public_key))
 
     def _registered(self) -> list[list[str]]:
         known = self.sdk.show_ssh_keys()
@@ -84,7 +86,7 @@ class Vast:
             )
             return [self._offer(row, wanted.interruptible) for row in found]
 
-        offers = _call("searching offers", search)
+        offers = call("searching offers", search)
         ceiling = wanted.max_usd_per_hour or float("inf")
         # The ceiling guards money: it is enforced here too, whatever the server did with it.
         return sorted(
@@ -142,11 +144,11 @@ class Vast:
         if bid_usd_per_hour is not None:
             options["bid_price"] = bid_usd_per_hour
         try:
-            with _told("renting the offer"):
+            with told("renting the offer"):
                 answer = self._once.create_instance(int(offer.id), **options)
                 if not answer.get("success") or "new_contract" not in answer:
                     raise CourseError(
-                        f"renting offer {offer.id} was refused: {_message(answer)}",
+                        f"renting offer {offer.id} was refused: {message(answer)}",
                         "try another offer",
                     )
         except BaseException as error:
@@ -191,7 +193,7 @@ class Vast:
             ours = (row for row in rows if (row.get("label") or "").startswith(LABEL_PREFIX))
             return [self._instance(row) for row in ours]
 
-        return _call("listing the instances", listing)
+        return call("listing the instances", listing)
 
     def instance(self, instance_id: str) -> Instance | None:
         """One instance, None when it is gone."""
@@ -201,8 +203,8 @@ class Vast:
             return row and self._instance(row)
 
         try:
-            return _call("asking for the instance", show)
-        except _NotFound:
+            return call("asking for the instance", show)
+        except NotFound:
             return None
 
     def _instance(self, row: dict) -> Instance:
@@ -233,7 +235,7 @@ class Vast:
     def logs(self, instance_id: str, lines: int = 100) -> str:
         """Tail of the container's log."""
         try:
-            return _call(
+            return call(
                 "fetching the log", lambda: self.sdk.logs(int(instance_id), tail=str(lines))
             )
         except TimeoutError:
@@ -241,94 +243,74 @@ class Vast:
 
     def stop(self, instance_id: str) -> None:
         """Stop it; its disk is kept and billed."""
-        _call("stopping the instance", lambda: self.sdk.stop_instance(int(instance_id)))
+        call("stopping the instance", lambda: self.sdk.stop_instance(int(instance_id)))
 
     def start(self, instance_id: str) -> None:
         """Start a stopped one again; on a real market the GPU may be taken meanwhile."""
-        _call("starting the instance", lambda: self.sdk.start_instance(int(instance_id)))
+        call("starting the instance", lambda: self.sdk.start_instance(int(instance_id)))
 
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
-        with contextlib.suppress(_NotFound):
-            _call("destroying the instance", lambda: self.sdk.destroy_instance(int(instance_id)))
+        with contextlib.suppress(NotFound):
+            call("destroying the instance", lambda: self.sdk.destroy_instance(int(instance_id)))
 
+    def templates(self, name: str = "vLLM") -> list[Template]:
+        """Templates whose name contains ``name``: the account's own, then the provider's.
 
-class _NotFound(CourseError):
-    """HTTP 404 of something that is not an offer."""
-
-
-def _call(doing: str, work: Callable[[], T]) -> T:
-    """One SDK call and the reading of its answer: limits are waited out, errors are told."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            with _told(doing):
-                return work()
-        except _RateLimited as limit:
-            if attempt == _ATTEMPTS - 1:
-                raise
-            time.sleep(limit.wait_s)
-
-
-class _RateLimited(CourseError):
-    """HTTP 429; ``wait_s`` says for how long."""
-
-    wait_s = 5.0  # Vast's limits are 1 to 4.5 seconds a kind of call
-
-
-@contextlib.contextmanager
-def _told(doing: str) -> Iterator[None]:
-    """Turn what the SDK raises into a sentence with the next step; never show the request."""
-    try:
-        yield
-    except requests.HTTPError as error:
-        raise _from_response(doing, error.response) from None
-    except (requests.ConnectionError, requests.Timeout) as error:
-        raise CourseError(
-            f"{doing}: Vast.ai did not answer ({type(error).__name__})",
-            "check the network and run the cell again; `python -m helpers status` shows what runs",
-        ) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise CourseError(
-            f"{doing}: Vast.ai sent an answer that does not fit its API ({error!r})",
-            "run the cell again; if it stays, look for a newer version of vastai-sdk",
-        ) from None
-
-
-def _from_response(doing: str, response: requests.Response) -> CourseError:
-    try:
-        body = response.json()
-    except ValueError:  # a rate limit, for one, comes as plain text
-        body = {"msg": response.text[:200]}
-    message = _message(body)
-    if "no_such_ask" in message:
-        return OfferGone(f"{doing}: somebody else was faster", "take the next offer")
-    if response.status_code == 401:
-        return CourseError(
-            f"{doing}: Vast.ai does not accept VAST_API_KEY ({message})",
-            f"create a key at {KEYS_URL} and put it into .env",
+        A template's hash is made from its content and changes at each edit: look it up, do not
+        store it.
+        """
+        mine = call("reading the account", lambda: self.sdk.show_user()["id"])
+        # The service finds by equality only: ask for the usual spellings, then for one's own.
+        queries = (
+            {"name": {"in": [name, name.lower(), name.upper()]}},
+            {"creator_id": {"eq": mine}},
         )
-    if response.status_code == 404:
-        return _NotFound(f"{doing}: {message}")
-    if response.status_code == 429:
-        limit = _RateLimited(
-            f"{doing}: too many requests ({message})", "wait a minute and run the cell again"
-        )
-        with contextlib.suppress(ValueError):
-            limit.wait_s = float(response.headers.get("Retry-After", limit.wait_s))
-        return limit
-    if any(word in message for word in ("credit", "billing", "balance")):
-        return CourseError(f"{doing}: {message}", f"top up at {BILLING_URL}")
-    return CourseError(
-        f"{doing}: HTTP {response.status_code}, {message}",
-        "run the cell again; https://status.vast.ai tells whether the service has trouble",
+
+        def search() -> dict[str, Template]:
+            rows = [row for query in queries for row in self.sdk.search_templates(query)]
+            named = (row for row in rows if name.lower() in (row.get("name") or "").lower())
+            return {
+                row["hash_id"]: _template(row, own=row.get("creator_id") == mine) for row in named
+            }
+
+        found = call("searching templates", search)
+        return sorted(found.values(), key=lambda template: not template.own)
+
+    def create_template(self, spec: ServingSpec, name: str) -> Template:
+        """Keep a spec as a template of one's own; keys in its environment are left out."""
+        image, _, tag = spec.image.partition(":")
+        env = {k: v for k, v in spec.env.items() if not is_secret(k)}
+        words = " ".join(f"-e {key}={shlex.quote(value)}" for key, value in env.items())
+        with told("creating the template"):  # one attempt: a repetition would make two
+            answer = self._once.create_template(
+                name=name,
+                image=image,
+                image_tag=tag,
+                env=words,
+                onstart_cmd=spec.onstart(),
+                ssh=True,
+                direct=True,
+                disk_space=spec.disk_gb,
+            )
+            if not answer.get("success"):
+                raise CourseError(f"creating the template was refused: {message(answer)}")
+            made = {"name": name, "image": image, "tag": tag, "env": words}
+            made |= {"recommended_disk_space": spec.disk_gb}
+            return _template(made | answer["template"], own=True)
+
+
+def _template(row: dict, own: bool) -> Template:
+    image = f"{row['image']}:{row['tag']}" if row.get("tag") else row["image"]
+    words = shlex.split(row.get("env") or "")
+    return Template(
+        id=row["hash_id"],
+        name=row["name"],
+        image=image,
+        own=own,
+        disk_gb=row.get("recommended_disk_space") or 0,
+        env=tuple(w.partition("=")[0] for flag, w in pairwise(words) if flag == "-e"),
     )
-
-
-def _message(body) -> str:
-    if not isinstance(body, dict):
-        return str(body)[:200]
-    words = (body.get(name) for name in ("error", "msg", "message", "detail"))
-    return " ".join(str(word) for word in words if word)[:300] or "no reason given"
 
 
 def _status(row: dict) -> str:

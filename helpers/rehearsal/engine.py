@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-num-seqs", type=int, default=DEFAULT_SLOTS)
     parser.add_argument("--max-model-len", type=int, default=DEFAULT_CONTEXT)
-    parser.add_argument("--api-key", default="")
+    parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY", ""))
     return parser
 
 
