@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from helpers import settings as settings_module
 from helpers.rehearsal.market import Market
+from helpers.rehearsal.runpod_api import RunPodAPI
 from helpers.rehearsal.vast_api import VastAPI, refusal, reply
 
 
@@ -31,11 +32,12 @@ async def serve() -> None:
     async def guard(request: web.Request, handler) -> web.StreamResponse:
         nonlocal used
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        # A log is fetched by its unguessable link alone, as from the real market's storage.
-        if not request.path.startswith("/logs/"):
+        # A log is fetched by its unguessable link alone, as from the real market's storage; what
+        # goes through the proxy is let in, or not, by the model server's own key.
+        if not request.path.startswith(("/logs/", "/proxy/")):
             if not hmac.compare_digest(given.encode(), token.encode()):
                 return refusal(401, "auth_error", "Invalid user key")
-            used = time.monotonic()
+        used = time.monotonic()
         return await handler(request)
 
     async def stop(request: web.Request) -> web.Response:
@@ -48,6 +50,7 @@ async def serve() -> None:
     app = web.Application(middlewares=[guard])
     address: list[str] = []
     app.add_routes(VastAPI(market, url=lambda: address[0]).routes())
+    app.add_routes(RunPodAPI(market).routes())
     app.add_routes([web.get("/rehearsal", health), web.post("/rehearsal/stop", stop)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()

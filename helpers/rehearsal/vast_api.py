@@ -175,8 +175,11 @@ class VastAPI:
     async def list_templates(self, request: web.Request) -> web.Response:
         """Templates that match ``select_filters``."""
         filters = json.loads(request.query.get("select_filters") or "{}")
-        rows = [_course_template(), *self.market.templates]
-        return reply({"templates": [r for r in rows if _matches(r, filters)]})
+        return reply({"templates": [t for t in self._templates() if _matches(t, filters)]})
+
+    def _templates(self) -> list[dict]:
+        # Templates made at the market's other door (runpod_api) have no hash.
+        return [_course_template(), *(t for t in self.market.templates if "hash_id" in t)]
 
     async def add_template(self, request: web.Request) -> web.Response:
         """Keep a template of the reader's own."""
@@ -198,8 +201,7 @@ class VastAPI:
         # A null beside a template means "as in the template".
         contract = {k: v for k, v in body.items() if v is not None}
         if hash_id := contract.get("template_hash_id"):
-            rows = [_course_template(), *self.market.templates]
-            template = next((t for t in rows if t["hash_id"] == hash_id), None)
+            template = next((t for t in self._templates() if t["hash_id"] == hash_id), None)
             if template is None:
                 return refusal(400, "invalid_args", f"no template with hash {hash_id}")
             contract = _with_template(template, contract)
