@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-import aiohttp
 from aiohttp import web
 
 from helpers.providers.runpod import DISK_USD_PER_GB_MONTH, SSH_IMAGE
 from helpers.rehearsal.market import HOURS_PER_MONTH, Market, Rental
+from helpers.rehearsal.proxy import forward
 from helpers.serving import VLLM_IMAGE, ServingSpec
 
 # RunPod's ids of the GPUs that the pretend market has.
@@ -34,7 +34,6 @@ _ACTIONS = {
     "EXITED": ["start", "terminate"],
     "ERROR": ["start", "terminate"],
 }
-_HIDDEN_BY_PROXY = {"host", "connection", "keep-alive", "transfer-encoding", "content-length"}
 
 
 def problem(status: int, title: str, detail: str, **more) -> web.Response:
@@ -262,24 +261,7 @@ class RunPodAPI:
         socket = self.market.sockets / str(rental.id) / f"{port}.sock"
         if f"{port}/http" not in rental.runtype.split() or not socket.exists():
             return web.Response(status=502, text="Bad Gateway")
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HIDDEN_BY_PROXY}
-        connector = aiohttp.UnixConnector(path=str(socket))
-        async with (
-            aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
-            session.request(
-                request.method,
-                f"http://pod/{request.match_info['path']}",
-                params=request.query,
-                headers=headers,
-                data=await request.read(),
-            ) as answer,
-        ):
-            kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HIDDEN_BY_PROXY}
-            response = web.StreamResponse(status=answer.status, headers=kept)
-            await response.prepare(request)
-            async for piece in answer.content.iter_any():
-                await response.write(piece)
-            return response
+        return await forward(request, str(socket), request.match_info["path"])
 
     def _rental(self, request: web.Request) -> Rental:
         number = request.match_info["id"]

@@ -34,9 +34,9 @@ async def serve() -> None:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         # A log is fetched by its unguessable link alone, as from the real market's storage; what
         # goes through the proxy is let in, or not, by the model server's own key.
-        if not request.path.startswith(("/logs/", "/proxy/")):
-            if not hmac.compare_digest(given.encode(), token.encode()):
-                return refusal(401, "auth_error", "Invalid user key")
+        public = request.path.startswith(("/logs/", "/proxy/"))
+        if not public and not hmac.compare_digest(given.encode(), token.encode()):
+            return refusal(401, "auth_error", "Invalid user key")
         used = time.monotonic()
         return await handler(request)
 
