@@ -162,11 +162,15 @@ class Response:
                     raise ProtocolError("a chunk without a size")
                 self._left, self.rest = 0, data[at:]
                 return False
-            size = data[at:line].partition(b";")[0].strip()
+            size = data[at:line]
+            if not size.isalnum():  # an extension, blanks, or nonsense that int() would take
+                size = size.partition(b";")[0].strip(b" \t")
             try:
-                left = int(size, 16)
+                left = int(size, 16) if size.isalnum() else -1
             except ValueError:
-                raise ProtocolError(f"chunk size {size[:20]!r}") from None
+                left = -1
+            if left < 0:
+                raise ProtocolError(f"chunk size {size[:20]!r}")
             if left == 0:
                 self.rest, self._left, self._read = data[line + 2 :], 0, self._trailers
                 return True

@@ -10,7 +10,6 @@ small beside the client's; with ``--itl 0`` all tokens go out at once.
 import argparse
 import asyncio
 import gc
-import heapq
 import json
 import os
 import sys
@@ -40,30 +39,35 @@ LAST = event(CHUNK % (1, '{"content":" hello"}', '"length"', ""))
 
 
 class Server:
-    """What all connections share: the pace and the log."""
+    """What all connections share: the pace, the log, and a wheel of what is due in which ms."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.ttft, self.itl, self.role_first = options.ttft, options.itl, options.role_first
         self.log: list[tuple[float, list[float]]] = []
-        self.due: list[tuple[float, int, Connection]] = []
-        self.count = 0
-        self.timer = None
+        self.wheel: dict[int, list[Connection]] = {}
+        self.turned, self.turning = 0, False
 
     def schedule(self, when: float, connection: "Connection") -> None:
         """Have ``connection`` send its next token at ``when``."""
-        self.count += 1
-        heapq.heappush(self.due, (when, self.count, connection))
-        if self.timer is None:
-            self.timer = asyncio.get_running_loop().call_later(0.001, self.tick)
+        slot = max(int(when * 1000) + 1, self.turned + 1)
+        if slot in self.wheel:
+            self.wheel[slot].append(connection)
+        else:
+            self.wheel[slot] = [connection]
+            if not self.turning:
+                self.turning = True
+                asyncio.get_running_loop().call_later(0.001, self.tick)
 
     def tick(self) -> None:
         """Send what is due."""
-        self.timer = None
-        now = clock()
-        while self.due and self.due[0][0] <= now:
-            heapq.heappop(self.due)[2].step()
-        if self.due:
-            self.timer = asyncio.get_running_loop().call_later(0.001, self.tick)
+        now = int(clock() * 1000)
+        for slot in sorted(slot for slot in self.wheel if slot <= now):
+            self.turned = slot
+            for connection in self.wheel.pop(slot):
+                connection.step()
+        self.turning = bool(self.wheel)
+        if self.turning:
+            asyncio.get_running_loop().call_later(0.001, self.tick)
 
 
 class Connection(asyncio.Protocol):
@@ -73,7 +77,18 @@ class Connection(asyncio.Protocol):
         self.server, self.rest, self.open = server, b"", True
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
+        self.transport, self.socket = transport, transport.get_extra_info("socket").fileno()
+
+    def send(self, data: bytes) -> None:
+        """Write at once (uvloop's transport waits for the end of its turn), so the log is true."""
+        try:
+            data = data[os.write(self.socket, data) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            return
+        if data:
+            self.transport.write(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.open = False
@@ -103,10 +118,10 @@ class Connection(asyncio.Protocol):
             self.server.log.append((now, self.times))
             self.due = now + self.server.ttft
             if self.server.itl == 0 and self.server.ttft == 0:
-                self.transport.write(HEAD + ROLE + TOKEN * (tokens - 1) + LAST + self.tail())
+                self.send(HEAD + ROLE + TOKEN * (tokens - 1) + LAST + self.tail())
                 self.times += [clock()] * tokens
             else:
-                self.transport.write(HEAD + ROLE if self.server.role_first else HEAD)
+                self.send(HEAD + ROLE if self.server.role_first else HEAD)
                 self.server.schedule(self.due, self)
         elif method == b"DELETE":
             self.server.log.clear()
@@ -122,8 +137,10 @@ class Connection(asyncio.Protocol):
         if not self.open:
             return
         self.left -= 1
-        role = b"" if self.times or self.server.role_first else ROLE
-        self.transport.write(role + (TOKEN if self.left else LAST + self.tail()))
+        data = TOKEN if self.left else LAST + self.tail()
+        if not self.times and not self.server.role_first:
+            data = ROLE + data
+        self.send(data)
         self.times.append(clock())
         if self.left:
             self.due += self.server.itl
