@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import pwd
+import re
 import shlex
 import subprocess
 import sys
@@ -218,13 +220,22 @@ def command(
     instance: Instance, settings: Settings, local_port: int | None = None, remote_port: int = 8000
 ) -> str:
     """The stock ``ssh`` command that logs in, or with ``local_port`` only forwards a port."""
-    words = ["ssh", "-p", str(instance.ssh_port), "-i", str(settings.ssh_key)]
+    words = ["ssh", "-p", str(instance.ssh_port), "-i", _shown(settings.ssh_key)]
     words += ["-o", f"HostKeyAlias={_alias(instance)}"]
-    words += ["-o", f"UserKnownHostsFile={known_hosts(settings)}"]
+    words += ["-o", f"UserKnownHostsFile={_shown(known_hosts(settings))}"]
     words += ["-o", "StrictHostKeyChecking=accept-new", "-o", "IdentitiesOnly=yes"]
     if local_port is not None:
         words += ["-N", "-L", f"{local_port}:127.0.0.1:{remote_port}"]
-    return shlex.join([*words, f"{instance.ssh_user}@{instance.ssh_host}"])
+    words.append(f"{instance.ssh_user}@{instance.ssh_host}")
+    # Not quoted for a tilde alone: ssh resolves it itself, quoted or not.
+    plain = re.compile(r"[\w@%+=:,./~-]+")
+    return " ".join(word if plain.fullmatch(word) else shlex.quote(word) for word in words)
+
+
+def _shown(path: Path) -> str:
+    """A path under the home directory as ``~/...``, which ``ssh`` itself understands."""
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir)  # where ssh looks, whatever $HOME says
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 @dataclass

@@ -33,7 +33,12 @@ def main(argv: list[str] | None = None) -> None:
     socket = Path(os.environ["REHEARSAL_SOCKETS"]) / f"{options.port}.sock"
     socket.unlink(missing_ok=True)
     params = xllamacpp.CommonParams()
-    params.model.path = str(model)
+    # By a short name in the machine's own home, which is also what the log shows.
+    models = Path("models")
+    models.mkdir(exist_ok=True)
+    (models / model.name).unlink(missing_ok=True)
+    (models / model.name).symlink_to(model)
+    params.model.path = str(models / model.name)
     params.model_alias = {name}
     params.hostnames = [str(socket)]
     params.n_parallel = slots

@@ -1,0 +1,85 @@
+"""Keep the notebooks whole: ``python notebooks/build.py [--run] [NN ...]``.
+
+Writes the navigation into every notebook; with ``--run`` executes them first, each from a fresh
+kernel. A second call without ``--run`` changes nothing.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parent
+CELL_TIMEOUT_S = 600
+
+
+def main() -> None:
+    """Refresh, and with ``--run`` execute, the chosen notebooks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="store_true", help="execute first")
+    parser.add_argument("numbers", nargs="*", help="such as 03 04; all by default")
+    options = parser.parse_args()
+    everything = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+    for path in everything:
+        if options.numbers and path.name[:2] not in options.numbers:
+            continue
+        notebook = nbformat.read(path, as_version=4)
+        if options.run:
+            print(f"running {path.name}", flush=True)
+            execute(notebook, path)
+        refresh(notebook, path, everything)
+        nbformat.write(notebook, path)
+
+
+def execute(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Run every cell in a fresh kernel; what fails stops here, with the cell shown."""
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT_S,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute()
+
+
+def refresh(notebook, path: Path, everything: list[Path]) -> None:
+    """Navigation, and no metadata but the kernel's name."""
+    line = navigation(path, everything)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of day: noise in every diff
+        if cell.cell_type == "markdown" and "<!-- navigation -->" in cell.source:
+            cell.source = re.sub(
+                r"<!-- navigation -->.*", f"<!-- navigation -->\n{line}", cell.source, flags=re.S
+            )
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+
+
+def navigation(path: Path, everything: list[Path]) -> str:
+    """Links to the notebook before, the table of contents, and the one after."""
+    place = everything.index(path)
+    before = everything[place - 1] if place else None
+    after = everything[place + 1] if place + 1 < len(everything) else None
+    parts = [f"[< {title(before)}]({before.name})"] if before else []
+    parts.append("[Contents](../README.md)")
+    parts += [f"[{title(after)} >]({after.name})"] if after else []
+    return " | ".join(parts)
+
+
+def title(path: Path) -> str:
+    """The notebook's heading."""
+    cells = nbformat.read(path, as_version=4).cells
+    headings = (re.search(r"^# (.+)$", c.source, re.M) for c in cells if c.cell_type == "markdown")
+    return next(found[1] for found in headings if found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
