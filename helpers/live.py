@@ -32,7 +32,9 @@ class Progress:
         )
 
     def count(self, line: bytes) -> None:
-        """Take note of a record."""
+        """Take note of a record; any other line is passed over."""
+        if not line.startswith(b'{"type":"request"'):
+            return
         self.done += 1
         self.failed += bool(_FAILED.search(line))
         found = _OUTPUT.search(line)

@@ -6,17 +6,15 @@ it and keeps its records in a file as they come.
 """
 
 import asyncio
-import json
 import os
 import platform
-import subprocess
-import sys
-import threading
-import time
+from concurrent.futures import Executor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import paramiko
 
 from helpers import metrics
 from helpers.arrivals import (
@@ -33,14 +31,13 @@ from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.live import Progress
 from helpers.records import Record, Run
+from helpers.shards import RunFile, Shard, on_executor, ready
 from helpers.workload import Lengths, Prompts, Synthetic, Workload
 
 __all__ = [
     "ClosedLoop", "Gamma", "Interval", "Lengths", "Poisson", "Prompts", "Ramp", "Record", "Replay",
     "Run", "Synthetic", "run", "sweep",
 ]  # fmt: skip
-
-READY_S = 60.0  # a generator that is not ready by then never will be
 
 
 async def run(
@@ -54,6 +51,9 @@ async def run(
     label: str = "",
     timeout_s: float = 300.0,
     processes: int = 1,
+    executor: Executor | None = None,
+    ssh: paramiko.SSHClient | None = None,
+    there: str = "",
     server_every_s: float | None = 0.5,
     progress: bool = True,
 ) -> Run:
@@ -67,24 +67,31 @@ async def run(
         arrivals: when it is asked.
         requests: stop after so many.
         duration_s: send nothing new after this time; what is in flight is waited for.
-        path: JSONL file of the run; by default a new one in ``runs/``.
+        path: JSONL file of the run; by default a new one in the folder ``RUNS_DIR`` or ``runs``.
         label: name of the run in tables and figures, by default the arrivals in words.
         timeout_s: for one request, from sending it to the end of its answer.
         processes: load-generating processes; one carries thousands of streams.
+        executor: where these processes run: one task each is submitted to it. For several
+            machines, ``dask.distributed.Client(...).get_executor()``; their clocks must agree.
+        ssh: a connection to the machine that serves: its GPU is sampled (``nvidia-smi``).
+        there: root of the API as that machine sees it, e.g. ``http://127.0.0.1:8000/v1``: the
+            requests are made over ``ssh`` from there, so that the reader's own line adds nothing.
         server_every_s: time between readings of the server's ``/metrics``; ``None`` for none.
         progress: show a line of progress.
 
     Raises:
         CourseError: no end is given, the server does not answer, or a generator breaks.
     """
-    if requests is None and duration_s is None and not isinstance(arrivals, Replay):
+    if isinstance(arrivals, Replay):
+        requests = min(requests or len(arrivals.times_s), len(arrivals.times_s))
+    if requests is None and duration_s is None:
         raise CourseError("the run has no end", "give requests=, duration_s= or both")
-    if isinstance(arrivals, Replay) and requests is None:
-        requests = len(arrivals.times_s)
+    if there and (ssh is None or processes > 1 or executor):
+        raise CourseError("there= needs ssh=, and neither processes= nor executor=")
     if isinstance(arrivals, ClosedLoop):
         processes = min(processes, arrivals.users)
     spec = {
-        "base_url": endpoint.base_url,
+        "base_url": there or endpoint.base_url,
         "route": "/chat/completions",
         "model": endpoint.model,
         "api_key": endpoint.api_key,
@@ -96,38 +103,46 @@ async def run(
         "transport": "auto",
     }
     header = _header(endpoint, spec, label or str(arrivals), processes)
-    file = _File(Path(path) if path else _new_path(header), header)
+    file = RunFile(Path(path) if path else _new_path(header), header)
     bar = Progress(header["label"], requests, duration_s, shown=progress)
-    sampler = metrics.Sampler(
-        endpoint.origin, endpoint.api_key, server_every_s or 0.5, lambda e: file.add("server", e)
-    )
-    shards = [_Local({**spec, "shard": [k, processes]}, file, bar) for k in range(processes)]
-    cancelled = False
+    samplers = [metrics.ServerSampler(endpoint, server_every_s, file)] if server_every_s else []
+    samplers += [metrics.GpuSampler(ssh, file)] if ssh else []
+    specs = [{**spec, "shard": [number, processes]} for number in range(processes)]
+    parts, cancelled = [], False
     try:
-        await _ready(shards, endpoint)
-        if server_every_s:
+        if executor:
+            following = asyncio.ensure_future(on_executor(executor, specs, file, bar))
+        else:
+            parts = [
+                Shard.there(one, file, bar, ssh) if there else Shard.here(one, file, bar)
+                for one in specs
+            ]
+            await ready(parts, header["endpoint"]["base_url"])
+        for sampler in samplers:
             await asyncio.to_thread(sampler.start)
-        for shard in shards:
-            shard.tell("go")
-        while any(shard.running for shard in shards):
+        for part in parts:
+            part.tell("go")
+        while any(part.running for part in parts) or (executor and not following.done()):
             await asyncio.sleep(0.02)
             bar.show()
+        if executor:
+            following.result()
     except (asyncio.CancelledError, KeyboardInterrupt):
         cancelled = True
     finally:
-        for shard in shards:
-            shard.stop()
-        sampler.stop()
+        for part in parts:
+            part.stop()
+        for sampler in samplers:
+            sampler.stop()
         bar.close()
         file.close()
-    result = Run.load(file.path)
-    broken = [shard for shard in shards if not shard.ended]
+    broken = [part for part in parts if not part.ended]
     if broken and not cancelled:
         raise CourseError(
             f"the load generator ended before its run: {broken[0].complaint()}",
             f"what was measured so far is in {file.path}",
         )
-    return result
+    return Run.load(file.path)
 
 
 async def sweep(
@@ -160,102 +175,6 @@ async def sweep(
         if runs[-1].interrupted:
             break
     return runs
-
-
-async def _ready(shards: list["_Local"], endpoint: Endpoint) -> None:
-    deadline = time.monotonic() + READY_S
-    while not all(shard.ready for shard in shards):
-        await asyncio.sleep(0.01)
-        for shard in shards:
-            if not shard.running or time.monotonic() > deadline:
-                raise CourseError(f"the load generator did not start: {shard.complaint()}")
-    if unreachable := next((shard.unreachable for shard in shards if shard.unreachable), ""):
-        raise CourseError(
-            f"{_public(endpoint.base_url)} does not answer: {unreachable}",
-            "is the server up and the tunnel open?",
-        )
-
-
-class _File:
-    """The run's file; lines of several threads, each written at once."""
-
-    def __init__(self, path: Path, header: dict) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.lock = path, threading.Lock()
-        self.file = path.open("wb")
-        self.add("run", header)
-
-    def add(self, kind: str, entry: dict) -> None:
-        self.write(json.dumps({"type": kind, **entry}).encode() + b"\n")
-
-    def write(self, line: bytes) -> None:
-        with self.lock:
-            if not self.file.closed:
-                self.file.write(line)
-                self.file.flush()
-
-    def close(self) -> None:
-        with self.lock:
-            self.file.close()
-
-
-class _Local:
-    """A generator on this machine and the thread that keeps its lines."""
-
-    def __init__(self, spec: dict, file: _File, bar: Progress) -> None:
-        self.file, self.bar = file, bar
-        self.ready = self.ended = False
-        self.unreachable = ""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "helpers.generator"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        )
-        self.tell(json.dumps(spec))
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-        self.thread.start()
-
-    @property
-    def running(self) -> bool:
-        return self.thread.is_alive()
-
-    def tell(self, line: str) -> None:
-        try:
-            self.process.stdin.write(line.encode() + b"\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended; `complaint` tells why
-
-    def stop(self) -> None:
-        """End it if it still runs, waiting for its last lines."""
-        if self.running:
-            self.tell("stop")
-            self.thread.join(5)
-        if self.process.poll() is None and self.thread.is_alive():
-            self.process.kill()
-            self.thread.join()
-        self.process.stdin.close()
-        self.process.wait()
-
-    def complaint(self) -> str:
-        """Return the last line it wrote to its standard error."""
-        self.process.kill()
-        lines = self.process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else f"exit code {self.process.wait()}"
-
-    def _follow(self) -> None:
-        for line in self.process.stdout:
-            if line.startswith(b'{"type":"request"'):
-                self.file.write(line)
-                self.bar.count(line)
-            elif line.startswith(b'{"type":"ready"'):
-                self.unreachable = json.loads(line)["error"]
-                self.ready = True
-            elif line.startswith(b'{"type":"end"'):
-                self.file.write(line)
-                self.ended = True
 
 
 def _header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:

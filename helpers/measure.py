@@ -113,8 +113,6 @@ def summary(run: Run) -> Summary:
     e2e = _ms([record.e2e_s for record in inside]) / 1e3
     finished = [record for record in run.records if record.cause != "interrupted"]
     failed = sum(not record.ok for record in finished)
-    lag, cpu = _client(run)
-    usual_gap = np.median(itl) if itl.size else np.nan
     return Summary(
         label=run.label,
         users=run.users,
@@ -131,9 +129,9 @@ def summary(run: Run) -> Summary:
         **_percentiles("itl", itl, "ms", 50, 95, 99),
         **_percentiles("tpot", tpot, "ms", 50, 95),
         **_percentiles("e2e", e2e, "s", 50, 95),
-        client_lag_p99_ms=lag,
-        client_cpu=cpu,
-        client_limited=bool(cpu > 0.9 or lag > max(5.0, 0.5 * usual_gap)),
+        client_lag_p99_ms=run.lag_p99_ms,
+        client_cpu=run.client_cpu,
+        client_limited=run.client_limited,
     )
 
 
@@ -275,12 +273,6 @@ def _whole(run: Run) -> tuple[float, float]:
     if not run.records:
         return 0.0, 0.0
     return min(r.origin_s for r in run.records), max(r.end_s for r in run.records)
-
-
-def _client(run: Run) -> tuple[float, float]:
-    late = _ms([r.lag_s for r in run.records])
-    lag = max([np.percentile(late, 99) if late.size else 0.0, *(e["lag_p99_ms"] for e in run.ends)])
-    return float(lag), max([e["cpu_s"] / max(e["wall_s"], 1e-9) for e in run.ends], default=0.0)
 
 
 def _ms(seconds: list[float | None]) -> np.ndarray:

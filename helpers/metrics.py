@@ -5,6 +5,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -90,18 +91,17 @@ def fetch(origin: str, *, api_key: str = "none", timeout_s: float = 5.0) -> Serv
         return None
 
 
-class Sampler:
-    """Reads ``/metrics`` every ``every_s`` seconds in a thread and hands each reading on.
+class ServerSampler:
+    """Reads ``/metrics`` before a run, every ``every_s`` seconds during it, and after it.
 
     Args:
-        origin: root of the server.
-        api_key: bearer token.
+        endpoint: the server.
         every_s: time between readings.
-        save: called with a dict, the reading with its time ``t_s``.
+        file: its ``add`` takes each reading with its time ``t_s`` in the run.
     """
 
-    def __init__(self, origin: str, api_key: str, every_s: float, save) -> None:
-        self.origin, self.api_key, self.every_s, self.save = origin, api_key, every_s, save
+    def __init__(self, endpoint, every_s: float, file) -> None:
+        self.endpoint, self.every_s, self.file = endpoint, every_s, file
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -125,9 +125,50 @@ class Sampler:
 
     def _sample(self) -> bool:
         at = time.perf_counter()
-        reading = fetch(self.origin, api_key=self.api_key)
+        reading = fetch(self.endpoint.origin, api_key=self.endpoint.api_key)
         if reading is not None:
             at = (at + time.perf_counter()) / 2
             values = {name: value for name, value in asdict(reading).items() if value is not None}
-            self.save({"t_s": round(at - self.began, 3), **values})
+            self.file.add("server", {"t_s": round(at - self.began, 3), **values})
         return reading is not None
+
+
+class GpuSampler:
+    """Reads ``nvidia-smi`` over SSH twice a second during a run, where there is one.
+
+    Args:
+        ssh: connection to the machine.
+        file: its ``add`` takes each reading with its time ``t_s`` in the run.
+    """
+
+    FIELDS: ClassVar = {
+        "utilization.gpu": "gpu_busy",
+        "memory.used": "memory_mib",
+        "power.draw": "power_w",
+    }
+
+    def __init__(self, ssh, file) -> None:
+        self.ssh, self.file = ssh, file
+
+    def start(self) -> None:
+        """Start reading; a machine without ``nvidia-smi`` ends it at once, silently."""
+        self.began = time.perf_counter()
+        query = ",".join(self.FIELDS)
+        command = f"nvidia-smi --query-gpu={query} --format=csv,noheader,nounits -lms 500"
+        self.channel = self.ssh.get_transport().open_session()
+        self.channel.exec_command(command)
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop reading."""
+        if hasattr(self, "channel"):
+            self.channel.close()
+
+    def _follow(self) -> None:
+        for line in self.channel.makefile("r"):
+            try:
+                values = [float(value) for value in line.split(",")]
+            except ValueError:
+                continue  # "[N/A]" or a message
+            reading = dict(zip(self.FIELDS.values(), values, strict=False))
+            self.file.add("gpu", {"t_s": round(time.perf_counter() - self.began, 3), **reading})

@@ -119,6 +119,7 @@ class Run:
         header: settings, versions, machine, endpoint, time of day.
         records: one a request, in order of sending.
         samples: the server's ``/metrics`` during the run, each with its time ``t_s``.
+        gpu: likewise its ``nvidia-smi``.
         ends: what each load-generating process reported about itself at its end.
         path: the file.
     """
@@ -126,6 +127,7 @@ class Run:
     header: dict
     records: list[Record]
     samples: list[dict] = field(default_factory=list)
+    gpu: list[dict] = field(default_factory=list)
     ends: list[dict] = field(default_factory=list)
     path: Path | None = None
 
@@ -161,6 +163,8 @@ class Run:
             self.records.append(Record(**{key: entry[key] for key in entry.keys() & _FIELDS}))
         elif kind == "server":
             self.samples.append(entry)
+        elif kind == "gpu":
+            self.gpu.append(entry)
         elif kind == "end":
             self.ends.append(entry)
         elif kind == "run":
@@ -172,6 +176,7 @@ class Run:
         entries = [{"type": "run", **self.header}]
         entries += [{"type": "request", **_plain(record)} for record in self.records]
         entries += [{"type": "server", **sample} for sample in self.samples]
+        entries += [{"type": "gpu", **sample} for sample in self.gpu]
         entries += [{"type": "end", **end} for end in self.ends]
         path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         return path
@@ -197,6 +202,33 @@ class Run:
         ended = [end["ended"] for end in self.ends]
         return len(ended) < self.header.get("processes", 1) or "interrupted" in ended
 
+    @property
+    def lag_p99_ms(self) -> float:
+        """The client's own error: 99 of 100 times in this run are late by less than this.
+
+        The larger of two: how long bytes that had arrived waited to be stamped (sampled
+        throughout by bytes the client sends itself), and how late scheduled requests were sent.
+        """
+        late = sorted(record.lag_s for record in self.records) or [0.0]
+        lags = [end["lag_p99_ms"] for end in self.ends]
+        return max([late[int(len(late) * 0.99)] * 1e3, *lags])
+
+    @property
+    def client_cpu(self) -> float:
+        """Part of one core that the busiest load generator used."""
+        return max([end["cpu_s"] / max(end["wall_s"], 1e-9) for end in self.ends], default=0.0)
+
+    @property
+    def client_limited(self) -> bool:
+        """The client was the limit: the server can do more, or better, than was measured.
+
+        So it is judged when a generator used more than 90 % of its core, or when the client's
+        error is above 5 ms and above a tenth of the median time to first token.
+        """
+        firsts = sorted(record.ttft_s for record in self.ok if record.token_us) or [0.0]
+        error_s = self.lag_p99_ms / 1e3
+        return self.client_cpu > 0.9 or error_s > max(0.005, 0.1 * firsts[len(firsts) // 2])
+
     @cached_property
     def ok(self) -> list[Record]:
         """Records of the answers that arrived whole."""
@@ -215,9 +247,10 @@ class Run:
         failed = len(self.records) - len(self.ok)
         tokens = sum(record.output_tokens for record in self.records)
         cut = ", interrupted" if self.interrupted else ""
+        limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
         return (
-            f"Run({self.label}: {len(self.records)} requests, {failed} failed, "
-            f"{tokens} output tokens{cut})"
+            f"Run({self.label}: {len(self.records)} requests, {failed} failed, {tokens} output "
+            f"tokens{cut}, client error p99 {self.lag_p99_ms:.1f} ms{limit})"
         )
 
 

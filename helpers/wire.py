@@ -6,8 +6,10 @@ JSON are read afterwards (``helpers.stream``). TLS and proxies go through ``help
 """
 
 import asyncio
+import os
 import re
 import socket
+from pathlib import Path
 from time import perf_counter as clock
 from urllib.parse import urlsplit
 
@@ -303,6 +305,10 @@ class PlainTransport:
         self.fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self.idle: list[_Connection] = []
         self.addresses: list = []
+        # The rehearsal's instances share one machine: there a port of theirs is a Unix socket.
+        unix = Path(os.environ.get("REHEARSAL_SOCKETS", "/nowhere"), f"{self.port}.sock")
+        if unix.exists():
+            self.addresses = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", str(unix))]
 
     def prepare(self, path: str, body: bytes | None = None) -> bytes:
         """Return the whole request as bytes, so that nothing is left to build when it is due."""
@@ -379,7 +385,8 @@ class PlainTransport:
             except BaseException:
                 sock.close()
                 raise
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _, connection = await loop.create_connection(_Connection, sock=sock)
             connection.sock = sock
             return connection

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from helpers import load, metrics
+from helpers import load, metrics, ssh
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.records import Run
@@ -212,6 +213,48 @@ async def test_processes_share_the_work(paced, tmp_path):
     assert sorted(record.index for record in run.records) == list(range(31))
     assert {record.user for record in run.records} == set(range(5))
     assert len(run.ends) == 2 and not run.interrupted
+
+
+async def test_from_the_instance_itself(endpoint, instance, settings, tmp_path):
+    """The generator, copied over SSH, runs on the instance and its records come back here."""
+    with ssh.connect(instance, settings) as client:
+        run = await load.run(
+            endpoint,
+            SMALL,
+            load.ClosedLoop(users=2),
+            requests=6,
+            ssh=client,
+            there="http://127.0.0.1:8000/v1",
+            path=tmp_path / "run.jsonl",
+            progress=False,
+        )
+    assert len(run.ok) == 6 and sum(record.output_tokens for record in run.records) == 24
+    assert run.header["route"] == "/chat/completions" and not run.gpu
+
+
+async def test_an_executor_of_two_workers_gives_the_same(paced, tmp_path):
+    """Two dask worker processes make one run: every conversation once, on one time axis."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        run = await load.run(
+            paced("--ttft", "0.02", "--itl", "0.001"),
+            SMALL,
+            load.Poisson(rate_per_s=40),
+            requests=31,
+            processes=2,
+            executor=client.get_executor(),
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+    assert sorted(record.index for record in run.records) == list(range(31))
+    expected = load.Poisson(rate_per_s=40).times()
+    assert [r.scheduled_s for r in run.records] == pytest.approx(list(islice(expected, 31)), abs=1e-6)
+    assert all(-0.001 <= record.lag_s < 0.2 for record in run.records) and len(run.ends) == 2
 
 
 def test_traces_are_read(tmp_path):
