@@ -104,7 +104,6 @@ class RunPodAPI:
             rows = [o for o in self.market.offers.values() if o["gpu_name"] == name]
             secure = [o for o in rows if o["verified"]]
             free = self._free(name, count, query.get("cloud", "SECURE"), cuda)
-            price = min(o["dph_base"] / o["num_gpus"] for o in rows)
             largest = [max((o["num_gpus"] for o in each), default=0) for each in (secure, rows)]
             row = {
                 "id": gpu_id,
@@ -114,10 +113,7 @@ class RunPodAPI:
                 "memory": round(rows[0]["gpu_ram"] / 1024),
                 "secure": bool(secure),
                 "community": True,
-                "price": {
-                    "secure": min((o["dph_base"] / o["num_gpus"] for o in secure), default=price),
-                    "community": price,
-                },
+                "price": {"secure": self._price(name), "community": self._price(name)},
                 "maxCount": dict(zip(("secure", "community"), largest, strict=True)),
             }
             if query.get("product"):
@@ -128,6 +124,11 @@ class RunPodAPI:
                 ]
             types.append(row)
         return web.json_response({"gpus": types})
+
+    def _price(self, name: str) -> float:
+        """RunPod has one list price for a GPU type, $/h."""
+        rows = (o for o in self.market.offers.values() if o["gpu_name"] == name)
+        return min(o["dph_base"] / o["num_gpus"] for o in rows)
 
     def _free(self, name: str, count: int, cloud: str, cuda: float) -> list[dict]:
         """Offers of that kind which nobody has rented, the cheapest first."""
@@ -175,19 +176,16 @@ class RunPodAPI:
             base = {k: rows[template_id][k] for k in ("image", "args", "disk", "ports", "env")}
             body = {**base, **body, "env": {**base["env"], **body.get("env", {})}}
         gpu = body.get("gpu") or {}
-        missing = [n for n in ("name", "image") if not body.get(n)]
-        missing += [] if gpu.get("id") else ["gpu.id"]
-        if missing:
-            errors = [f"{name} is required" for name in missing]
-            detail = "the body does not match"
-            return problem(422, "Unprocessable Entity", detail, errors=errors)
+        given = {"name": body.get("name"), "image": body.get("image"), "gpu.id": gpu.get("id")}
+        if errors := [f"{name} is required" for name, value in given.items() if not value]:
+            return problem(422, "Unprocessable Entity", "the body does not match", errors=errors)
         self.market.meter()
         if self.market.credit <= 0:
             return problem(402, "Payment Required", "Your balance is too low: add funds.")
         names = {gpu_id: name for name, gpu_id in GPU_IDS.items()}
-        cuda = float(gpu.get("minCudaVersion", 0))
-        cloud = body.get("cloud", "SECURE")
-        free = self._free(names.get(gpu["id"], ""), gpu.get("count", 1), cloud, cuda)
+        cuda, cloud = float(gpu.get("minCudaVersion", 0)), body.get("cloud", "SECURE")
+        name, count = names.get(gpu["id"], ""), gpu.get("count", 1)
+        free = self._free(name, count, cloud, cuda)
         if not free:
             detail = "There are no instances currently available with that GPU."
             return problem(400, "Bad Request", detail)
@@ -198,7 +196,7 @@ class RunPodAPI:
             env={str(k): str(v) for k, v in (body.get("env") or {}).items()},
             runtype=" ".join(body.get("ports") or []),
             disk_gb=float(body.get("disk", 20)),
-            gpu_usd_per_hour=free[0]["dph_base"],
+            gpu_usd_per_hour=self._price(name) * count,
             template_hash=template_id,
             **_process(body),
         )
