@@ -31,9 +31,12 @@ def rehearse(settings: Settings) -> None:
         print(providers.frame(offers[:3])[columns].to_string(index=False))
         print("3. rent, wait, log in")
         spec = serving.ServingSpec()
-        with guard.rented(provider, spec, "rehearse", settings) as instance:
-            with ssh.tunnel(instance, settings) as tunnel, Progress() as say:
-                print(f"4. tunnel, the same as: {tunnel.command}")
+        with (
+            guard.rented(provider, spec, "rehearse", settings) as instance,
+            ssh.tunnel(instance, settings) as tunnel,
+        ):
+            print(f"4. tunnel, the same as: {tunnel.command}")
+            with Progress() as say:
                 endpoint = serving.endpoint(
                     tunnel.base_url,
                     hardware=instance.hardware,
@@ -43,9 +46,9 @@ def rehearse(settings: Settings) -> None:
                     log=lambda: provider.logs(instance.id, 1),
                 )
                 say(f"ready: {endpoint.title}")
-                _first_answer(endpoint)
-                folder = settings.runs_dir / datetime.now().strftime("rehearsal-%Y%m%d-%H%M%S")
-                _measure(endpoint, folder)
+            _first_answer(endpoint)
+            folder = settings.runs_dir / datetime.now().strftime("rehearsal-%Y%m%d-%H%M%S")
+            _measure(endpoint, folder)
         left = guard.status(provider)
         print(f"8. destroyed; still rented: {len(left)}, credit ${provider.balance_usd():.2f}")
     finally:

@@ -2,12 +2,16 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from pathlib import Path
+
+import httpx
+from huggingface_hub import hf_hub_download
 
 from helpers.errors import CourseError
 from helpers.progress import Progress
@@ -29,7 +33,7 @@ def path(settings: Settings) -> Path:
         CourseError: when the file cannot be fetched or is not what it should be.
     """
     if settings.local_model:
-        return _local(settings.local_model)
+        return _local(settings.local_model, settings)
     target = settings.model_cache / Path(MEMBER).name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -38,15 +42,20 @@ def path(settings: Settings) -> Path:
     return target
 
 
-def _local(name: str) -> Path:
+def _local(name: str, settings: Settings) -> Path:
     file = Path(name).expanduser()
-    if not file.is_file() and name.count("/") >= 2 and name.endswith(".gguf"):
-        from huggingface_hub import hf_hub_download
-
+    if not file.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+/.+\.gguf", name):
         owner, repo, filename = name.split("/", 2)
+        token = settings.hf_token and settings.hf_token.get_secret_value()
         try:
-            file = Path(hf_hub_download(f"{owner}/{repo}", filename))
-        except (OSError, ValueError) as error:
+            fetched = hf_hub_download(
+                f"{owner}/{repo}",
+                filename,
+                token=token or False,
+                endpoint=os.environ.get("HF_ENDPOINT"),
+            )
+            file = Path(fetched)
+        except (OSError, ValueError, httpx.HTTPError) as error:
             raise CourseError(
                 f"LOCAL_MODEL={name} could not be fetched from the Hugging Face Hub: "
                 f"{type(error).__name__}",
