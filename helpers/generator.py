@@ -54,7 +54,7 @@ class Generator:
         self.finished: deque = deque()
         self.tasks: set[asyncio.Task] = set()
         self.ended = ""
-        self.done = self.failed = self.running = self.tokens = 0
+        self.running = 0
         self.dead_since: float | None = None
         self.lags: list[float] = []
 
@@ -224,36 +224,34 @@ class Generator:
         messages = [*talk.opening, talk.turns[0][0]]
         for turn in range(len(talk.turns)):
             last = turn == len(talk.turns) - 1
-            about = (number, user, turn, scheduled)
-            reply, pause = await self._one(request, about, read=not last)
-            if pause and self._is_closed():
-                await asyncio.sleep(pause)
-            if last or reply.cause or self.left <= 0:
+            exchange = await self._one(request, (number, user, turn, scheduled))
+            failed = exchange.cause or _status(exchange) != 200
+            if failed and self._is_closed():
+                await asyncio.sleep(_pause(exchange))
+            if failed or last or self.left <= 0:
                 return
             message, cap = talk.turns[turn + 1]
-            messages += [reply.message(), message]
+            messages += [stream.message(exchange), message]
             request, scheduled = self._request(messages, cap), None
 
-    async def _one(self, request, about: tuple, read: bool):
+    async def _one(self, request, about: tuple) -> Exchange:
         self.left -= 1
         self.running += 1
         try:
             exchange = await self.transport.fetch(request)
         except Interrupted as stopped:
-            self.finished.append((about, stopped.exchange, None))
+            self.finished.append((about, stopped.exchange))
             raise
         finally:
             self.running -= 1
-        failed = exchange.cause or _status(exchange) != 200
-        reply = stream.read(exchange) if read or failed else None
-        self.finished.append((about, exchange, reply))
+        self.finished.append((about, exchange))
         if exchange.cause not in _DEAD:
             self.dead_since = None
         elif self.dead_since is None:
             self.dead_since = clock()
         elif clock() - self.dead_since > GIVE_UP_S:
             self.stop("server gone")
-        return reply, (_retry_after(exchange) or BACK_OFF_S) if failed else 0.0
+        return exchange
 
     # While the run goes on, in slices
 
@@ -269,13 +267,10 @@ class Generator:
         self.out(b"")
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
-    def _emit(self, about: tuple, exchange: Exchange, reply) -> None:
-        reply = reply or stream.read(exchange)
+    def _emit(self, about: tuple, exchange: Exchange) -> None:
+        reply = stream.read(exchange)
         number, user, turn, scheduled = about
         sent = exchange.sent
-        self.done += 1
-        self.failed += bool(reply.cause)
-        self.tokens += reply.output_tokens
         record = {
             "type": "request",
             "index": number,
@@ -380,6 +375,12 @@ def _status(exchange: Exchange) -> int:
         return exchange.status
     first = exchange.reads[0][9:12] if exchange.reads else b""
     return int(first) if first.isdigit() else 0
+
+
+def _pause(exchange: Exchange) -> float:
+    """Return how long a user waits after a failure, in seconds."""
+    stream.read(exchange)  # finds the headers
+    return _retry_after(exchange) or BACK_OFF_S
 
 
 def _retry_after(exchange: Exchange) -> float | None:

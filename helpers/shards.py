@@ -31,7 +31,7 @@ class RunFile:
     def __init__(self, path: Path, header: dict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.lock = path, threading.Lock()
-        self.file = path.open("wb")
+        self.file = path.open("wb", buffering=0)  # a killed process loses nothing
         self.add("run", header)
 
     def add(self, kind: str, entry: dict) -> None:
@@ -43,7 +43,6 @@ class RunFile:
         with self.lock:
             if not self.file.closed:
                 self.file.write(line)
-                self.file.flush()
 
     def close(self) -> None:
         """Close the file; what threads still bring is dropped."""

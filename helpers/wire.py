@@ -13,11 +13,11 @@ from pathlib import Path
 from time import perf_counter as clock
 from urllib.parse import urlsplit
 
-_CHUNKED_HEAD = re.compile(  # a complete 200 head that announces a chunked body
+CHUNKED_HEAD = re.compile(  # a complete 200 head that announces a chunked body
     rb"HTTP/1\.1 200[^\r\n]*\r\n(?:[^\r\n]+\r\n)*?(?i:transfer-encoding):[ \t]*(?i:chunked)\r\n"
     rb"(?:[^\r\n]+\r\n)*\r\n"
 )
-_STREAM_END = b"data: [DONE]\n\n\r\n0\r\n\r\n"  # how every OpenAI stream ends, with its framing
+STREAM_END = b"data: [DONE]\n\n\r\n0\r\n\r\n"  # how every OpenAI stream ends, with its framing
 
 
 class ProtocolError(Exception):
@@ -228,11 +228,11 @@ class _Connection(asyncio.Protocol):
     def _check(self, data: bytes) -> None:
         exchange = self.exchange
         if not self.streaming and len(exchange.reads) == 1:
-            self.streaming = bool(_CHUNKED_HEAD.match(data))
+            self.streaming = bool(CHUNKED_HEAD.match(data))
             if self.streaming and not data.endswith(b"\r\n\r\n"):
                 return
-        tail = data if len(data) >= len(_STREAM_END) else b"".join(exchange.reads[-3:])
-        if self.streaming and self.response is None and tail.endswith(_STREAM_END):
+        tail = data if len(data) >= len(STREAM_END) else b"".join(exchange.reads[-3:])
+        if self.streaming and self.response is None and tail.endswith(STREAM_END):
             self._finish(keep=True)
             return
         self.response = self.response or Response()

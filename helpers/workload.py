@@ -97,7 +97,7 @@ class Synthetic:
 
     def conversation(self, index: int) -> Conversation:
         """Return conversation number ``index``."""
-        chance = random.Random(f"{self.seed}/{index}")  # noqa: S311
+        chance = random.Random(self.seed * 1_000_003 + index)  # noqa: S311
         opening = []
         if self.shared_prefix_tokens:
             shared = random.Random(self.seed)  # noqa: S311
