@@ -1,6 +1,6 @@
 """Keep the notebooks whole: ``python notebooks/build.py [--run] [NN ...]``.
 
-Writes the navigation into every notebook; with ``--run`` executes them first, each from a fresh
+Writes the navigation into every notebook and the table of them into the README; with ``--run`` executes them first, each from a fresh
 kernel. A second call without ``--run`` changes nothing.
 """
 
@@ -32,6 +32,7 @@ def main() -> None:
             execute(notebook, path)
         refresh(notebook, path, everything)
         nbformat.write(notebook, path)
+    contents(everything)
 
 
 def execute(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -72,6 +73,24 @@ def navigation(path: Path, everything: list[Path]) -> str:
     parts.append("[Contents](../README.md)")
     parts += [f"[{title(after)} >]({after.name})"] if after else []
     return " | ".join(parts)
+
+
+def contents(everything: list[Path]) -> None:
+    """The table of notebooks in the README: each one's second cell and facts table, in short."""
+    readme = FOLDER.parent / "README.md"
+    rows = []
+    for path in everything:
+        text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells[:4])
+        fact = {
+            name: cells.strip(" |").split(" | ")
+            for name, cells in re.findall(r"^\| \*\*(\w+)\*\*(.*)$", text, re.M)
+        }
+        goal = re.search(r"^<!-- you will: (.+) -->$", text, re.M)[1]
+        link = f"[{title(path)}](notebooks/{path.name})"
+        rows.append(f"| {link} | {goal} | {fact['time'][0]} | {fact['needs'][1]} |")
+    table = "\n".join(["| notebook | you will | time | real account |", "|---|---|---|---|", *rows])
+    pattern = r"(?s)(<!-- contents -->\n).*(<!-- end of contents -->)"
+    readme.write_text(re.sub(pattern, lambda m: f"{m[1]}{table}\n{m[2]}", readme.read_text()))
 
 
 def title(path: Path) -> str:
