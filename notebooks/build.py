@@ -1,7 +1,8 @@
 """Keep the notebooks whole: ``python notebooks/build.py [--run] [NN ...]``.
 
-Writes the navigation into every notebook and the table of them into the README; with ``--run`` executes them first, each from a fresh
-kernel. A second call without ``--run`` changes nothing.
+Writes the navigation into every notebook and the table of them into the README; with
+``--run`` executes them first, each from a fresh kernel. Without it a second call changes
+nothing.
 """
 
 import argparse
@@ -49,18 +50,14 @@ def execute(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 def refresh(notebook, path: Path, everything: list[Path]) -> None:
     """Navigation, and no metadata but the kernel's name."""
-    line = navigation(path, everything)
+    mark = "<!-- navigation -->"
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day: noise in every diff
-        if cell.cell_type == "markdown" and "<!-- navigation -->" in cell.source:
-            cell.source = re.sub(
-                r"<!-- navigation -->.*", f"<!-- navigation -->\n{line}", cell.source, flags=re.S
-            )
+        if cell.cell_type == "markdown" and cell.source.startswith(mark):
+            cell.source = f"{mark}\n{navigation(path, everything)}"
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
+        {"kernelspec": kernel, "language_info": {"name": "python"}}
     )
 
 
@@ -76,9 +73,9 @@ def navigation(path: Path, everything: list[Path]) -> str:
 
 
 def contents(everything: list[Path]) -> None:
-    """The table of notebooks in the README: each one's second cell and facts table, in short."""
+    """The README's table of notebooks, from each one's goal and its table of facts."""
     readme = FOLDER.parent / "README.md"
-    rows = []
+    rows = ["| notebook | you will | time | real account |", "|---|---|---|---|"]
     for path in everything:
         text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells[:4])
         fact = {
@@ -88,16 +85,18 @@ def contents(everything: list[Path]) -> None:
         goal = re.search(r"^<!-- you will: (.+) -->$", text, re.M)[1]
         link = f"[{title(path)}](notebooks/{path.name})"
         rows.append(f"| {link} | {goal} | {fact['time'][0]} | {fact['needs'][1]} |")
-    table = "\n".join(["| notebook | you will | time | real account |", "|---|---|---|---|", *rows])
-    pattern = r"(?s)(<!-- contents -->\n).*(<!-- end of contents -->)"
-    readme.write_text(re.sub(pattern, lambda m: f"{m[1]}{table}\n{m[2]}", readme.read_text()))
+    table = "\n".join(rows)
+    between = r"(?s)(<!-- contents -->\n).*(<!-- end of contents -->)"
+    text = re.sub(between, lambda m: f"{m[1]}{table}\n{m[2]}", readme.read_text())
+    readme.write_text(text)
 
 
 def title(path: Path) -> str:
     """The notebook's heading."""
-    cells = nbformat.read(path, as_version=4).cells
-    headings = (re.search(r"^# (.+)$", c.source, re.M) for c in cells if c.cell_type == "markdown")
-    return next(found[1] for found in headings if found)
+    for cell in nbformat.read(path, as_version=4).cells:
+        if found := re.search(r"^# (.+)$", cell.source, re.M):
+            return found[1]
+    raise ValueError(f"{path.name} has no heading")
 
 
 if __name__ == "__main__":
