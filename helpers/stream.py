@@ -73,28 +73,28 @@ def message(exchange: Exchange) -> dict:
 def _usual_stream(exchange: Exchange) -> list[tuple[float, bytes]] | None:
     """Return the reads with their chunk sizes left in, if that cannot matter, else ``None``.
 
-    It cannot when every chunk ends where an event ends, every event is ``data: {...}``, and the
-    stream ends as it should: nearly every answer. A few searches in C then stand for taking the
-    framing off chunk by chunk and judging line by line, which cost more than all else.
+    It cannot when each chunk is one event, each event is ``data: {...}``, and the stream ends as
+    it should: nearly every answer. A few searches in C then stand for taking the framing off
+    chunk by chunk and judging line by line, which cost more than all else.
     """
     if exchange.cause or not exchange.framed or not exchange.reads:
         return None
     head = CHUNKED_HEAD.match(exchange.reads[0])
     if not head:
         return None
-    first = exchange.reads[0][head.end() :]
-    body = b"".join([first, *exchange.reads[1:]])
-    chunks, events = body.count(b"\n\n\r\n"), body.count(b"\n\n")
+    reads = [exchange.reads[0][head.end() :], *exchange.reads[1:]]
+    body = b"".join(reads)
+    events = body.count(b"data: {")
     if not (
         body.endswith(STREAM_END)
-        and body.count(b"\r\n") == 2 * chunks + 2
-        and body.count(b"data: {") == body.count(b"}\n\n") == events - 1
-        and body.count(b"\n") == 2 * events + 2 * chunks + 2
+        and body.count(b"}\n\n\r\n") == events
+        and body.count(b"\n") == 4 * (events + 1) + 2  # two ends of line of the event, two of the
+        and body.count(b"\r") == 2 * (events + 1) + 2  # chunk; with [DONE], and the last chunk's
         and b'"error"' not in body
     ):
         return None
     exchange.status = 200
-    return list(zip(exchange.times, [first, *exchange.reads[1:]], strict=True))
+    return list(zip(exchange.times, reads, strict=True))
 
 
 def _token_times(pieces: list[tuple[float, bytes]], body: bytes) -> list[float]:
@@ -102,28 +102,26 @@ def _token_times(pieces: list[tuple[float, bytes]], body: bytes) -> list[float]:
     times, rest = [], b""
     for time, payload in pieces:
         data = rest + payload if rest else payload
-        rest = b""
-        if not data.endswith(b"\n"):  # a line counts with the read that completes it
+        if data.endswith(b"\n"):
+            rest = b""
+        else:  # a line counts with the read that completes it
             cut = data.rfind(b"\n") + 1
             data, rest = data[:cut], data[cut:]
-        count = 0
-        for key, empty in keys:
-            count += data.count(key) - data.count(empty)
-        if count == 1:
-            times.append(time)
-        elif count:
-            times += [time] * count
+        for key in keys:
+            if count := data.count(key):
+                count -= data.count(key + b'"')  # the empty ones
+                times += [time] * count
     return times
 
 
-def _text_keys(body: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the keys that carry text in this answer, each with its empty form."""
+def _text_keys(body: bytes) -> list[bytes]:
+    """Return the keys that carry text in this answer."""
     space, found, missing = b" " if b'"choices": ' in body[:2048] else b"", [], body.count(b"data:")
     for name in _KEYS:
         key = b'"%s":%s"' % (name.encode(), space)
         count = body.count(key)
         if count:
-            found.append((key, key + b'"'))
+            found.append(key)
         missing -= count
         if missing < 4:  # all events but the role, the finish, usage and [DONE] are explained
             break
