@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pandas as pd
 import requests
 
 from helpers.errors import CourseError
-from helpers.settings import ASSETS, load
+from helpers.serving import ServingSpec
+from helpers.settings import ASSETS, Settings, load
 
 # AWQ: 4-bit weights, and for each group of 128 a 16-bit scale and a 4-bit zero (arXiv:2306.00978).
 BYTES_PER_WEIGHT = {"fp16": 2.0, "fp8": 1.0, "awq": 0.5 + (2 + 0.5) / 128}
@@ -119,6 +121,42 @@ def shape(source: str | Path, precision: str | None = None) -> ModelShape:
         row = {"name": str(source)} | _from_config(_read_config(str(source)), str(source))
     row = {k: v for k, v in row.items() if k in ModelShape.__dataclass_fields__}
     return ModelShape(**row | ({"precision": precision} if precision else {}))
+
+
+def spec(name: str, settings: Settings) -> ServingSpec:
+    """What to run to serve a model of the table, with the arguments its vLLM recipe asks for.
+
+    Args:
+        name: a name or repository of ``assets/models.csv``.
+        settings: where the Hugging Face token is; it enters the environment of a gated model's
+            server, and of no other.
+
+    Raises:
+        CourseError: no such model, or it is gated and no token is set.
+    """
+    known = table()
+    found = known[(known.model == name) | (known.repo == name)]
+    if found.empty:
+        raise CourseError(
+            f"there is no model called {name!r} in assets/models.csv",
+            f"known are {', '.join(known.model)}",
+        )
+    row = found.iloc[0]
+    env = {}
+    if row.gated == "yes" and not settings.hf_token:
+        raise CourseError(
+            f"{row.model} is gated and HF_TOKEN is not set",
+            f"accept its terms at https://huggingface.co/{row.repo}, create a token at "
+            "https://huggingface.co/settings/tokens and put it into .env",
+        )
+    if row.gated != "no" and settings.hf_token:
+        env["HF_TOKEN"] = settings.hf_token.get_secret_value()
+    words = shlex.split(row.vllm_args)
+    length = words.index("--max-model-len") if "--max-model-len" in words else None
+    limit = int(words[length + 1]) if length is not None else 8192
+    if length is not None:
+        del words[length : length + 2]
+    return ServingSpec(model=row.repo, max_model_len=limit, extra_args=tuple(words), env=env)
 
 
 def _read_config(source: str) -> dict:

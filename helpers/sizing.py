@@ -140,9 +140,19 @@ def decode_step_s(model: ModelShape, gpu: Gpu, batch: int, context: float) -> fl
     value read once, and 2 FLOPs a parameter and token (arXiv:2001.08361, section 2.1; for
     inference arXiv:2211.05102): ``max(bytes / bandwidth, FLOPs / rate)``.
     """
-    gigabytes = model.weights_gb(batch) + batch * context * model.kv_bytes_per_token() / 1e9
-    flops = 2 * model.linear(model.experts_per_token) * batch
+    gigabytes, flops = _decode_work(model, batch, context)
     return max(gigabytes / gpu.bandwidth_gb_s, flops / gpu.tflops(model.precision) / 1e12)
+
+
+def intensity(model: ModelShape, batch: int, context: float) -> float:
+    """FLOPs of a decode step for each byte it reads: the x of a roofline picture."""
+    gigabytes, flops = _decode_work(model, batch, context)
+    return flops / gigabytes / 1e9
+
+
+def _decode_work(model: ModelShape, batch: int, context: float) -> tuple[float, float]:
+    kv_gb = batch * context * model.kv_bytes_per_token() / 1e9
+    return model.weights_gb(batch) + kv_gb, 2 * model.linear(model.experts_per_token) * batch
 
 
 def prefill_s(model: ModelShape, gpu: Gpu, tokens: int) -> float:

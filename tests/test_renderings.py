@@ -1,0 +1,95 @@
+"""One ServingSpec, four ways to run it: each must give vLLM the arguments that it understands.
+
+``-m vllm`` lets vLLM's own parser read them, in the environment of ``VLLM_PYTHON`` (or this one).
+"""
+
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from pydantic import SecretStr
+
+from helpers import clouds, models
+from helpers.errors import CourseError
+from helpers.providers.runpod import container
+from helpers.serving import ServingSpec
+
+TOKEN = "hf_" + "s3cret" * 4  # looks like a token, is none
+PARSE = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+for words in json.load(sys.stdin):
+    options = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
+    print(json.dumps([options.model_tag, options.host, options.port, options.max_model_len]))
+"""
+
+
+@pytest.fixture
+def with_token(settings):
+    """Settings of a reader who has a Hugging Face token."""
+    return settings.model_copy(update={"hf_token": SecretStr(TOKEN)})
+
+
+def renderings(spec: ServingSpec) -> dict[str, list[str]]:
+    """The words after ``vllm serve`` in each rendering."""
+    public = replace(spec, host="0.0.0.0")
+    docker = shlex.split(spec.docker())
+    onstart = next(line for line in spec.onstart().splitlines() if "vllm serve" in line)
+    return {
+        "docker": docker[docker.index(spec.image) + 1 :],
+        "vast": shlex.split(onstart.partition("vllm serve ")[2].partition(" 2>&1")[0]),
+        "runpod": shlex.split(container(public)["args"]),
+        "runpod, SSH": shlex.split(
+            shlex.split(container(spec)["args"])[2].partition("vllm serve ")[2].partition(")")[0]
+        ),
+        "skypilot": shlex.split(clouds.task(spec)["run"])[2:],
+    }
+
+
+@pytest.mark.parametrize("name", ["default", *models.table().model])
+def test_every_rendering_serves_the_same(with_token, name):
+    """The four ways differ in the address they listen on, and in nothing else."""
+    spec = ServingSpec() if name == "default" else models.spec(name, with_token)
+    words = renderings(spec)
+    for way, found in words.items():
+        host = spec.host if way in ("vast", "runpod, SSH") else "0.0.0.0"
+        assert found == replace(spec, host=host).vllm_args(), way
+    shown = spec.docker() + spec.onstart() + str(clouds.task(spec)) + repr(spec)
+    assert TOKEN not in shown
+
+
+def test_the_token_goes_to_gated_models_only(settings, with_token):
+    """A token is the reader's identity: it is not handed to machines that do not need it."""
+    assert models.spec("Llama-3.1-8B-Instruct", with_token).env == {"HF_TOKEN": TOKEN}
+    assert models.spec("Mistral-7B-Instruct-v0.3 AWQ", with_token).env == {}
+    with pytest.raises(CourseError, match="is gated and HF_TOKEN is not set"):
+        models.spec("Llama-3.1-8B-Instruct", settings)
+    with pytest.raises(CourseError, match="no model called 'nope'"):
+        models.spec("nope", settings)
+
+
+@pytest.mark.vllm
+def test_vllms_own_parser_takes_the_arguments_of_every_model(with_token):
+    """A flag that vLLM has renamed would show on a rented machine, at the reader's cost."""
+    python = os.environ.get("VLLM_PYTHON") or (
+        sys.executable if importlib.util.find_spec("vllm") else None
+    )
+    if not python:
+        pytest.skip("vLLM is not installed here and VLLM_PYTHON is not set")
+    specs = [ServingSpec(), *(models.spec(name, with_token) for name in models.table().model)]
+    lines = [words for spec in specs for words in renderings(spec).values()]
+    done = subprocess.run(
+        [python, "-c", PARSE], input=json.dumps(lines), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    parsed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(parsed) == len(lines)
+    for words, (model, host, port, length) in zip(lines, parsed, strict=True):
+        assert (model, port) == (words[0], 8000) and host in ("127.0.0.1", "0.0.0.0")
+        assert length == int(words[words.index("--max-model-len") + 1])
