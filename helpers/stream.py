@@ -98,20 +98,26 @@ def _usual_stream(exchange: Exchange) -> list[tuple[float, bytes]] | None:
 
 
 def _token_times(pieces: list[tuple[float, bytes]], body: bytes) -> list[float]:
-    keys = _text_keys(body)
-    times, rest = [], b""
+    if not all([payload.endswith(b"\n") for _, payload in pieces]):
+        pieces = list(_whole_lines(pieces))
+    counts = [0] * len(pieces)
+    for key in _text_keys(body):
+        found = [payload.count(key) for _, payload in pieces]
+        empty = key + b'"'
+        if empty in body:
+            found = [n and n - p.count(empty) for n, (_, p) in zip(found, pieces, strict=True)]
+        counts = [a + b for a, b in zip(counts, found, strict=True)] if any(counts) else found
+    return [time for n, (time, _) in zip(counts, pieces, strict=True) for _ in range(n)]
+
+
+def _whole_lines(pieces: list[tuple[float, bytes]]):
+    """Yield the pieces cut at ends of lines: a line belongs to the read that completes it."""
+    rest = b""
     for time, payload in pieces:
-        data = rest + payload if rest else payload
-        if data.endswith(b"\n"):
-            rest = b""
-        else:  # a line counts with the read that completes it
-            cut = data.rfind(b"\n") + 1
-            data, rest = data[:cut], data[cut:]
-        for key in keys:
-            if count := data.count(key):
-                count -= data.count(key + b'"')  # the empty ones
-                times += [time] * count
-    return times
+        data = rest + payload
+        cut = data.rfind(b"\n") + 1
+        rest = data[cut:]
+        yield time, data[:cut]
 
 
 def _text_keys(body: bytes) -> list[bytes]:
