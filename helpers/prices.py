@@ -78,6 +78,27 @@ def offers(live: bool = True, timeout_s: float = 15.0) -> pd.DataFrame:
     return table.sort_values("usd_per_hour", ignore_index=True)
 
 
+def compare(table: pd.DataFrame) -> pd.DataFrame:
+    """The clouds side by side: what the offers say, and facts of ``assets/providers.csv``.
+
+    Args:
+        table: what :func:`offers` returned.
+
+    Returns:
+        One column a provider: the cheapest GPU on demand (of at least 15 GB) and an A100 with 80
+        GB, each in $/h for one GPU, then set-up effort, one-click templates, availability,
+        billing unit, minimum top-up and what a stopped machine costs, with confidence and source.
+    """
+    facts = pd.read_csv(ASSETS / "providers.csv", index_col="provider")
+    rented = table[table.kind == "on-demand"]
+    first = rented.sort_values("usd_per_gpu_hour").groupby("provider").first()
+    cheapest = first.gpu + first.usd_per_gpu_hour.map(": ${:.2f}/h".format)
+    a100 = rented[rented.gpu.str.startswith("A100 80GB")].groupby("provider").usd_per_gpu_hour.min()
+    facts.insert(0, "cheapest_gpu", cheapest)
+    facts.insert(1, "a100_80gb", a100.map("${:.2f}/h".format))
+    return facts.T
+
+
 def freshness(table: pd.DataFrame) -> str:
     """One line a provider: whether its prices are live, and how old they are.
 

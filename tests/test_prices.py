@@ -163,3 +163,13 @@ def test_every_snapshot_row_has_a_source_and_a_date_or_says_why_not():
     assert table[table.seen == ""].note.str.contains("no date").all()
     assert table.usd_per_hour.between(0.05, 200).all() and table.vram_gb.ge(15).all()
     assert table.gpu_count.ge(1).all()
+
+
+def test_comparison_is_computed_from_the_offers():
+    """The table of notebook 00: its prices are those of the offers, its facts have a source."""
+    table = prices.offers(live=False)
+    side_by_side = prices.compare(table)
+    assert list(side_by_side.columns) == ["vast.ai", "runpod", "aws", "azure"]
+    aws = table[(table.provider == "aws") & (table.gpu == "A100 80GB SXM")].usd_per_gpu_hour.min()
+    assert side_by_side.loc["a100_80gb", "aws"] == f"${aws:.2f}/h"
+    assert side_by_side.notna().all().all()
