@@ -8,6 +8,7 @@ it and keeps its records in a file as they come.
 import asyncio
 import os
 import platform
+from collections.abc import Callable
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,7 @@ from helpers.arrivals import (
     Replay,
     to_spec,
 )
+from helpers.capacity import Objective, meets
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.live import Progress
@@ -36,7 +38,7 @@ from helpers.workload import Lengths, Prompts, Synthetic, Workload
 
 __all__ = [
     "ClosedLoop", "Gamma", "Interval", "Lengths", "Poisson", "Prompts", "Ramp", "Record", "Replay",
-    "Run", "Synthetic", "run", "sweep",
+    "Run", "Synthetic", "run", "search", "sweep",
 ]  # fmt: skip
 
 
@@ -166,15 +168,73 @@ async def sweep(
     """
     runs = []
     for count in users:
-        end = {} if options.keys() & {"requests", "duration_s"} else {
-            "requests": max(8, requests_per_user * count)
-        }  # fmt: skip
+        end = _end(count, requests_per_user, options)
         path = Path(folder) / f"{count:04d}_users.jsonl" if folder else None
         arrivals = ClosedLoop(users=count)
         runs.append(await run(endpoint, workload, arrivals, path=path, **end, **options))
         if runs[-1].interrupted:
             break
     return runs
+
+
+async def search(
+    endpoint: Endpoint,
+    workload: Workload,
+    objective: Objective | None = None,
+    *,
+    arrivals: Callable[[float], Arrivals] | None = None,
+    start: float = 1,
+    limit: float = 1024,
+    precision: float = 0.1,
+    requests_per_user: int = 4,
+    folder: str | Path | None = None,
+    **options,
+) -> list[Run]:
+    """Find the highest load that meets an objective: double until it fails, then bisect.
+
+    ``measure.capacity(runs, objective)`` reads the answer from the runs, which are also the sweep
+    that the plots take.
+
+    Args:
+        endpoint: the server.
+        workload: what is asked.
+        objective: what must be met.
+        arrivals: makes the arrivals of a load, by default ``n`` users in a closed loop; e.g.
+            ``lambda rate: Poisson(rate_per_s=rate)`` for the highest request rate.
+        start: first load.
+        limit: highest load to try.
+        precision: stop when the bracket is narrower than this part of it (or than one user).
+        requests_per_user: length of each run, unless ``requests`` or ``duration_s`` is given.
+        folder: where the runs' files go, by default as for ``run``.
+        options: as for ``run``.
+    """
+    objective = objective or Objective()
+    runs: dict[float, Run] = {}
+
+    async def passes(load: float) -> bool:
+        these = arrivals(load) if arrivals else ClosedLoop(users=int(load))
+        end = _end(load, requests_per_user, options)
+        path = Path(folder) / f"{load:08.2f}.jsonl" if folder else None
+        runs[load] = await run(endpoint, workload, these, path=path, **{**options, **end})
+        return not runs[load].interrupted and meets(runs[load], objective)
+
+    low, high = 0.0, start
+    while await passes(high):
+        low, high = high, min(2 * high, limit)
+        if low >= limit:
+            break
+    while not runs[max(runs)].interrupted and low < high:
+        middle = (low + high) / 2 if arrivals else float(int((low + high) / 2))
+        if middle <= low or high - low <= precision * high:
+            break
+        low, high = (middle, high) if await passes(middle) else (low, middle)
+    return [runs[load] for load in sorted(runs)]
+
+
+def _end(load: float, requests_per_user: int, options: dict) -> dict:
+    if options.keys() & {"requests", "duration_s"}:
+        return {}
+    return {"requests": max(8, int(requests_per_user * load))}
 
 
 def _header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:

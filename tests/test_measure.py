@@ -77,9 +77,9 @@ def test_capacity_is_the_last_run_before_the_first_miss():
     """4 users meet 50 ms a token, 8 do not: the capacity is 4, and 8 is told as the miss."""
     runs = [closed_loop(users=u, gap_s=g) for u, g in ((1, 0.01), (4, 0.04), (8, 0.08))]
     found = measure.capacity(runs, measure.Objective(ttft_ms=500, tpot_ms=50))
-    assert (found.users, found.fails_at) == (4, 8)
-    assert found.customers(think_time_s=4.5, e2e_s=0.5) == 40
-    assert measure.capacity(runs, measure.Objective(ttft_ms=50)).users == 0
+    assert (found.load, found.fails_at) == (4, 8)
+    assert found.customers(think_time_s=4.5) == pytest.approx(4 * (4.5 + 0.5) / 0.5)
+    assert measure.capacity(runs, measure.Objective(ttft_ms=50)).load == 0
 
 
 def test_goodput_counts_only_what_met_the_objective():
@@ -91,6 +91,6 @@ def test_goodput_counts_only_what_met_the_objective():
 def test_capacity_refuses_open_loops():
     """Users cannot be counted in an open loop."""
     run = closed_loop()
-    run.header["arrivals"] = {"kind": "Poisson", "rate_per_s": 1}
-    with pytest.raises(CourseError, match="closed-loop"):
+    run.header["arrivals"] = {"kind": "Ramp"}
+    with pytest.raises(CourseError, match="level"):
         measure.capacity([run])
