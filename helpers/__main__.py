@@ -43,7 +43,7 @@ def rehearse(settings: Settings) -> None:
                     source=provider.name,
                     poll_s=provider.poll_s,
                     progress=say,
-                    log=lambda: provider.logs(instance.id, 1),
+                    log=lambda: provider.logs(instance.id, 20),
                 )
                 say(f"ready: {endpoint.title}")
             _first_answer(endpoint)

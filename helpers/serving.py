@@ -13,6 +13,16 @@ from helpers.errors import CourseError
 # Model ids, revisions and image tags stand here and nowhere else: never in a notebook's cell.
 MISTRAL_AWQ = "solidrust/Mistral-7B-Instruct-v0.3-AWQ"
 VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
+STARTS, ENDED = "llm-course: the server starts", "llm-course: the server has ended with status"
+# What the log of a server that gave up says, and what to do about it.
+_REASONS = {
+    "out of memory": "rent a GPU with more VRAM, or lower max_model_len",
+    "No space left": "rent more disk: ServingSpec(disk_gb=...)",
+    "401 Client Error": "the model is gated: accept its licence and set HF_TOKEN in .env",
+    "GatedRepoError": "the model is gated: accept its licence and set HF_TOKEN in .env",
+    "RepositoryNotFound": "the model's name is wrong, or it needs HF_TOKEN",
+    "huggingface.co": "the host does not reach Hugging Face: destroy it and rent another one",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +80,26 @@ class ServingSpec:
         words = ["docker", "run", "--rm", "--gpus", "all", "--ipc=host", "-p", port, *names]
         return f'{shlex.join(words)} -v "{cache}" {shlex.join([self.image, *inside])}'
 
-    def onstart(self) -> str:
+    def served(self) -> str:
+        """The command line between two lines in the log: that it starts, that it has ended."""
+        return f'echo "{STARTS}"; {self.command()}; echo "{ENDED} $?"'
+
+    def onstart(self, before: str = "") -> str:
         """Script that starts the server when the instance boots.
 
         SSH launch modes replace the image's entrypoint, so nothing serves until this does. The
         output goes to the container's log and to ``~/vllm.log``, which survives a restart.
+
+        Args:
+            before: shell lines to run first, such as a dead-man's switch.
         """
-        return "\n".join(
-            [
-                "#!/bin/sh",
-                "touch ~/.no_auto_tmux  # a scripted login should not land in tmux",
-                f"({self.command()} 2>&1 | tee -a ~/vllm.log) &",
-                "",
-            ]
-        )
+        lines = [
+            "#!/bin/sh",
+            "touch ~/.no_auto_tmux  # a scripted login should not land in tmux",
+            *([before] if before else []),
+            f"({self.served()}) 2>&1 | tee -a ~/vllm.log &",
+        ]
+        return "\n".join([*lines, ""])
 
 
 def wait_ready(
@@ -138,14 +154,21 @@ def wait_ready(
             said = type(error).__name__
         except (ValueError, LookupError, TypeError):
             said = "an answer that is not the OpenAI API's"
-        tail = (log().strip().splitlines() or [""])[-1]
-        progress(f"model server: {said} | {tail}")
+        tail = log().strip()
+        progress(f"model server: {said} | {tail.rpartition(chr(10))[2]}")
+        if ENDED in tail.rpartition(STARTS)[2]:  # an end before the last start is history
+            raise CourseError(f"the model server gave up:\n{tail[-1500:]}", _remedy(tail))
         time.sleep(poll_s)
     raise CourseError(
         f"the model server at {base_url} did not become ready in {timeout_s:.0f} s ({said})\n"
         f"{log().strip()[-1000:]}",
         "destroy the instance if the log shows no progress: `python -m helpers destroy`",
     )
+
+
+def _remedy(log: str) -> str:
+    found = (advice for words, advice in _REASONS.items() if words.lower() in log.lower())
+    return next(found, "read the log above; `python -m helpers destroy` ends the rental")
 
 
 def engine_name(base_url: str, api_key: str = "none") -> str:

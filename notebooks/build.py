@@ -1,8 +1,8 @@
 """Keep the notebooks whole: ``python notebooks/build.py [--run] [NN ...]``.
 
 Writes the navigation into every notebook and the table of them into the README; with
-``--run`` executes them first, each from a fresh kernel. Without it a second call changes
-nothing.
+``--run`` executes them first, each from a fresh kernel. Without it nothing changes on a
+second call.
 """
 
 import argparse

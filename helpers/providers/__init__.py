@@ -13,10 +13,15 @@ from helpers.settings import Settings
 
 # Everything we rent carries this, so that it is found again after any crash.
 LABEL_PREFIX = "llm-course:"
+LIFETIME_S = 4 * 3600.0  # a machine that nobody extends destroys itself then
 
 
 class OfferGone(CourseError):
     """Somebody else rented the offer between the search and the launch: take the next one."""
+
+
+class NoAnswer(CourseError):
+    """The service did not answer: whether it acted is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +166,42 @@ class Provider(Protocol):
 
     def create_template(self, spec: ServingSpec, name: str) -> Template:
         """Keep a spec as a template of one's own; keys in its environment are left out."""
+
+
+def after_failed_launch(
+    provider: Provider, label: str, doing: str, error: BaseException, looks: int = 3
+) -> Instance:
+    """What to do when the call that rents has raised: its answer may be lost, not the rental.
+
+    The unique label tells. It is looked up more than once, because the service may still have
+    been at work when the line broke.
+
+    Returns:
+        The instance, when it was rented and only the answer got lost.
+
+    Raises:
+        BaseException: the error itself, when nothing was rented, or after destroying what was
+            rented when the reader interrupted.
+        CourseError: when the look-up fails as well: then only the reader can look.
+    """
+    lost = isinstance(error, NoAnswer) or not isinstance(error, CourseError)
+    for look in range(looks if lost else 1):
+        if look:
+            time.sleep(provider.poll_s)
+        try:
+            found = next((i for i in provider.instances() if i.label == label), None)
+        except CourseError as unknown:
+            raise CourseError(
+                f"{doing} failed, and so did the look whether it is rented nevertheless "
+                f"({unknown.what})",
+                f"when the network is back: `python -m helpers status` (label {label})",
+            ) from error
+        if found is not None and isinstance(error, CourseError):
+            return found
+        if found is not None:
+            provider.destroy(found.id)  # interrupted by the reader: leave nothing rented
+            break
+    raise error
 
 
 def is_secret(name: str) -> bool:

@@ -12,13 +12,16 @@ from datetime import datetime
 import gpuhunt
 import requests
 
+from helpers import deadman
 from helpers.errors import CourseError
 from helpers.providers import (
     LABEL_PREFIX,
+    LIFETIME_S,
     Instance,
     Offer,
     OfferFilter,
     Template,
+    after_failed_launch,
     is_secret,
 )
 from helpers.providers.runpod_http import Api, NotFound, fitting
@@ -131,7 +134,13 @@ class RunPod:
         )
 
     def launch(
-        self, offer: Offer, spec: ServingSpec, label: str, *, template_hash: str | None = None
+        self,
+        offer: Offer,
+        spec: ServingSpec,
+        label: str,
+        *,
+        lifetime_s: float = LIFETIME_S,
+        template_hash: str | None = None,
     ) -> Instance:
         """Rent an offer and start the server on it.
 
@@ -139,6 +148,8 @@ class RunPod:
             offer: what to rent.
             spec: what to serve; with a template only its disk size and environment count.
             label: name of the purpose, e.g. ``"mistral"``; found again by ``instances()``.
+            lifetime_s: seconds after which the machine terminates itself (its dead-man's switch).
+                Not with a public API or a template: their images run one command, and no switch.
             template_hash: id of a template to rent from instead of the spec's image and arguments.
 
         Raises:
@@ -154,27 +165,13 @@ class RunPod:
         if template_hash:
             body |= {"templateId": template_hash, "env": dict(spec.env)}
         else:
-            body |= container(spec)
+            body |= container(spec, lifetime_s=lifetime_s)
         try:
             return self._instance(
                 self.api.json("renting the offer", "POST", "/v2/pods", body, again=False)
             )
         except BaseException as error:
-            # The answer may have got lost, not the rental: the name tells.
-            try:
-                found = next((i for i in self.instances() if i.label == unique), None)
-            except CourseError as unknown:
-                raise CourseError(
-                    f"renting {offer.gpu} failed, and so did the look whether it is rented "
-                    f"nevertheless ({unknown.what})",
-                    f"when the network is back: `python -m helpers status` (label {unique})",
-                ) from error
-            if found is None:
-                raise
-            if isinstance(error, CourseError):
-                return found
-            self.destroy(found.id)  # interrupted by the reader: leave nothing rented
-            raise
+            return after_failed_launch(self, unique, f"renting {offer.gpu}", error)
 
     def instances(self) -> list[Instance]:
         """Everything rented on the account that carries the course's label."""
@@ -292,12 +289,13 @@ class RunPod:
             return _template(row.json(), own=True)
 
 
-def container(spec: ServingSpec, secret: bool = True) -> dict:
+def container(spec: ServingSpec, secret: bool = True, lifetime_s: float = LIFETIME_S) -> dict:
     """The part of a pod or template that says what runs: image, arguments, ports, environment.
 
     Args:
         spec: what to serve.
         secret: put keys into the environment; a template must hold none.
+        lifetime_s: seconds after which a pod with a shell terminates itself.
     """
     env = {k: v for k, v in spec.env.items() if secret or not is_secret(k)}
     if spec.host == "0.0.0.0":  # noqa: S104
@@ -309,8 +307,9 @@ def container(spec: ServingSpec, secret: bool = True) -> dict:
         image, ports = SSH_IMAGE, []
         version = spec.image.rpartition(":")[2].removeprefix("v")
         script = (
-            f"(command -v vllm || pip install vllm=={version}; "
-            f"exec {spec.command()}) 2>&1 | tee -a ~/vllm.log & "
+            f"{deadman.script('runpod', lifetime_s)}\n"
+            f"(command -v vllm || pip install vllm=={version}; {spec.served()}) "
+            "2>&1 | tee -a ~/vllm.log &\n"
             "test -x /start.sh && exec /start.sh; wait"
         )
         args = shlex.join(["bash", "-c", script])

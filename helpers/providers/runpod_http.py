@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import requests
 
 from helpers.errors import CourseError
-from helpers.providers import OfferGone
+from helpers.providers import NoAnswer, OfferGone
 
 KEYS_URL = "https://console.runpod.io/user/settings"
 BILLING_URL = "https://console.runpod.io/user/billing"
@@ -67,7 +67,7 @@ class Api:
                 if again and not last:
                     time.sleep(0.5 * 2**attempt)
                     continue
-                raise CourseError(
+                raise NoAnswer(
                     f"{doing}: RunPod did not answer ({type(error).__name__})",
                     "check the network and run the cell again; "
                     "`python -m helpers status` shows what runs",
@@ -86,7 +86,7 @@ def fitting(doing: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise CourseError(
+        raise NoAnswer(
             f"{doing}: RunPod sent an answer that does not fit its API ({error!r})",
             "run the cell again; if it stays, RunPod changed its API: see docs.runpod.io",
         ) from None
@@ -121,7 +121,9 @@ def _from_response(doing: str, answer: requests.Response) -> CourseError:
         return OfferGone(f"{doing}: no such machine is left ({message})", "take the next offer")
     if status == 429:
         return CourseError(f"{doing}: too many requests", "wait a minute and run the cell again")
-    return CourseError(
+    # A gateway that gives up says nothing about what the service behind it did.
+    kind = NoAnswer if status >= 500 else CourseError
+    return kind(
         f"{doing}: HTTP {status}, {message}",
         "run the cell again; https://uptime.runpod.io tells whether the service has trouble",
     )

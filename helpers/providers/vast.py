@@ -9,13 +9,16 @@ from itertools import pairwise
 
 from vastai import VastAI
 
+from helpers import deadman
 from helpers.errors import CourseError
 from helpers.providers import (
     LABEL_PREFIX,
+    LIFETIME_S,
     Instance,
     Offer,
     OfferFilter,
     Template,
+    after_failed_launch,
     is_secret,
 )
 from helpers.providers.vast_calls import NotFound, call, message, told
@@ -118,6 +121,7 @@ class Vast:
         spec: ServingSpec,
         label: str,
         *,
+        lifetime_s: float = LIFETIME_S,
         bid_usd_per_hour: float | None = None,
         template_hash: str | None = None,
     ) -> Instance:
@@ -127,6 +131,7 @@ class Vast:
             offer: what to rent.
             spec: what to serve; with a template only its disk size and environment count.
             label: name of the purpose, e.g. ``"mistral"``; found again by ``instances()``.
+            lifetime_s: seconds after which the machine destroys itself (its dead-man's switch).
             bid_usd_per_hour: makes the rental interruptible, at this bid for the GPU.
             template_hash: rent from this template instead of the spec's image and script.
 
@@ -136,10 +141,13 @@ class Vast:
         """
         unique = f"{LABEL_PREFIX}{label}:{uuid.uuid4().hex[:8]}"
         options = {"label": unique, "disk": spec.disk_gb, "env": spec.env, "cancel_unavail": True}
+        switch = deadman.script("vast", lifetime_s)
         if template_hash:
-            options["template_hash"] = template_hash
+            # The switch runs before the template's own script, which is sent along with it.
+            options |= {"template_hash": template_hash}
+            options["onstart_cmd"] = f"{switch}\n{self._template_script(template_hash)}"
         else:
-            options |= {"image": spec.image, "onstart_cmd": spec.onstart()}
+            options |= {"image": spec.image, "onstart_cmd": spec.onstart(switch)}
             options |= {"ssh": True, "direct": True}
         if bid_usd_per_hour is not None:
             options["bid_price"] = bid_usd_per_hour
@@ -152,23 +160,18 @@ class Vast:
                         "try another offer",
                     )
         except BaseException as error:
-            # The answer may have got lost, not the rental: the label tells.
-            try:
-                found = next((i for i in self.instances() if i.label == unique), None)
-            except CourseError as unknown:
-                raise CourseError(
-                    f"renting offer {offer.id} failed, and so did the look whether it is rented "
-                    f"nevertheless ({unknown.what})",
-                    f"when the network is back: `python -m helpers status` (label {unique})",
-                ) from error
-            if found is None:
-                raise
-            if isinstance(error, CourseError):
-                return found
-            self.destroy(found.id)  # interrupted by the reader: leave nothing rented
-            raise
+            return after_failed_launch(self, unique, f"renting offer {offer.id}", error)
         contract = str(answer["new_contract"])
         return self.instance(contract) or self._pending(contract, offer, unique)
+
+    def _template_script(self, hash_id: str) -> str:
+        query = {"hash_id": {"eq": hash_id}}
+        rows = call("reading the template", lambda: self.sdk.search_templates(query))
+        if not rows:
+            raise CourseError(
+                f"there is no template {hash_id}", "look it up anew: provider.templates()"
+            )
+        return rows[0].get("onstart") or ""
 
     def _pending(self, contract: str, offer: Offer, label: str) -> Instance:
         """A contract that the listing does not show yet."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 import requests
 
 from helpers.errors import CourseError
-from helpers.providers import OfferGone
+from helpers.providers import NoAnswer, OfferGone
 
 KEYS_URL = "https://cloud.vast.ai/manage-keys/"
 BILLING_URL = "https://cloud.vast.ai/billing/"
@@ -46,12 +46,12 @@ def told(doing: str) -> Iterator[None]:
     except requests.HTTPError as error:
         raise _from_response(doing, error.response) from None
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise CourseError(
+        raise NoAnswer(
             f"{doing}: Vast.ai did not answer ({type(error).__name__})",
             "check the network and run the cell again; `python -m helpers status` shows what runs",
         ) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise CourseError(
+        raise NoAnswer(
             f"{doing}: Vast.ai sent an answer that does not fit its API ({error!r})",
             "run the cell again; if it stays, look for a newer version of vastai-sdk",
         ) from None
@@ -81,7 +81,9 @@ def _from_response(doing: str, response: requests.Response) -> CourseError:
         return limit
     if any(word in words for word in ("credit", "billing", "balance")):
         return CourseError(f"{doing}: {words}", f"top up at {BILLING_URL}")
-    return CourseError(
+    # A gateway that gives up says nothing about what the service behind it did.
+    kind = NoAnswer if response.status_code >= 500 else CourseError
+    return kind(
         f"{doing}: HTTP {response.status_code}, {words}",
         "run the cell again; https://status.vast.ai tells whether the service has trouble",
     )

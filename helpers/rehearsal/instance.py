@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,7 +39,8 @@ class Machine:
         self.sockets = Path(self.config["sockets"])
         # Held open for as long as this process lives: the engine exits when it closes.
         self.alive_fd, self._hold = os.pipe()
-        self.connections = 0
+        self.logins: set[Login] = set()
+        self.opens = 0.0
 
     def prepare(self) -> None:
         """Lay out the home directory and the ``vllm`` command."""
@@ -102,13 +104,15 @@ class Login(asyncssh.SSHServer):
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         """Count the connection: a used machine is not idle."""
         self.conn = conn
-        self.machine.connections += 1
-        self.machine.tell(connections=self.machine.connections)
+        self.machine.logins.add(self)
+        self.machine.tell(connections=len(self.machine.logins))
+        if time.monotonic() < self.machine.opens:
+            conn.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Uncount it."""
-        self.machine.connections -= 1
-        self.machine.tell(connections=self.machine.connections)
+        self.machine.logins.discard(self)
+        self.machine.tell(connections=len(self.machine.logins))
 
     def begin_auth(self, username: str) -> bool:
         """Read the keys at each login: they may be attached and detached while it runs."""
@@ -168,6 +172,8 @@ async def _main(folder: Path) -> None:
         line_editor=False,
         reuse_address=True,
     )
+    # A fault of the rehearsal: the machine runs, its SSH server does not let anybody in yet.
+    machine.opens = time.monotonic() + machine.config["ssh_after_s"]
     machine.tell(ssh_port=server.get_port())
     machine.boot()
     # The marketplace holds the other end: it closes when that process ends, however it ends.
@@ -175,7 +181,9 @@ async def _main(folder: Path) -> None:
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
     )
-    await reader.read()
+    while await reader.readline():  # "drop": the one thing the marketplace may ask for
+        for login in list(machine.logins):
+            login.conn.abort()
 
 
 if __name__ == "__main__":

@@ -14,10 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from helpers.rehearsal import model
+from helpers.rehearsal.faults import NOW, Faults
 from helpers.settings import ASSETS, Settings
 
 START_CREDIT_USD = 5.0  # the smallest top-up of a real account
 HOURS_PER_MONTH = 730
+_CUDA_ERROR = (
+    "Error response from daemon: OCI runtime create failed: nvidia-container-cli: "
+    "requirement error: unsatisfied condition: cuda>=12.8"
+)
 
 
 @dataclass(kw_only=True)
@@ -65,6 +70,8 @@ class Market:
         self.home = settings.rehearsal_home
         self.file = self.home / "state.json"
         self.offers = _read_offers()
+        self.faults = Faults()
+        self.url = ""  # where it answers, once it does: a machine's switch reaches it there
         # Unix sockets need short paths, so they do not live under the reader's state folder.
         self.sockets = Path(tempfile.mkdtemp(prefix="rehearsal-"))
         self.processes: dict[int, asyncio.subprocess.Process] = {}
@@ -210,6 +217,26 @@ class Market:
         self.save()
         shutil.rmtree(self.sockets, ignore_errors=True)
 
+    def provoke(self, fault: str) -> None:
+        """Arm a fault, or let it happen now."""
+        if fault not in NOW:
+            self.faults.armed[fault] += 1
+            return
+        for rental in [r for r in self.rentals.values() if r.status == "running"]:
+            if fault == "tunnel_drop":
+                self.processes[rental.id].stdin.write(b"drop\n")
+            elif fault == "host_key":
+                self.stop(rental.id)
+                (self.folder(rental.id) / "host_key").unlink()
+                self.run(rental)
+            elif fault == "host_lost":
+                self._kill(rental.id)
+                rental.status, rental.message, rental.ssh_port = "offline", "host lost", None
+            elif rental.interruptible:
+                self.stop(rental.id, "outbid: somebody bids more")
+                rental.intended = "running"  # the market stopped it, not the renter
+        self.save()
+
     # -- machines --------------------------------------------------------------------------
 
     def _kill(self, rental_id: int) -> None:
@@ -228,13 +255,23 @@ class Market:
         await asyncio.sleep(0.3)
         rental.status = "loading"
         rental.message = f"{rental.image}: in the rehearsal no image is pulled"
+        if self.faults.take("stuck"):
+            rental.message = f"{rental.image}: Pulling fs layer"
+            return
+        if self.faults.take("image_failure"):
+            rental.status, rental.message = "created", _CUDA_ERROR
+            return
         path = await asyncio.to_thread(model.path, self.settings)
         sockets = self.sockets / str(rental.id)
         sockets.mkdir(mode=0o700, exist_ok=True)
+        for fault in ("model_failure", "out_of_memory"):
+            if self.faults.take(fault):
+                rental.env["REHEARSAL_FAULT"] = fault
         machine = {
             "args": rental.args,
             "onstart": rental.onstart,
-            "env": _machine_env(rental),
+            "env": _machine_env(rental, self.url),
+            "ssh_after_s": 10 if self.faults.take("ssh_late") else 0,
             "model": str(path),
             "sockets": str(sockets),
         }
@@ -272,7 +309,7 @@ class Market:
             await process.wait()
 
 
-def _machine_env(rental: Rental) -> dict[str, str]:
+def _machine_env(rental: Rental, url: str) -> dict[str, str]:
     """What a container finds in its environment besides what the renter asked for."""
     asked = {k: v for k, v in rental.env.items() if not k.startswith("-")}
     return {
@@ -281,6 +318,11 @@ def _machine_env(rental: Rental) -> dict[str, str]:
         "CONTAINER_API_KEY": rental.api_key,
         "VAST_CONTAINERLABEL": f"C.{rental.id}",
         "PUBLIC_IPADDR": "127.0.0.1",
+        "RUNPOD_POD_ID": str(rental.id),
+        "RUNPOD_API_KEY": rental.api_key,
+        # Where the machine finds the provider: on a real market its usual address.
+        "VAST_URL": url,
+        "RUNPOD_URL": url,
     }
 
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from filelock import FileLock, Timeout
 
 from helpers import settings as settings_module
+from helpers.rehearsal.faults import FAULTS
 from helpers.rehearsal.market import Market
 from helpers.rehearsal.runpod_api import RunPodAPI
 from helpers.rehearsal.vast_api import VastAPI, refusal, reply
@@ -34,35 +35,63 @@ async def serve() -> None:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         # A log is fetched by its unguessable link alone, as from the real market's storage; what
         # goes through the proxy is let in, or not, by the model server's own key.
-        public = request.path.startswith(("/logs/", "/proxy/"))
-        if not public and not hmac.compare_digest(given.encode(), token.encode()):
+        if request.path.startswith(("/logs/", "/proxy/")) or own_machine(request, given):
+            return await handler(request)
+        if not hmac.compare_digest(given.encode(), token.encode()):
             return refusal(401, "auth_error", "Invalid user key")
         used = time.monotonic()
-        return await handler(request)
+        if request.path.startswith("/rehearsal"):
+            return await handler(request)
+        if (answer := await market.faults.before(request)) is not None:
+            return answer
+        answer = await handler(request)
+        market.faults.after(request)
+        return answer
+
+    def own_machine(request: web.Request, given: str) -> bool:
+        """Is this a machine that speaks of itself, with the key made for it alone?"""
+        return any(
+            hmac.compare_digest(given.encode(), rental.api_key.encode())
+            and request.path.rstrip("/").endswith((f"/instances/{number}", f"/pods/{number}"))
+            for number, rental in market.rentals.items()
+        )
 
     async def stop(request: web.Request) -> web.Response:
         finished.set()
         return reply({"success": True})
 
+    async def arm(request: web.Request) -> web.Response:
+        """Arm a fault; see ``faults.py``."""
+        name = request.match_info["name"]
+        if name not in FAULTS:
+            return refusal(404, "not_found", f"no fault {name}")
+        market.provoke(name)
+        return reply({"success": True, "fault": FAULTS[name]})
+
     async def health(request: web.Request) -> web.Response:
         return reply({"rehearsal": True, "pid": os.getpid()})
 
     app = web.Application(middlewares=[guard])
-    address: list[str] = []
-    app.add_routes(VastAPI(market, url=lambda: address[0]).routes())
+    app.add_routes(VastAPI(market).routes())
     app.add_routes(RunPodAPI(market).routes())
-    app.add_routes([web.get("/rehearsal", health), web.post("/rehearsal/stop", stop)])
+    app.add_routes(
+        [
+            web.get("/rehearsal", health),
+            web.post("/rehearsal/stop", stop),
+            web.post("/rehearsal/faults/{name}", arm),
+        ]
+    )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0][:2]
-    address.append(f"http://{host}:{port}")
+    market.url = f"http://{host}:{port}"
     await market.resume()
 
     file = home / "server.json"
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        json.dump({"url": address[0], "token": token, "pid": os.getpid()}, out)
+        json.dump({"url": market.url, "token": token, "pid": os.getpid()}, out)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -43,12 +43,10 @@ class VastAPI:
 
     Args:
         market: the market that is rented from.
-        url: where this API is reached, for links in its answers; set when it is known.
     """
 
-    def __init__(self, market: Market, url: Callable[[], str]) -> None:
+    def __init__(self, market: Market) -> None:
         self.market = market
-        self.url = url
         self._logs: dict[str, str] = {}
 
     def routes(self) -> list[web.RouteDef]:
@@ -302,7 +300,7 @@ class VastAPI:
         tail = max(_int(body.get("tail") or 1000), 1)
         link = f"{secrets.token_urlsafe(24)}.log"
         self._logs[link] = "".join(text.splitlines(keepends=True)[-tail:])
-        return reply({"success": True, "result_url": f"{self.url()}/logs/{link}"})
+        return reply({"success": True, "result_url": f"{self.market.url}/logs/{link}"})
 
     async def read_logs(self, request: web.Request) -> web.Response:
         """The prepared log, once; its name is the only key to it, as with a signed link."""
