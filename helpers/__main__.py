@@ -9,6 +9,7 @@ from helpers import guard, load, measure, plots, providers, rehearsal, serving, 
 from helpers import settings as settings_module
 from helpers.errors import CourseError
 from helpers.progress import Progress
+from helpers.rehearsal.faults import FAULTS
 from helpers.settings import Settings
 
 USERS = (1, 2, 4, 8, 16)
@@ -116,6 +117,9 @@ def main(argv: list[str] | None = None) -> int:
     only.add_argument(
         "--env", action="store_true", help="start it and print what points `vastai` to it"
     )
+    only.add_argument(
+        "--fault", choices=FAULTS, metavar="NAME", help="order bad luck: " + ", ".join(FAULTS)
+    )
     commands.add_parser("status", help="what is rented, and what it costs")
     commands.add_parser("destroy", help="destroy everything the course has rented")
     options = parser.parse_args(argv)
@@ -139,6 +143,9 @@ def _run(options: argparse.Namespace, settings: Settings) -> None:
         print("stopped" if rehearsal.stop(settings) else "no rehearsal is running")
     elif options.start:
         print(f"the rehearsal answers at {rehearsal.ensure(settings).url}")
+    elif options.fault:
+        rehearsal.provoke(settings, options.fault)
+        print(f"armed: {FAULTS[options.fault]}")
     elif options.env:
         server = rehearsal.ensure(settings)
         print(f"export VAST_URL={server.url} VAST_API_KEY={server.token}")

@@ -35,7 +35,10 @@ class Settings(BaseSettings):
     runpod_api_key: SecretStr | None = None
     hf_token: SecretStr | None = None
 
-    max_usd_per_hour: float = Field(0.80, gt=0, description="price ceiling of one instance")
+    max_usd_per_hour: float = Field(0.80, gt=0)
+    budget_usd: float = Field(10.0, gt=0)
+    lifetime_hours: float = Field(4.0, gt=0)
+    confirm: bool = True
     ssh_key: Path = Path("~/.ssh/id_llm_course")
     ssh_passphrase: SecretStr | None = None
 
@@ -78,8 +81,15 @@ def load() -> Settings:
         The validated settings.
 
     Raises:
-        CourseError: when a variable has a value that cannot be meant, naming the variable.
+        CourseError: when a variable has a value that cannot be meant, naming the variable, or
+            when other users can read ``.env``.
     """
+    env_file = Settings.model_config["env_file"]
+    if env_file and Path(env_file).exists() and Path(env_file).stat().st_mode & 0o077:
+        raise CourseError(
+            f"{env_file} can be read by other users of this machine, and it is there for keys",
+            f"chmod 600 {env_file}",
+        )
     try:
         return Settings()
     except ValidationError as error:

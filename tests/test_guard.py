@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from helpers import guard
+from helpers import guard, providers
 from helpers.errors import CourseError
 from helpers.providers import OfferFilter
 from helpers.serving import ServingSpec
@@ -46,7 +46,62 @@ def test_price_over_the_ceiling_is_refused_with_the_figures(provider, settings):
 def test_credit_under_one_hour_is_refused(small_offer, settings):
     """An hour that the balance does not pay is not begun."""
     with pytest.raises(CourseError, match="do not pay one hour"):
-        guard.check_price(small_offer, settings, balance_usd=0.01)
+        guard.check(small_offer, settings, balance_usd=0.01)
+
+
+def test_budget_counts_what_was_spent_and_the_whole_lifetime(provider, small_offer, settings):
+    """Hours times price, on top of what earlier rentals cost, must fit the budget."""
+    tight = settings.model_copy(update={"budget_usd": small_offer.usd_per_hour * 5})
+    guard.check(small_offer, tight, balance_usd=100, spent_usd=0)
+    with pytest.raises(CourseError, match=r"more than your budget of \$"):
+        guard.check(small_offer, tight, balance_usd=100, spent_usd=small_offer.usd_per_hour * 2)
+
+
+def test_ledger_outlives_the_kernel_and_closes_what_is_gone(own_rehearsal):
+    """A rental that ended without us is counted until it was missed, and no longer."""
+    provider = providers.connect(own_rehearsal)
+    machine = guard.rent(provider, ServingSpec(), "ledger", own_rehearsal, progress=print)
+    provider.destroy(machine.id)  # behind the guard's back
+    ledger = guard.Ledger(own_rehearsal, provider)
+    assert ledger.read()[machine.id]["ended"] is None
+    ledger.close_gone(set())
+    spent = ledger.spent_usd()
+    assert 0 < spent < 0.01
+    assert guard.Ledger(own_rehearsal, provider).spent_usd() == spent
+
+
+def test_real_money_is_asked_for(small_offer, settings, monkeypatch):
+    """The question holds price, total and credit; only yes rents; nobody there means no."""
+    asked = []
+    for answer, rents in (("yes", True), ("Y", True), ("no", False), ("", False)):
+        monkeypatch.setattr("builtins.input", lambda text, a=answer: asked.append(text) or a)
+        if rents:
+            guard.confirm(small_offer, settings, 12.5)
+        else:
+            with pytest.raises(CourseError, match="not confirmed"):
+                guard.confirm(small_offer, settings, 12.5)
+    total = small_offer.usd_per_hour * settings.lifetime_hours
+    for words in (f"${small_offer.usd_per_hour:.3f}/h", f"${total:.2f} in all", "$12.50"):
+        assert words in asked[0]
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(CourseError, match="not confirmed"):
+        guard.confirm(small_offer, settings, 12.5)
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+def test_a_real_provider_is_confirmed_unless_told_not_to(provider, settings, monkeypatch, confirm):
+    """CONFIRM=no rents without a question; otherwise a no leaves nothing rented."""
+    monkeypatch.setattr(provider, "rehearsal", False)
+    monkeypatch.setattr("builtins.input", lambda text: "no")
+    mine = settings.model_copy(update={"confirm": confirm})
+    if confirm:
+        with pytest.raises(CourseError, match="not confirmed"):
+            guard.rent(provider, ServingSpec(), "asked", mine, progress=print)
+        assert guard.find(provider, "asked") is None
+    else:
+        machine = guard.rent(provider, ServingSpec(), "asked", mine, progress=print)
+        guard.destroy(provider, machine.id)
 
 
 def test_no_match_says_what_to_do(provider, settings):

@@ -53,11 +53,21 @@ def test_wrong_value_names_the_variable_and_hides_the_value(monkeypatch):
 def test_env_file_is_read_and_the_environment_wins(tmp_path, monkeypatch):
     """``.env`` fills what the environment leaves open, and only that."""
     (tmp_path / ".env").write_text(f"VAST_API_KEY={KEY}\nMAX_USD_PER_HOUR=0.3\n")
+    (tmp_path / ".env").chmod(0o600)
     monkeypatch.setitem(settings_module.Settings.model_config, "env_file", tmp_path / ".env")
     monkeypatch.setenv("MAX_USD_PER_HOUR", "0.5")
     settings = settings_module.load()
     assert settings.vast_api_key.get_secret_value() == KEY
     assert settings.max_usd_per_hour == 0.5
+
+
+def test_env_file_that_others_can_read_is_refused(tmp_path, monkeypatch):
+    """Keys in a file that every user of the machine can read: told, with the command."""
+    (tmp_path / ".env").write_text(f"VAST_API_KEY={KEY}\n")
+    (tmp_path / ".env").chmod(0o644)
+    monkeypatch.setitem(settings_module.Settings.model_config, "env_file", tmp_path / ".env")
+    with pytest.raises(CourseError, match="chmod 600"):
+        settings_module.load()
 
 
 def test_example_file_explains_every_public_setting():

@@ -85,6 +85,18 @@ def ensure(settings: Settings) -> Server:
         )
 
 
+def provoke(settings: Settings, fault: str) -> None:
+    """Arm one of ``helpers.rehearsal.faults.FAULTS`` in the running rehearsal.
+
+    Raises:
+        CourseError: when no rehearsal runs.
+    """
+    server = running(settings)
+    if server is None:
+        raise CourseError("no rehearsal is running", "python -m helpers rehearse --start")
+    server.call("POST", f"/rehearsal/faults/{fault}").raise_for_status()
+
+
 def stop(settings: Settings, timeout_s: float = 15.0) -> bool:
     """End the rehearsal, its machines and its rentals.
 
