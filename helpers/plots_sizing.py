@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
 from helpers import sizing
 from helpers.models import ModelShape, shape
+from helpers.picture import Picture
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE
 
 _PARTS = (("weights", BLUE), ("rest", ORANGE), ("kv", GREEN), ("idle", "#d0d7de"))
@@ -21,7 +21,7 @@ _NAMES = {
 }
 
 
-def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096) -> Figure:
+def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096) -> Picture:
     """How each GPU's memory is split, one panel a model; beside it, what the KV cache holds.
 
     Args:
@@ -30,7 +30,7 @@ def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096)
         context: length of the sequences that are counted, tokens.
     """
     with rc_context(STYLE):
-        figure = Figure(figsize=(9, 1.8 + 0.26 * len(gpus)), layout="constrained")
+        figure = Picture(figsize=(9, 1.8 + 0.26 * len(gpus)), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(models), sharey=True))
         for axes, model in zip(panels, models, strict=True):
             for row, name in enumerate(gpus):
@@ -51,6 +51,10 @@ def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096)
             for model in models
         )
         title = f"Of {len(gpus)} GPUs, {' and '.join(held)} can serve {models[0].name}"
+        figure.alt = (
+            f"Stacked bars, one a GPU from {gpus[0]} to {gpus[-1]}: weights, activations, KV cache, "
+            f"memory left alone. {title}."
+        )
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
@@ -72,7 +76,7 @@ def _fits(model: ModelShape, name: str) -> bool:
     return sizing.memory(model, sizing.gpu(name)).kv_tokens > 0
 
 
-def roofline(measured: pd.DataFrame) -> Figure:
+def roofline(measured: pd.DataFrame) -> Picture:
     """Roofs of the measured GPUs and what was reached under them.
 
     Args:
@@ -81,7 +85,7 @@ def roofline(measured: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(measured.gpu))
     colors = dict(zip(names, (BLUE, PURPLE, GREEN, ORANGE, RED), strict=False))
     with rc_context(STYLE):
-        figure = Figure(figsize=(9, 4.6), layout="constrained")
+        figure = Picture(figsize=(9, 4.6), layout="constrained")
         axes = figure.subplots()
         x = np.geomspace(0.7, 1000, 200)
         for name in names:
@@ -101,6 +105,10 @@ def roofline(measured: pd.DataFrame) -> Figure:
         axes.text(250, 60, "flat: compute-bound", color=GREY, fontsize=9)
         low, high = 100 * measured.of_bound.min(), 100 * measured.of_bound.max()
         title = f"No run is above its roof: {low:.0f}-{high:.0f} % of the bound is reached"
+        figure.alt = (
+            "Log-log plot of TFLOP/s against FLOPs for each byte: a rising and then flat roof for "
+            f"each of {', '.join(names)}, and {len(measured)} published runs under them. {title}."
+        )
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 

@@ -40,3 +40,11 @@ def test_roofline_picture_has_every_run_under_its_roof(tmp_path):
             assert y <= min(x * gpu.bandwidth_gb_s / 1000, gpu.fp16_tflops) * 1.001
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size < 120_000
+
+
+def test_a_picture_shows_itself_with_alternative_text(mistral):
+    """Without it a notebook prints `<Figure size ...>` instead of the figure."""
+    data, metadata = plots_sizing.vram(mistral, ["T4", "L4"])._repr_mimebundle_()
+    assert data["image/png"].startswith(b"\x89PNG")
+    assert metadata["image/png"]["alt"] == data["text/plain"]
+    assert "from T4 to L4" in data["text/plain"]
