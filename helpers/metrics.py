@@ -102,15 +102,16 @@ class ServerSampler:
 
     def __init__(self, endpoint, every_s: float, file) -> None:
         self.endpoint, self.every_s, self.file = endpoint, every_s, file
+        self.began: float | None = None
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def start(self) -> None:
         """Take the reading before the run; further ones follow. Time 0 is its end."""
+        answers = self._sample()
         self.began = time.perf_counter()
-        if self._sample():
+        if answers:
             self.thread.start()
-        self.began = time.perf_counter()
 
     def stop(self) -> None:
         """Take the reading after the run."""
@@ -127,9 +128,10 @@ class ServerSampler:
         at = time.perf_counter()
         reading = fetch(self.endpoint.origin, api_key=self.endpoint.api_key)
         if reading is not None:
-            at = (at + time.perf_counter()) / 2
+            middle = (at + time.perf_counter()) / 2
+            at = 0.0 if self.began is None else middle - self.began
             values = {name: value for name, value in asdict(reading).items() if value is not None}
-            self.file.add("server", {"t_s": round(at - self.began, 3), **values})
+            self.file.add("server", {"t_s": round(at, 3), **values})
         return reading is not None
 
 

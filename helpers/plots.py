@@ -3,13 +3,15 @@
 Each function returns the ``Figure``; a notebook shows it, ``figure.savefig(path)`` keeps it.
 """
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from helpers import measure
 from helpers.records import Run
@@ -51,7 +53,7 @@ def throughput(runs: Sequence[Run]) -> Figure:
         axes.plot(users, rate, color=BLUE, marker="o", label="measured")
         axes.set_ylim(0, rate.max() * 1.25)
         axes.set_ylabel("output tokens/s, all users")
-        _users_axis(axes, users)
+        _load_axis(axes, users)
         axes.legend(loc="lower right")
     return figure
 
@@ -66,8 +68,7 @@ def latency(runs: Sequence[Run]) -> Figure:
         f"grows {growth:.0f}-fold"
     )
     with rc_context(STYLE):
-        figure, left = _figure(title, runs[0].title, columns=2)
-        left, right = figure.axes
+        figure, (left, right) = _figure(title, runs[0].title, columns=2)
         styles = {50: (BLUE, "-"), 95: (ORANGE, "--"), 99: (RED, ":")}
         for axes, name, long in (
             (left, "ttft", "time to first token"),
@@ -78,26 +79,219 @@ def latency(runs: Sequence[Run]) -> Figure:
                 axes.plot(users, values, color=color, linestyle=line, marker="o", label=f"p{rank}")
             axes.set_ylim(bottom=0)
             axes.set_ylabel(f"{long} ({name.upper()}), ms")
-            _users_axis(axes, users)
+            _load_axis(axes, users)
         left.legend()
     return figure
 
 
-def _figure(title: str, measured: str, columns: int = 1) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots(1, columns)
+def capacity(runs: Sequence[Run], objective: measure.Objective) -> Figure:
+    """The runs of a search or sweep against an objective: which loads meet it, which miss it."""
+    found = measure.capacity(runs, objective)
+    upper = f"{found.fails_at:g} are too many" if found.fails_at else "no limit was found"
+    rank = objective.percentile
+    demands = [(name, limit) for name, limit in (("ttft", objective.ttft_ms),
+               ("tpot", objective.tpot_ms), ("e2e", objective.e2e_ms)) if limit]  # fmt: skip
+    ordered = sorted(runs, key=lambda run: measure.level(run)[0])
+    loads = [measure.level(run)[0] for run in ordered]
+    with rc_context(STYLE):
+        title = f"{found.load:g} {found.unit} keep the promise, {upper}"
+        figure, panels = _figure(title, runs[0].title, columns=len(demands))
+        for axes, (name, limit) in zip(np.atleast_1d(panels), demands, strict=True):
+            lines = [measure.interval(run, f"{name}_p{rank:.0f}_{'s' if name == 'e2e' else 'ms'}")
+                     for run in ordered]  # fmt: skip
+            unit = 1e3 if name == "e2e" else 1
+            middle = np.array([line.value for line in lines]) * unit
+            error = [middle - [line.low * unit for line in lines],
+                     [line.high * unit for line in lines] - middle]  # fmt: skip
+            axes.errorbar(loads, middle, np.abs(error), color=BLUE, marker="o", capsize=3)
+            axes.axhline(limit, color=RED, linestyle="--")
+            axes.annotate(f"promise: {limit:g} ms", (loads[0], limit), color=RED, va="bottom")
+            axes.axvspan(loads[0], max(found.load, loads[0]), color=GREEN, alpha=0.12)
+            axes.set_ylim(bottom=0)
+            axes.set_ylabel(f"{name.upper()} p{rank:g}, ms (bar: 95 % interval)")
+            _load_axis(axes, np.array(loads), found.unit)
+    return figure
+
+
+def request(run: Run, index: int | None = None) -> Figure:
+    """One request taken apart on a time axis, by default the one of median length.
+
+    Args:
+        run: whose request.
+        index: position in ``run.ok``.
+    """
+    good = [record for record in run.ok if record.token_us]
+    record = sorted(good, key=lambda r: r.e2e_s)[len(good) // 2] if index is None else run.ok[index]
+    origin = record.origin_s
+    tokens = np.array(record.token_us) / 1e3 + (record.sent_s - origin) * 1e3
+    first, end = tokens[0], record.e2e_s * 1e3
+    with rc_context(STYLE):
+        title = (
+            f"{first / end:.0%} of the {end:.0f} ms of this request go by before its first token"
+        )
+        figure, axes = _figure(title, f"{run.title}; {run.label}", height=2.6)
+        axes.barh(0, first, color=ORANGE, height=0.5, label="waiting and reading the prompt: TTFT")
+        axes.barh(0, end - first, left=first, color=BLUE, alpha=0.25, height=0.5,
+                  label=f"generating {record.output_tokens} tokens")  # fmt: skip
+        axes.vlines(
+            tokens, -0.25, 0.25, color=BLUE, linewidth=1, label="a token arrives; gaps: ITL"
+        )
+        axes.set_yticks([])
+        axes.set_ylim(-0.4, 1.3)
+        axes.set_xlabel("time since the request, ms")
+        axes.legend(loc="upper left", ncols=3, fontsize=9)
+    return figure
+
+
+def timeline(run: Run) -> Figure:
+    """Every request of a run as a line from start to end; the steady window is shaded."""
+    start, end = measure.window(run)
+    records = run.records
+    with rc_context(STYLE):
+        most = max(sum(r.origin_s <= one.origin_s < r.end_s for r in records) for one in records)
+        title = f"{len(records)} requests, at most {most} at the same time"
+        figure, axes = _figure(title, f"{run.title}; {run.label}")
+        axes.axvspan(start, end, color=GREEN, alpha=0.1, label="steady window")
+        rows = np.arange(len(records))
+        first = [r.origin_s + (r.ttft_s if r.token_us else r.e2e_s) for r in records]
+        axes.hlines(
+            rows, [r.origin_s for r in records], first, color=ORANGE, label="to first token"
+        )
+        axes.hlines(rows, first, [r.end_s for r in records], color=BLUE, label="tokens arrive")
+        failed = [(r.end_s, row) for row, r in enumerate(records) if not r.ok]
+        if failed:
+            axes.plot(*zip(*failed, strict=True), "x", color=RED, label="failed")
+        axes.invert_yaxis()
+        axes.set_xlabel("time since the start of the run, s")
+        axes.set_ylabel("requests, in order of sending")
+        axes.legend(loc="lower left")
+    return figure
+
+
+def server_view(run: Run) -> Figure:
+    """What customers felt above what the server saw, on one time axis."""
+    times = [sample["t_s"] for sample in run.samples]
+    waiting = [sample.get("waiting", 0) for sample in run.samples]
+    queue = f"up to {max(waiting, default=0):.0f} requests wait inside the server"
+    with rc_context(STYLE):
+        figure, panels = _figure(f"While {run.label} ask, {queue}", run.title, rows=2, height=5)
+        top, below = panels
+        seen = [record for record in run.ok if record.token_us]
+        top.plot([r.origin_s for r in seen], [r.ttft_s * 1e3 for r in seen], "o", color=ORANGE)
+        top.set_ylabel("TTFT of a request\nsent then, ms")
+        top.set_ylim(bottom=0)
+        running = [sample.get("running", 0) for sample in run.samples]
+        below.step(times, running, where="post", color=BLUE, label="running")
+        below.step(times, waiting, where="post", color=RED, linestyle="--", label="waiting")
+        below.set_ylabel("requests in the server")
+        below.set_xlabel("time since the start of the run, s")
+        if any("kv_cache_usage" in sample for sample in run.samples):
+            right = below.twinx()
+            usage = [100 * sample.get("kv_cache_usage", 0) for sample in run.samples]
+            right.plot(times, usage, color=GREEN, linestyle=":", label="KV cache")
+            right.set_ylim(0, 100)
+            right.set_ylabel("KV cache in use, %", color=GREEN)
+            right.grid(visible=False)
+        below.legend(loc="upper right")
+    return figure
+
+
+def loops(closed: Run, opened: Run) -> Figure:
+    """TTFT of a closed and of an open loop: how many requests waited how long."""
+    with rc_context(STYLE):
+        waits = [measure.summary(run).ttft_p95_ms for run in (closed, opened)]
+        title = "TTFT p95: {:.0f} ms in the closed loop, {:.0f} ms in the open one".format(*waits)
+        figure, axes = _figure(title, closed.title)
+        for run, color, line, name in (
+            (closed, BLUE, "-", "closed loop"),
+            (opened, ORANGE, "--", "open loop"),
+        ):
+            ttft = np.sort([r.ttft_s * 1e3 for r in run.ok if r.token_us])
+            share = 100 * np.arange(1, ttft.size + 1) / ttft.size
+            axes.step(ttft, share, where="post", color=color, linestyle=line,
+                      label=f"{name}: {run.label}")  # fmt: skip
+        axes.axhline(95, color=GREY, linewidth=1, linestyle=":")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("time to first token (TTFT), ms")
+        axes.set_ylabel("requests that waited no longer, %")
+        axes.legend(loc="lower right")
+    return figure
+
+
+def compare(first: Sequence[Run], second: Sequence[Run]) -> Figure:
+    """Two sweeps in one figure: two models, two engines, or two machines."""
+    tables = [measure.table(runs).sort_values("users") for runs in (first, second)]
+    best = [table["output_tokens_per_s"].max() for table in tables]
+    peaks = [max(runs, key=lambda run: measure.summary(run).output_tokens_per_s)
+             for runs in (first, second)]  # fmt: skip
+    difference = measure.compare(*peaks)
+    verdict = f"{best[1] / best[0]:.2f} times the tokens" if difference.real else "the same speed"
+    with rc_context(STYLE):
+        title = f"{second[0].title} gives {verdict}"
+        figure, (left, right) = _figure(title, f"against {first[0].title}", columns=2)
+        for table, runs, color, line in zip(
+            tables, (first, second), (BLUE, ORANGE), ("-", "--"), strict=True
+        ):
+            style = {"color": color, "linestyle": line, "marker": "o", "label": runs[0].title}
+            left.plot(table["users"], table["output_tokens_per_s"], **style)
+            right.plot(table["users"], table["ttft_p95_ms"], **style)
+        left.set_ylabel("output tokens/s, all users")
+        right.set_ylabel("time to first token p95 (TTFT), ms")
+        users = np.array(sorted({*tables[0]["users"], *tables[1]["users"]}))
+        for axes in (left, right):
+            axes.set_ylim(bottom=0)
+            _load_axis(axes, users)
+        left.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def ways(runs: Sequence[Run]) -> Figure:
+    """The same load over several ways to the server (labels name them): what the line adds."""
+    middles = [measure.interval(run, "ttft_p50_ms") for run in runs]
+    base = min(middle.value for middle in middles)
+    worst = max(range(len(runs)), key=lambda i: middles[i].value)
+    with rc_context(STYLE):
+        title = f"The slowest way ({runs[worst].label}) adds {middles[worst].value - base:.1f} ms"
+        figure, axes = _figure(title, runs[0].title, height=1.6 + 0.5 * len(runs))
+        for row, middle in enumerate(middles):
+            error = [[max(middle.value - middle.low, 0)], [max(middle.high - middle.value, 0)]]
+            axes.barh(row, middle.value, xerr=error, color=BLUE, capsize=3, height=0.6)
+            axes.annotate(f" {middle.value:.1f} ms", (middle.high, row), va="center")
+        axes.set_yticks(range(len(runs)), [run.label for run in runs])
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_xlabel("median time to first token (TTFT), ms (bar: 95 % interval)")
+    return figure
+
+
+class _Figure(Figure):
+    """A figure that a notebook shows without pyplot, whose state outlives a cell."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        FigureCanvasAgg(self).print_png(picture)
+        return picture.getvalue()
+
+
+def _figure(
+    title: str, measured: str, *, columns: int = 1, rows: int = 1, height: float = 4
+) -> tuple[Figure, Axes | np.ndarray]:
+    figure = _Figure(figsize=(8, height), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=rows > 1)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    first = axes if columns == 1 else axes[0]
-    first.set_title(measured)
-    return figure, first
+    np.atleast_1d(axes)[0].set_title(measured)
+    return figure, axes
 
 
-def _users_axis(axes: Axes, users: np.ndarray) -> None:
+def _load_axis(axes: Axes, loads: np.ndarray, unit: str = "users") -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xticks(users)
+    axes.set_xticks(loads)
     axes.minorticks_off()
-    axes.set_xlabel("concurrent users")
+    axes.set_xlabel("concurrent users" if unit == "users" else unit)
 
 
 def _knee(users: np.ndarray, rate: np.ndarray) -> str:
