@@ -52,7 +52,7 @@ def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096)
         )
         title = f"Of {len(gpus)} GPUs, {' and '.join(held)} can serve {models[0].name}"
         figure.alt = (
-            f"Stacked bars, one a GPU from {gpus[0]} to {gpus[-1]}: weights, activations, KV cache, "
+            f"Stacked bars, a GPU each, {gpus[0]} to {gpus[-1]}: weights, activations, KV cache, "
             f"memory left alone. {title}."
         )
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")

@@ -47,4 +47,4 @@ def test_a_picture_shows_itself_with_alternative_text(mistral):
     data, metadata = plots_sizing.vram(mistral, ["T4", "L4"])._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")
     assert metadata["image/png"]["alt"] == data["text/plain"]
-    assert "from T4 to L4" in data["text/plain"]
+    assert "T4 to L4" in data["text/plain"]
