@@ -244,7 +244,7 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> Figure:
         for axes in (left, right):
             axes.set_ylim(bottom=0)
             _load_axis(axes, users)
-        left.legend(loc="lower right", fontsize=8)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", fontsize=9)
     return figure
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import load, metrics, ssh
+from helpers import load, measure, metrics, ssh
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.records import Run
@@ -199,6 +199,36 @@ async def test_a_run_needs_an_end(tmp_path):
         await load.run(endpoint, SMALL, load.ClosedLoop(users=1))
 
 
+async def test_search_finds_the_knee_by_itself(tmp_path):
+    """A server 20 ms slower for each concurrent request: its knee is bracketed to one user."""
+    busy = 0
+
+    async def answer(reader, writer):
+        nonlocal busy
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
+            await reader.readexactly(length)
+            busy += 1
+            await asyncio.sleep(0.01 + 0.02 * busy * (length > 0))
+            busy -= 1
+            body = (
+                b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],'
+                b'"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
+            )
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    endpoint = Endpoint(
+        base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model="m"
+    )
+    objective = measure.Objective(ttft_ms=100, tpot_ms=None)
+    runs = await load.search(endpoint, SMALL, objective, folder=tmp_path, **QUIET)
+    server.close()
+    found = measure.capacity(runs, objective)
+    assert found.unit == "users" and 3 <= found.load <= 4 and found.fails_at == found.load + 1
+    assert [run.users for run in runs] == sorted({1, 2, 4, 8} | {run.users for run in runs})
+
+
 async def test_processes_share_the_work(paced, tmp_path):
     """Two processes make the requests of one: the same conversations and users, each once."""
     run = await load.run(
@@ -253,7 +283,9 @@ async def test_an_executor_of_two_workers_gives_the_same(paced, tmp_path):
         )
     assert sorted(record.index for record in run.records) == list(range(31))
     expected = load.Poisson(rate_per_s=40).times()
-    assert [r.scheduled_s for r in run.records] == pytest.approx(list(islice(expected, 31)), abs=1e-6)
+    assert [r.scheduled_s for r in run.records] == pytest.approx(
+        list(islice(expected, 31)), abs=1e-6
+    )
     assert all(-0.001 <= record.lag_s < 0.2 for record in run.records) and len(run.ends) == 2
 
 

@@ -1,6 +1,8 @@
 """Measures on records made by hand, where the right answer can be worked out on paper."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -86,6 +88,69 @@ def test_goodput_counts_only_what_met_the_objective():
     """Requests that fail or are too slow are no goodput."""
     assert measure.goodput(closed_loop(), measure.Objective()) == pytest.approx(10, rel=0.1)
     assert measure.goodput(closed_loop(), measure.Objective(ttft_ms=50)) == 0
+
+
+def test_capacity_tells_how_sure_it_is():
+    """Far from the limit the verdicts are certain; close to it they are not."""
+    objective = measure.Objective(ttft_ms=None, tpot_ms=50)
+    runs = [closed_loop(users=u, gap_s=g) for u, g in ((1, 0.01), (4, 0.08))]
+    assert measure.capacity(runs, objective).confidence == 1
+    slow = closed_loop(users=1, each=210).records
+    for number in range(5, len(slow), 21):  # one request in 21 is too slow: p95 is on the edge
+        slow[number] = replace(slow[number], token_us=(0, 10**6))
+    edge = Run(runs[0].header, slow, ends=runs[0].ends)
+    assert 0.1 < measure.capacity([edge, runs[1]], objective).confidence < 0.95
+
+
+def test_interval_holds_the_value_and_is_repeatable():
+    """The interval is around the value, narrow for even runs, and the same at each call."""
+    found = measure.interval(closed_loop(), "ttft_p95_ms")
+    assert (found.low, found.value, found.high) == pytest.approx((100, 100, 100))
+    rate = measure.interval(closed_loop(), "output_tokens_per_s")
+    assert rate.low <= rate.value <= rate.high
+    assert rate == measure.interval(closed_loop(), "output_tokens_per_s")
+    with pytest.raises(CourseError, match="no measure"):
+        measure.interval(closed_loop(), "speed")
+
+
+def test_compare_says_noise_when_it_is_noise():
+    """The same settings twice differ by noise; twice the gap is a real difference."""
+    same = measure.compare(closed_loop(), closed_loop(), "tpot_p50_ms")
+    assert not same.real and "no difference beyond noise" in str(same)
+    slower = measure.compare(closed_loop(), [closed_loop(gap_s=0.02)] * 3, "tpot_p50_ms")
+    assert slower.real and slower.ratio.value == pytest.approx(2) and "+100%" in str(slower)
+
+
+def test_export_has_the_form_of_vllms_own():
+    """Every key of a result that `vllm bench serve --save-detailed` 0.32 wrote, with our values."""
+    run = closed_loop()
+    run.header |= {"started_at": "2026-11-23T21:00:00+00:00"}
+    run.header["endpoint"] |= {"model": "m"}
+    result = json.loads(json.dumps(measure.to_vllm(run)))
+    keys = (
+        "backend burstiness completed date duration endpoint_type errors failed generated_texts "
+        "input_lens itls label latencies max_concurrency mean_e2el_ms mean_itl_ms mean_tpot_ms "
+        "mean_ttft_ms median_ttft_ms model_id num_prompts output_lens output_throughput "
+        "p99_itl_ms p99_tpot_ms p99_ttft_ms request_goodput request_rate request_throughput "
+        "start_times std_ttft_ms tokenizer_id total_input_tokens total_output_tokens "
+        "total_token_throughput ttfts"
+    )
+    assert set(keys.split()) <= result.keys()
+    assert result["completed"] == 40 and result["mean_ttft_ms"] == pytest.approx(100)
+    assert result["output_throughput"] == pytest.approx(2 * 11 / 0.2)
+
+
+def test_agreement_with_the_servers_counters():
+    """Ours and the server's numbers stand side by side, over the same time."""
+    run = closed_loop()
+    run.samples = [
+        {"t_s": 0.0, "output_tokens_total": 100.0, "ttft_s_sum": 1.0, "ttft_count": 5.0},
+        {"t_s": 4.0, "output_tokens_total": 540.0, "ttft_s_sum": 4.8, "ttft_count": 45.0},
+    ]
+    table = measure.agreement(run)
+    assert table.loc["output tokens", "ratio"] == 1
+    assert table.loc["TTFT mean, ms", "server"] == pytest.approx(95)
+    assert measure.agreement(closed_loop()).empty
 
 
 def test_capacity_refuses_open_loops():

@@ -23,6 +23,27 @@ def test_units_and_source(runs, draw, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size < 120_000
 
 
+def test_every_other_figure_draws(runs, tmp_path):
+    """Each has a finding as its title, names what was measured, and has units on its axes."""
+    runs[0].samples = [{"t_s": t, "running": 1.0, "waiting": 0.0, "kv_cache_usage": 0.2}
+                       for t in range(4)]  # fmt: skip
+    figures = [
+        plots.capacity(runs, measure.Objective()),
+        plots.request(runs[0]),
+        plots.timeline(runs[0]),
+        plots.server_view(runs[0]),
+        plots.loops(runs[0], runs[1]),
+        plots.compare(runs, runs),
+        plots.ways(runs),
+    ]
+    for number, figure in enumerate(figures):
+        assert figure.get_suptitle() and runs[0].title in figure.axes[0].get_title(loc="left")
+        labels = " ".join(a.get_xlabel() + a.get_ylabel() for a in figure.axes)
+        assert any(unit in labels for unit in ("ms", ", s", "/s")), labels
+        assert figure._repr_png_().startswith(b"\x89PNG")
+        figure.savefig(tmp_path / f"{number}.png")
+
+
 def test_throughput_shows_the_table(runs):
     """The plotted line is the table's column."""
     line = plots.throughput(runs).axes[0].get_lines()[-1]
