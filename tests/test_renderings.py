@@ -6,6 +6,7 @@
 import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -40,16 +41,20 @@ def renderings(spec: ServingSpec) -> dict[str, list[str]]:
     """The words after ``vllm serve`` in each rendering."""
     public = replace(spec, host="0.0.0.0")
     docker = shlex.split(spec.docker())
-    onstart = next(line for line in spec.onstart().splitlines() if "vllm serve" in line)
+    _, _, script = shlex.split(container(spec)["args"])  # bash -c SCRIPT
     return {
         "docker": docker[docker.index(spec.image) + 1 :],
-        "vast": shlex.split(onstart.partition("vllm serve ")[2].partition(" 2>&1")[0]),
+        "vast": _in_script(spec.onstart()),
         "runpod": shlex.split(container(public)["args"]),
-        "runpod, SSH": shlex.split(
-            shlex.split(container(spec)["args"])[2].partition("vllm serve ")[2].partition(")")[0]
-        ),
+        "runpod, SSH": _in_script(script),
         "skypilot": shlex.split(clouds.task(spec)["run"])[2:],
     }
+
+
+def _in_script(script: str) -> list[str]:
+    """The words of the one ``vllm serve`` command in a shell script."""
+    (command,) = re.findall(r"vllm serve (.*?);", script)
+    return shlex.split(command)
 
 
 @pytest.mark.parametrize("name", ["default", *models.table().model])
