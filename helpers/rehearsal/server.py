@@ -69,7 +69,8 @@ async def serve() -> None:
         return reply({"success": True, "fault": FAULTS[name]})
 
     async def health(request: web.Request) -> web.Response:
-        return reply({"rehearsal": True, "pid": os.getpid()})
+        armed = dict(+market.faults.armed)
+        return reply({"rehearsal": True, "pid": os.getpid(), "armed": armed})
 
     app = web.Application(middlewares=[guard])
     app.add_routes(VastAPI(market).routes())

@@ -1,27 +1,16 @@
 """The part of Vast.ai's REST API that its SDK calls, answered by the rehearsal's market."""
 
 import json
-import operator
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from aiohttp import web
 
-from helpers.rehearsal.market import HOURS_PER_MONTH, Market, Rental
-from helpers.serving import ServingSpec
+from helpers.rehearsal.market import Market, Rental
+from helpers.rehearsal.vast_rows import course_template, instance_row, matches, offer_row
 
-_OPERATORS: dict[str, Callable] = {
-    "eq": operator.eq,
-    "neq": operator.ne,
-    "gt": operator.gt,
-    "gte": operator.ge,
-    "lt": operator.lt,
-    "lte": operator.le,
-    "in": lambda value, choices: value in choices,
-    "notin": lambda value, choices: value not in choices,
-}
 _SEARCH_OPTIONS = {"order", "type", "limit", "allocated_storage", "disable_bundling"}
 _MIN_DISK_GB, _MAX_LABEL = 8, 256
 
@@ -132,52 +121,23 @@ class VastAPI:
         query = await _body(request)
         bid = query.get("type") == "bid"
         disk_gb = float(query.get("allocated_storage") or 5)
-        offers = [self._offer(offer, disk_gb, bid) for offer in self.market.free_offers()]
+        offers = [offer_row(offer, disk_gb, bid) for offer in self.market.free_offers()]
         try:
-            found = [o for o in offers if _matches(o, query, skip=_SEARCH_OPTIONS)]
+            found = [o for o in offers if matches(o, query, skip=_SEARCH_OPTIONS)]
             for column, direction in reversed(query.get("order") or []):
                 found.sort(key=lambda o: o.get(column, 0), reverse=direction == "desc")
         except (TypeError, ValueError, AttributeError) as error:
             return refusal(400, "invalid_args", f"search filter: {error}")
         return reply({"offers": found[: int(query.get("limit") or 64)]})
 
-    def _offer(self, offer: Mapping, disk_gb: float, bid: bool) -> dict:
-        """One row of the market as the API shows it, priced with the disk that is asked for."""
-        gpu = offer["min_bid"] if bid else offer["dph_base"]
-        disk = offer["storage_cost"] * disk_gb / HOURS_PER_MONTH
-        return {
-            **offer,
-            "ask_contract_id": offer["id"],
-            "bundle_id": offer["machine_id"],
-            "gpu_total_ram": offer["gpu_ram"] * offer["num_gpus"],
-            "gpu_frac": 1.0,
-            "driver_version": str(offer["driver_version"]),
-            "dph_base": gpu,
-            "dph_total": gpu + disk,
-            "storage_total_cost": disk,
-            "reliability2": offer["reliability"],
-            "verification": "verified" if offer["verified"] else "unverified",
-            "external": False,
-            "rentable": True,
-            "rented": False,
-            "is_bid": bid,
-            "inet_down_cost": 0.0,
-            "inet_up_cost": 0.0,
-            "static_ip": True,
-            "duration": 30 * 86400.0,
-            "end_date": time.time() + 30 * 86400,
-            "search": {"gpuCostPerHour": gpu, "diskHour": disk, "totalHour": gpu + disk},
-            "rehearsal": True,
-        }
-
     async def list_templates(self, request: web.Request) -> web.Response:
         """Templates that match ``select_filters``."""
         filters = json.loads(request.query.get("select_filters") or "{}")
-        return reply({"templates": [t for t in self._templates() if _matches(t, filters)]})
+        return reply({"templates": [t for t in self._templates() if matches(t, filters)]})
 
     def _templates(self) -> list[dict]:
         # Templates made at the market's other door (runpod_api) have no hash.
-        return [_course_template(), *(t for t in self.market.templates if "hash_id" in t)]
+        return [course_template(), *(t for t in self.market.templates if "hash_id" in t)]
 
     async def add_template(self, request: web.Request) -> web.Response:
         """Keep a template of the reader's own."""
@@ -238,8 +198,8 @@ class VastAPI:
         filters = json.loads(request.query.get("select_filters") or "{}")
         limit, after = int(request.query.get("limit") or 25), request.query.get("after_token")
         self.market.meter()
-        rows = [self._instance(r) for r in self.market.rentals.values()]
-        rows = sorted((r for r in rows if _matches(r, filters)), key=lambda r: r["id"])
+        rows = [self._row(r) for r in self.market.rentals.values()]
+        rows = sorted((r for r in rows if matches(r, filters)), key=lambda r: r["id"])
         page = [r for r in rows if not after or r["id"] > int(after)][:limit]
         more = bool(page) and page[-1]["id"] < rows[-1]["id"]
         return reply(
@@ -257,7 +217,7 @@ class VastAPI:
         """One instance; null when it is gone."""
         self.market.meter()
         rental = self.market.rentals.get(_int(request.match_info["id"]))
-        return reply({"instances": rental and self._instance(rental)})
+        return reply({"instances": rental and self._row(rental)})
 
     async def manage(self, request: web.Request) -> web.Response:
         """Stop, start or label."""
@@ -309,54 +269,15 @@ class VastAPI:
             raise web.HTTPNotFound
         return web.Response(text=text)
 
+    def _row(self, rental: Rental) -> dict:
+        return instance_row(self.market.offers[rental.offer_id], rental)
+
     def _rental(self, request: web.Request) -> Rental:
         rental = self.market.rentals.get(_int(request.match_info["id"]))
         if rental is None:
             body = {"success": False, "error": "no_such_instance", "msg": "no such instance"}
             raise web.HTTPNotFound(text=json.dumps(body), content_type="application/json")
         return rental
-
-    def _instance(self, rental: Rental) -> dict:
-        """One machine as the API shows it."""
-        offer = self._offer(self.market.offers[rental.offer_id], rental.disk_gb, False)
-        running = rental.status == "running"
-        port = rental.ssh_port if running else None
-        offer.update(id=rental.id, rentable=False, rented=True)
-        total = rental.gpu_usd_per_hour + rental.disk_usd_per_hour
-        return {
-            **offer,
-            "actual_status": rental.status,
-            "intended_status": rental.intended,
-            "cur_state": rental.intended,
-            "next_state": rental.intended,
-            "status_msg": rental.message,
-            "label": rental.label,
-            "image_uuid": rental.image,
-            "image_runtype": rental.runtype,
-            "image_args": rental.args or [],
-            "extra_env": [[k, v] for k, v in rental.env.items()],
-            "onstart": rental.onstart,
-            "template_hash_id": rental.template_hash,
-            "ssh_host": "127.0.0.1",
-            "ssh_port": rental.ssh_port,
-            "ssh_idx": "0",
-            "public_ipaddr": "127.0.0.1",
-            "ports": {"22/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}]} if port else {},
-            "start_date": rental.created,
-            "uptime_mins": (time.time() - rental.started) / 60 if running else None,
-            "is_bid": rental.interruptible,
-            "dph_base": rental.gpu_usd_per_hour,
-            "dph_total": total,
-            "storage_total_cost": rental.disk_usd_per_hour,
-            "instance": {
-                "gpuCostPerHour": rental.gpu_usd_per_hour,
-                "diskHour": rental.disk_usd_per_hour,
-                "totalHour": total,
-            },
-            "disk_space": rental.disk_gb,
-            "disk_usage": None,
-            "gpu_util": None,
-        }
 
 
 async def _body(request: web.Request) -> dict:
@@ -375,27 +296,6 @@ def _int(text) -> int:
         return int(text)
     except (TypeError, ValueError):
         return -1
-
-
-def _matches(row: Mapping, filters: Mapping, skip: set[str] = frozenset()) -> bool:
-    """Does a row pass every ``{column: {operator: value}}``?"""
-    return all(
-        _OPERATORS[name](row.get(column), _like(row.get(column), wanted))
-        for column, tests in filters.items()
-        if column not in skip
-        for name, wanted in tests.items()
-    )
-
-
-def _like(value, wanted):
-    """The wanted value in the type of the row's: the SDK sends numbers as strings."""
-    if isinstance(wanted, list):
-        return [_like(value, item) for item in wanted]
-    if isinstance(value, bool) and isinstance(wanted, str):
-        return wanted.lower() in ("true", "1")
-    if isinstance(value, (int, float)) and isinstance(wanted, str):
-        return float(wanted)
-    return wanted
 
 
 def _problem(contract: Mapping) -> str:
@@ -418,26 +318,6 @@ def _problem(contract: Mapping) -> str:
 def _is_public_key(text: str) -> bool:
     parts = text.split()
     return len(parts) >= 2 and parts[0].startswith(("ssh-", "ecdsa-", "sk-")) and "\n" not in text
-
-
-def _course_template() -> dict:
-    """The market's own vLLM template: what one click on a real market would start."""
-    spec = ServingSpec()
-    image, _, tag = spec.image.partition(":")
-    return {
-        "id": 1,
-        "creator_id": 62897,
-        "hash_id": "rehearsal-vllm",
-        "name": "vLLM",
-        "image": image,
-        "tag": tag,
-        "env": "",
-        "onstart": spec.onstart(),
-        "runtype": "ssh",
-        "ssh_direct": True,
-        "recommended_disk_space": spec.disk_gb,
-        "rehearsal": True,
-    }
 
 
 def _with_template(template: Mapping, contract: dict) -> dict:
