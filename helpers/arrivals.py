@@ -4,7 +4,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from helpers.errors import CourseError
@@ -48,7 +48,7 @@ class Interval:
         _positive(every_s=self.every_s)
 
     def __str__(self) -> str:
-        return f"a request every {self.every_s:g} s"
+        return f"a request every {self.every_s:.3g} s"
 
     def times(self) -> Iterator[float]:
         """Yield the scheduled times in seconds from the start."""
@@ -56,24 +56,6 @@ class Interval:
         while True:
             yield index * self.every_s
             index += 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Poisson:
-    """Open loop: independent customers, ``rate_per_s`` of them on average."""
-
-    rate_per_s: float
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _positive(rate_per_s=self.rate_per_s)
-
-    def __str__(self) -> str:
-        return f"{self.rate_per_s:g} requests/s (Poisson)"
-
-    def times(self) -> Iterator[float]:
-        """Yield the scheduled times in seconds from the start."""
-        return _gamma_times(self.rate_per_s, 1.0, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +77,24 @@ class Gamma:
         _positive(rate_per_s=self.rate_per_s, burstiness=self.burstiness)
 
     def __str__(self) -> str:
-        return f"{self.rate_per_s:g} requests/s (gamma, burstiness {self.burstiness:g})"
+        return f"{self.rate_per_s:.3g} requests/s (gamma, burstiness {self.burstiness:g})"
 
     def times(self) -> Iterator[float]:
         """Yield the scheduled times in seconds from the start."""
-        return _gamma_times(self.rate_per_s, self.burstiness, self.seed)
+        chance, at = random.Random(self.seed), 0.0  # noqa: S311
+        while True:
+            at += chance.gammavariate(self.burstiness, 1 / (self.rate_per_s * self.burstiness))
+            yield at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisson(Gamma):
+    """Open loop: independent customers, ``rate_per_s`` of them on average."""
+
+    burstiness: float = field(default=1.0, init=False)
+
+    def __str__(self) -> str:
+        return f"{self.rate_per_s:.3g} requests/s (Poisson)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +176,7 @@ class Replay:
         return cls(times_s=tuple(stamp - stamps[0] for stamp in stamps), speed=speed)
 
 
-OpenLoop = Interval | Poisson | Gamma | Ramp | Replay
-Arrivals = ClosedLoop | OpenLoop
+Arrivals = ClosedLoop | Interval | Poisson | Gamma | Ramp | Replay
 
 
 def to_spec(value: object) -> dict:
@@ -194,14 +188,9 @@ def from_spec(spec: dict) -> Arrivals:
     """Return the arrivals that ``to_spec`` wrote down."""
     kinds = {kind.__name__: kind for kind in (ClosedLoop, Interval, Poisson, Gamma, Ramp, Replay)}
     values = dict(spec)
-    return kinds[values.pop("kind")](**values)
-
-
-def _gamma_times(rate: float, shape: float, seed: int) -> Iterator[float]:
-    chance, at = random.Random(seed), 0.0  # noqa: S311
-    while True:
-        at += chance.gammavariate(shape, 1 / (rate * shape))
-        yield at
+    kind = kinds[values.pop("kind")]
+    settable = {item.name for item in fields(kind) if item.init}
+    return kind(**{name: value for name, value in values.items() if name in settable})
 
 
 def _positive(**values: float) -> None:

@@ -13,9 +13,8 @@ from concurrent.futures import Executor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-import paramiko
 
 from helpers import metrics
 from helpers.arrivals import (
@@ -36,6 +35,9 @@ from helpers.records import Record, Run
 from helpers.shards import RunFile, Shard, on_executor, ready
 from helpers.workload import Lengths, Prompts, Synthetic, Workload
 
+if TYPE_CHECKING:
+    import paramiko
+
 __all__ = [
     "ClosedLoop", "Gamma", "Interval", "Lengths", "Poisson", "Prompts", "Ramp", "Record", "Replay",
     "Run", "Synthetic", "run", "search", "sweep",
@@ -54,7 +56,7 @@ async def run(
     timeout_s: float = 300.0,
     processes: int = 1,
     executor: Executor | None = None,
-    ssh: paramiko.SSHClient | None = None,
+    ssh: "paramiko.SSHClient | None" = None,
     there: str = "",
     server_every_s: float | None = 0.5,
     progress: bool = True,
@@ -102,7 +104,6 @@ async def run(
         "requests": requests,
         "duration_s": duration_s,
         "timeout_s": timeout_s,
-        "transport": "auto",
     }
     header = _header(endpoint, spec, label or str(arrivals), processes)
     file = RunFile(Path(path) if path else _new_path(header), header)
@@ -127,7 +128,9 @@ async def run(
         while any(part.running for part in parts) or (executor and not following.done()):
             await asyncio.sleep(0.02)
             bar.show()
-        if executor:
+            if file.problem:
+                break
+        if executor and not file.problem:
             following.result()
     except (asyncio.CancelledError, KeyboardInterrupt):
         cancelled = True
@@ -138,6 +141,11 @@ async def run(
             sampler.stop()
         bar.close()
         file.close()
+    if file.problem:
+        raise CourseError(
+            f"the run was ended: its records could not be written ({file.problem.strerror})",
+            f"free some disk space; what was written so far is in {file.path}",
+        )
     broken = [part for part in parts if not part.ended]
     if broken and not cancelled:
         raise CourseError(

@@ -10,18 +10,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import BinaryIO
-
-import paramiko
+from typing import TYPE_CHECKING, BinaryIO
 
 from helpers.errors import CourseError
 from helpers.live import Progress
 
+if TYPE_CHECKING:
+    import paramiko
+
 READY_S = 60.0  # a generator that is not ready by then never will be
 START_IN_S = 3.0  # the time an executor's workers get to begin together
-PARTS = (  # what the generator consists of; it needs Python's standard library and no more
-    *("__init__", "errors", "arrivals", "workload", "wire", "general", "stream", "generator"),
-)
+# What the generator consists of; it needs Python's standard library and no more.
+PARTS = ("__init__", "errors", "arrivals", "workload", "http1", "wire", "general", "stream")
+PARTS += ("play", "generator")
 COMMAND = ["-m", "helpers.generator"]
 
 
@@ -32,6 +33,7 @@ class RunFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.lock = path, threading.Lock()
         self.file = path.open("wb", buffering=0)  # a killed process loses nothing
+        self.problem: OSError | None = None
         self.add("run", header)
 
     def add(self, kind: str, entry: dict) -> None:
@@ -41,8 +43,11 @@ class RunFile:
     def write(self, line: bytes) -> None:
         """Write a line that is ready."""
         with self.lock:
-            if not self.file.closed:
-                self.file.write(line)
+            if not self.file.closed and self.problem is None:
+                try:
+                    self.file.write(line)
+                except OSError as problem:  # the disk is full: what is written stays readable
+                    self.problem = problem
 
     def close(self) -> None:
         """Close the file; what threads still bring is dropped."""
@@ -88,7 +93,7 @@ class Shard:
         return shard
 
     @classmethod
-    def there(cls, spec: dict, file: RunFile, bar: Progress, ssh: paramiko.SSHClient) -> "Shard":
+    def there(cls, spec: dict, file: RunFile, bar: Progress, ssh: "paramiko.SSHClient") -> "Shard":
         """Copy the generator over SSH and start it with that machine's own Python."""
         folder = ".llm-load"
         with ssh.open_sftp() as files:

@@ -3,7 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from helpers.wire import CHUNKED_HEAD, STREAM_END, Exchange, ProtocolError
+from helpers.http1 import ProtocolError
+from helpers.wire import CHUNKED_HEAD, STREAM_END, Exchange
 
 # Keys of a delta that carry text. An unescaped `"content":"` cannot occur inside a JSON string, so
 # counting it in the raw bytes is exact, and ten times cheaper than reading the JSON.

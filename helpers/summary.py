@@ -6,11 +6,14 @@ counts in the steady window only, see ``steady_window``.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from helpers.records import Record, Run
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +115,11 @@ def measured(run: Run) -> list[Record]:
     return [record for record in run.ok if start <= record.origin_s <= end] or run.ok
 
 
-def table(runs: Sequence[Run]) -> pd.DataFrame:
+def table(runs: Sequence[Run]) -> "pandas.DataFrame":
     """Return one row a run, one column a measure of ``Summary``, units in the names."""
-    rows = pd.DataFrame([asdict(summary(run)) for run in runs])
+    import pandas  # here, to keep a load-generating script small
+
+    rows = pandas.DataFrame([asdict(summary(run)) for run in runs])
     return rows.drop(columns=["window_s"]).set_index("label")
 
 

@@ -4,15 +4,20 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from itertools import islice
+import urllib.request
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers import load, measure, metrics, ssh
+from helpers.arrivals import from_spec, to_spec
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.records import Run
@@ -33,6 +38,7 @@ def paced():
         started.append(server)
         return Endpoint(base_url=f"http://127.0.0.1:{int(server.stdout.readline())}/v1", model="m")
 
+    start.kill = lambda: started[-1].kill()
     yield start
     for server in started:
         server.stdin.close()
@@ -42,14 +48,14 @@ def paced():
 async def test_output_tokens_equal_the_engines_own_counter(endpoint, tmp_path):
     """The records' sum is the engine's delta, to the token: nothing is missed or invented."""
     before = metrics.fetch(endpoint.origin, api_key=endpoint.api_key).output_tokens_total
-    work = load.Synthetic(input_tokens=16, output_tokens=12)
-    runs = await load.sweep(endpoint, work, users=(1, 8), folder=tmp_path, progress=False)
+    work = load.Synthetic(input_tokens=16, output_tokens=8)
+    runs = await load.sweep(endpoint, work, users=(1, 4), folder=tmp_path, progress=False)
     after = metrics.fetch(endpoint.origin, api_key=endpoint.api_key).output_tokens_total
     counted = sum(record.output_tokens for run in runs for record in run.records)
     assert counted == after - before
-    assert all(record.output_tokens == 12 and record.ok for run in runs for record in run.records)
+    assert all(record.output_tokens == 8 and record.ok for run in runs for record in run.records)
     samples = runs[-1].samples
-    assert samples[-1]["output_tokens_total"] - samples[0]["output_tokens_total"] == 32 * 12
+    assert samples[-1]["output_tokens_total"] - samples[0]["output_tokens_total"] == 16 * 8
 
 
 async def test_a_run_reads_back_as_it_was(paced, tmp_path):
@@ -83,6 +89,53 @@ async def test_open_loop_keeps_its_schedule(paced, tmp_path, arrivals, expected)
     assert all(0 <= record.lag_s < 0.05 for record in run.records)
     assert all(record.origin_s == record.scheduled_s for record in run.records)
     assert all(0.3 <= record.ttft_s < 0.45 for record in run.records)
+
+
+async def test_times_are_the_servers(paced, tmp_path):
+    """TTFT and gaps are those of the server's own log, but for the client's small error."""
+    endpoint = paced("--ttft", "0.1", "--itl", "0.01")
+    run = await load.run(
+        endpoint,
+        load.Synthetic(input_tokens=8, output_tokens=20),
+        load.ClosedLoop(users=20),
+        requests=100,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    with urllib.request.urlopen(f"{endpoint.origin}/log") as answer:
+        log = json.load(answer)
+    assert sum(len(times) for _, times in log) == sum(r.output_tokens for r in run.records) == 2000
+    true_ttft = statistics.median(times[0] - arrived for arrived, times in log)
+    true_span = statistics.median(times[-1] - times[0] for _, times in log)
+    assert 0 < statistics.median(r.ttft_s for r in run.ok) - true_ttft < 0.005
+    assert statistics.median(sum(r.itl_s) for r in run.ok) == pytest.approx(true_span, abs=0.005)
+
+
+@given(
+    st.sampled_from(
+        [
+            load.Interval(every_s=0.5),
+            load.Poisson(rate_per_s=2),
+            load.Gamma(rate_per_s=2, burstiness=0.3, seed=7),
+            load.Gamma(rate_per_s=2, burstiness=9),
+            load.Ramp(start_per_s=2, end_per_s=2, over_s=10),
+        ]
+    )
+)
+def test_arrivals_have_their_rate(arrivals):
+    """Each open loop sends at its rate in the long run, in order, and survives being a spec."""
+    times = list(islice(arrivals.times(), 4000))
+    assert times == sorted(times) and times[-1] == pytest.approx(2000, rel=0.12)
+    again = from_spec(json.loads(json.dumps(to_spec(arrivals))))
+    assert again == arrivals and list(islice(again.times(), 50)) == times[:50]
+
+
+def test_ramp_rises():
+    """A ramp from 0 to 10 a second over 10 s makes 50 requests, ever closer, then 10 a second."""
+    times = list(islice(load.Ramp(start_per_s=0, end_per_s=10, over_s=10).times(), 71))
+    assert sum(t <= 10 for t in times) == 51 and times[70] == pytest.approx(12)
+    gaps = [b - a for a, b in pairwise(times[1:51])]
+    assert gaps == sorted(gaps, reverse=True)
 
 
 async def test_conversation_carries_its_history(paced, tmp_path):
@@ -177,6 +230,30 @@ async def test_errors_are_records(tmp_path):
     causes = ["http 429", "malformed", "closed early", "malformed", "server error"]
     assert [record.cause for record in run.records] == causes
     assert run.records[0].retry_after_s == 0.1 and run.records[0].error == "busy"
+
+
+async def test_a_server_that_dies_in_mid_run_ends_it_cleanly(paced, tmp_path):
+    """What was running breaks off, what comes after is refused, and the run comes to its end."""
+    endpoint = paced("--ttft", "0.3", "--itl", "0.1")
+    task = asyncio.create_task(
+        load.run(
+            endpoint,
+            load.Synthetic(input_tokens=8, output_tokens=50),
+            load.ClosedLoop(users=4),
+            requests=8,
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+    )
+    while b"[[" not in urllib.request.urlopen(f"{endpoint.origin}/log").read():
+        await asyncio.sleep(0.05)  # until a request has arrived
+    await asyncio.sleep(1)
+    paced.kill()
+    run = await asyncio.wait_for(task, 20)
+    causes = [record.cause for record in run.records]
+    assert set(causes[:4]) <= {"reset", "closed early"} and set(causes[4:]) == {"refused"}
+    assert all(record.token_us for record in run.records[:4]) and not run.interrupted
+    assert measure.summary(run).error_rate == 1
 
 
 async def test_a_server_that_is_not_there_is_said_so(tmp_path):

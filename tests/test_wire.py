@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from helpers import stream
 from helpers.general import GeneralTransport
-from helpers.wire import Exchange, PlainTransport, ProtocolError, Response
+from helpers.http1 import ProtocolError, Response
+from helpers.wire import Exchange, PlainTransport
 
 PAYLOAD = st.lists(
     st.binary(max_size=60) | st.sampled_from([b"\r\n", b"0\r\n\r\n", b"\r\n0\r\n\r\n"])
