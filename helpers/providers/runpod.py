@@ -87,12 +87,11 @@ class RunPod:
         """GPU types in stock that match, the cheapest first (price includes the disk).
 
         RunPod publishes no reliability and no network speed of a host: these wishes are not
-        applied. ``verified`` means its own data centres (Secure Cloud).
+        applied. ``verified`` means its own data centres (Secure Cloud). Interruptible offers are
+        none: version 2 of its API cannot rent them.
         """
         if wanted.interruptible:
-            raise CourseError(
-                "RunPod's API v2 rents no interruptible pods", "ask for on-demand offers"
-            )
+            return []
         offers = []
         for cloud in ("SECURE",) if wanted.verified else ("SECURE", "COMMUNITY"):
             query = {
