@@ -4,6 +4,7 @@ With the providers' published descriptions at hand, every request we send is che
 """
 
 import dataclasses
+import time
 
 import pytest
 import requests
@@ -223,3 +224,14 @@ def test_what_runs_in_a_pod():
     behind = container(ServingSpec())
     assert behind["image"].startswith("runpod/") and behind["ports"] == ["22/tcp"]
     assert "pip install vllm==0.33.0" in behind["args"] and behind["env"] == {}
+
+
+def test_a_forgotten_machine_ends_itself(market, settings):
+    """The dead-man's switch works at both doors: past its time the machine is off the bill."""
+    market.register_key(ssh.ensure_key(settings))
+    offer = market.offers(OfferFilter())[0]
+    launched = market.launch(offer, ServingSpec(), "contract", lifetime_s=2)
+    deadline = time.monotonic() + 30
+    while market.instance(launched.id) is not None and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert market.instance(launched.id) is None
