@@ -12,14 +12,13 @@ import statistics
 import sys
 from collections import deque
 from time import perf_counter as clock
-from time import process_time, sleep
+from time import process_time
 
 from helpers import arrivals, stream, workload
 from helpers.wire import Exchange, Interrupted, transport_for
 
 EXACT_LENGTHS = {"vllm", "llamacpp", "sglang"}  # servers (`owned_by`) that know `ignore_eos`
 TICK_S, SLICE_S = 0.005, 0.0005  # finished answers are read in slices, to disturb no clock read
-POLL_S, MANY = 0.0005, 100  # with so many streams open the sockets are polled at 2 kHz
 PREPARED = 20_000  # request bodies built ahead at most
 BACK_OFF_S = 1.0  # pause of a closed-loop user after a failure without Retry-After
 GIVE_UP_S = 10.0  # the server is gone when nothing but dead connections came for so long
@@ -48,7 +47,6 @@ class Generator:
         self.finished: deque = deque()
         self.tasks: set[asyncio.Task] = set()
         self.ended, self.broken = "", None
-        self.running = 0
         self.dead_since: float | None = None
         self.lags: list[float] = []
 
@@ -221,14 +219,11 @@ class Generator:
 
     async def _one(self, request, about: tuple) -> Exchange:
         self.left -= 1
-        self.running += 1
         try:
             exchange = await self.transport.fetch(request)
         except Interrupted as stopped:
             self.finished.append((about, stopped.exchange))
             raise
-        finally:
-            self.running -= 1
         self.finished.append((about, exchange))
         if exchange.cause not in _DEAD:
             self.dead_since = None
@@ -240,25 +235,11 @@ class Generator:
 
     # While the run goes on, in slices
 
-    ticking, polling = True, False
-
-    def _poll(self) -> None:
-        """Let arrivals gather for half a millisecond, then read them all in one turn.
-
-        With many streams each token would wake the process and cost a whole turn of the event
-        loop. Network drivers change from interrupts to polling for the same reason. The price,
-        half a millisecond at most, shows in the client's error.
-        """
-        self.polling = self.ticking and self.running >= MANY
-        if self.polling:
-            sleep(POLL_S)
-            asyncio.get_running_loop().call_soon(self._poll)
+    ticking = True
 
     def _tick(self) -> None:
         if not self.ticking:
             return
-        if not self.polling:
-            self._poll()
         self.probe.send()
         until = clock() + SLICE_S
         while self.finished and clock() < until:

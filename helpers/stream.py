@@ -101,13 +101,18 @@ def _usual_stream(exchange: Exchange) -> list[tuple[float, bytes]] | None:
 def _token_times(pieces: list[tuple[float, bytes]], body: bytes) -> list[float]:
     if not all([payload.endswith(b"\n") for _, payload in pieces]):
         pieces = list(_whole_lines(pieces))
-    counts = [0] * len(pieces)
+    counts: list[int] = []
     for key in _text_keys(body):
         found = [payload.count(key) for _, payload in pieces]
         empty = key + b'"'
-        if empty in body:
-            found = [n and n - p.count(empty) for n, (_, p) in zip(found, pieces, strict=True)]
-        counts = [a + b for a, b in zip(counts, found, strict=True)] if any(counts) else found
+        found[0] -= pieces[0][1].count(empty)  # the role comes with an empty text, at the start
+        if body.count(empty, len(pieces[0][1])):
+            found[1:] = [
+                n and n - p.count(empty) for n, (_, p) in zip(found[1:], pieces[1:], strict=True)
+            ]
+        counts = [a + b for a, b in zip(counts, found, strict=True)] if counts else found
+    if max(counts, default=0) <= 1:
+        return [time for n, (time, _) in zip(counts, pieces, strict=False) if n]
     return [time for n, (time, _) in zip(counts, pieces, strict=True) for _ in range(n)]
 
 
