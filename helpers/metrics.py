@@ -2,12 +2,13 @@
 
 import threading
 import time
-import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from helpers.errors import CourseError
 
 # What each server calls it; the first name that is there is taken.
 _NAMES = {
@@ -66,13 +67,19 @@ class ServerMetrics:
 def parse(text: str) -> ServerMetrics:
     """Read Prometheus text; values of several engines or models on one server are added up.
 
+    Raises:
+        CourseError: the text is no such text.
+
     >>> parse("llamacpp:requests_processing 3\\n").running
     3.0
     """
     found: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise CourseError("the server's /metrics is not Prometheus text") from None
     values = {
         field: next((found[name] for name in names if name in found), None)
         for field, names in _NAMES.items()
@@ -87,7 +94,7 @@ def fetch(origin: str, *, api_key: str = "none", timeout_s: float = 5.0) -> Serv
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
             return parse(answer.read().decode())
-    except (OSError, ValueError, urllib.error.HTTPError):
+    except (OSError, ValueError, CourseError):
         return None
 
 

@@ -141,13 +141,13 @@ class Run:
         path = Path(path)
         run = cls({}, [], path=path)
         try:
-            lines = path.read_text().split("\n")
+            lines = path.read_text(errors="replace").split("\n")
         except OSError as error:
             raise CourseError(f"{path} cannot be read: {error.strerror}") from None
         for number, line in enumerate(lines):
             try:
                 run._add(json.loads(line) if line else {})
-            except ValueError:
+            except (ValueError, TypeError, AttributeError):
                 if number < len(lines) - 1:  # only the last line may be cut
                     hint = "the file was changed by hand or by two runs at once"
                     raise CourseError(f"{path}, line {number + 1} is damaged", hint) from None

@@ -92,6 +92,8 @@ def load() -> Settings:
         )
     try:
         return Settings()
+    except UnicodeDecodeError:
+        raise CourseError(f"{env_file} is not a text file", "copy .env.example anew") from None
     except ValidationError as error:
         wrong = "; ".join(f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         raise CourseError(

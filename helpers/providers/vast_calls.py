@@ -50,7 +50,7 @@ def told(doing: str) -> Iterator[None]:
             f"{doing}: Vast.ai did not answer ({type(error).__name__})",
             "check the network and run the cell again; `python -m helpers status` shows what runs",
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise NoAnswer(
             f"{doing}: Vast.ai sent an answer that does not fit its API ({error!r})",
             "run the cell again; if it stays, look for a newer version of vastai-sdk",

@@ -43,8 +43,15 @@ def path(settings: Settings) -> Path:
 
 
 def _local(name: str, settings: Settings) -> Path:
-    file = Path(name).expanduser()
-    if not file.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+/.+\.gguf", name):
+    try:
+        file = Path(name).expanduser()
+        missing = False
+        file.stat()
+    except FileNotFoundError:
+        missing = True
+    except (OSError, ValueError, RuntimeError):  # too long, a null in it, nobody's home
+        file, missing = Path("no such file"), True
+    if missing and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+/.+\.gguf", name):
         owner, repo, filename = name.split("/", 2)
         token = settings.hf_token and settings.hf_token.get_secret_value()
         try:

@@ -44,7 +44,10 @@ async def serve() -> None:
             return await handler(request)
         if (answer := await market.faults.before(request)) is not None:
             return answer
-        answer = await handler(request)
+        try:
+            answer = await handler(request)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            return refusal(400, "invalid_args", f"{type(error).__name__}: {error}")
         market.faults.after(request)
         return answer
 
