@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import deque
 
 from tqdm import tqdm
 
@@ -10,7 +11,9 @@ _FAILED = re.compile(rb'"cause":"(?!")')
 
 
 class Progress:
-    """Counts finished requests as their lines go by and shows them at most five times a second.
+    """Counts finished requests as their lines go by and shows them a few times a second.
+
+    It lives in the caller's process, the load is made in another one: showing disturbs nothing.
 
     Args:
         label: name of the run.
@@ -23,8 +26,10 @@ class Progress:
         self, label: str, requests: int | None, duration_s: float | None, *, shown: bool
     ) -> None:
         self.done = self.failed = self.tokens = 0
+        self.running: dict[object, int] = {}  # requests in flight, by generator
         self.requests, self.duration_s = requests, duration_s
-        self.began = self.last = time.monotonic()
+        self.began = time.monotonic()
+        self.past = deque([(self.began, 0)], maxlen=16)  # three seconds, for the present rate
         unit, total = ("req", requests) if requests else ("s", round(duration_s, 1))
         # Plain text, not a widget: what a notebook saves must render anywhere.
         self.bar = tqdm(
@@ -43,14 +48,14 @@ class Progress:
     def show(self) -> None:
         """Update the line, if it is time."""
         now = time.monotonic()
-        if now - self.last < 0.2:
+        if self.bar.disable or now - self.past[-1][0] < 0.2:
             return
-        self.last = now
-        elapsed = now - self.began
-        value = self.done if self.requests else min(elapsed, self.duration_s)
+        self.past.append((now, self.tokens))
+        (then, before), running = self.past[0], sum(self.running.values())
+        rate = (self.tokens - before) / (now - then)
         failed = f", {self.failed} failed" if self.failed else ""
-        self.bar.set_postfix_str(f"{self.tokens / elapsed:.0f} tokens/s{failed}", refresh=False)
-        self.bar.n = round(value, 1)
+        self.bar.set_postfix_str(f"{rate:.0f} tokens/s, {running} running{failed}", refresh=False)
+        self.bar.n = self.done if self.requests else round(min(now - self.began, self.duration_s))
         self.bar.refresh()
 
     def close(self) -> None:

@@ -235,7 +235,7 @@ class Generator:
 
     # While the run goes on, in slices
 
-    ticking = True
+    ticking, ticks = True, 0
 
     def _tick(self) -> None:
         if not self.ticking:
@@ -244,7 +244,9 @@ class Generator:
         until = clock() + SLICE_S
         while self.finished and clock() < until:
             self._emit(*self.finished.popleft())
-        self.out(b"")
+        self.ticks += 1
+        tell = self.ticks % 100 == 0
+        self.out(json_line({"type": "running", "count": len(self.tasks)}) if tell else b"")
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _emit(self, about: tuple, exchange: Exchange) -> None:

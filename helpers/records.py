@@ -244,7 +244,7 @@ class Run:
         return pandas.DataFrame(rows, columns=names)
 
     def __repr__(self) -> str:
-        failed = len(self.records) - len(self.ok)
+        failed = sum(record.cause not in ("", "interrupted") for record in self.records)
         tokens = sum(record.output_tokens for record in self.records)
         cut = ", interrupted" if self.interrupted else ""
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""

@@ -143,6 +143,8 @@ class Shard:
             keep(line, self.file, self.bar)
             if line.startswith(b'{"type":"ready"'):
                 self.unreachable, self.ready = json.loads(line)["error"], True
+            elif line.startswith(b'{"type":"running"'):
+                self.bar.running[self] = json.loads(line)["count"]
             self.ended |= line.startswith(b'{"type":"end"')
 
 
