@@ -221,8 +221,9 @@ def choose(
 
     Returns:
         The offers with ``sequences`` (of that context that fit), ``user_tokens_per_s`` and
-        ``ttft_s`` (both expected, see :data:`EFFICIENCY`) and ``reason``, empty where the offer
-        satisfies everything. Those come first, the cheapest on top.
+        ``ttft_s`` (both expected, see :data:`EFFICIENCY`), ``confidence`` in the GPU's published
+        figures, and ``reason``, empty where the offer satisfies everything. Those come first,
+        the cheapest on top.
     """
     machines = offers[["gpu", "gpu_count"]].drop_duplicates()
     judged = pd.DataFrame(
@@ -235,6 +236,7 @@ def choose(
         ]
     )
     table = offers.merge(judged, on=["gpu", "gpu_count"], how="left")
+    table = table.merge(prices.gpus()[["gpu", "confidence"]], on="gpu", how="left")
     table["fits"] = table.reason == ""
     order = table.sort_values(["fits", "usd_per_hour"], ascending=[False, True], ignore_index=True)
     return order.drop(columns="fits")
