@@ -2,9 +2,9 @@
 
 ``python -m helpers.generator`` reads a spec (one line of JSON) from standard input, gets ready,
 says so, waits for ``go``, and writes a line of JSON for each finished request, then one about
-itself. It needs nothing but Python's standard library (uvloop is used where it exists), so the
-same module runs beside a notebook, in a cluster's worker and on the rented instance. The end of
-standard input stops it: it never outlives the process that started it.
+itself. It needs nothing but Python 3.10 and its standard library (uvloop is used where it exists),
+so the same module runs beside a notebook, in a cluster's worker and on the rented instance. The
+end of standard input stops it: it never outlives the process that started it.
 """
 
 import asyncio
@@ -39,12 +39,12 @@ class _Output:
         self(b"")
 
 
-def _runner() -> asyncio.Runner:
+def _new_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:
-        return asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
-    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        return asyncio.SelectorEventLoop()
+    return uvloop.new_event_loop()
 
 
 def _raise_file_limit() -> None:
@@ -100,8 +100,7 @@ def main() -> None:
     _raise_file_limit()
     commands, out = _lines(0), _Output(1)
     spec = json.loads(next(commands))
-    with _runner() as runner:
-        runner.run(_main(spec, commands, out))
+    _new_loop().run_until_complete(_main(spec, commands, out))
     out.flush()
 
 

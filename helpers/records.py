@@ -203,6 +203,12 @@ class Run:
         return len(ended) < self.header.get("processes", 1) or "interrupted" in ended
 
     @property
+    def round_trip_ms(self) -> float:
+        """Median round trip to the endpoint (``/v1/models``), before the run: the line's part."""
+        trips = sorted(trip for end in self.ends for trip in end.get("round_trip_ms", ()))
+        return trips[len(trips) // 2] if trips else float("nan")
+
+    @property
     def lag_p99_ms(self) -> float:
         """The client's own error: 99 of 100 times in this run are late by less than this.
 

@@ -31,6 +31,7 @@ class Summary:
         output_tokens_per_s: in the window.
         total_tokens_per_s: prompt tokens (at their first answer) included.
         requests_per_s: answers that ended in the window.
+        round_trip_ms: median, from client to server and back, without load.
         client_lag_p99_ms: how long arrived bytes waited for the client to stamp them, or how late
             it sent what was scheduled, whichever is larger: the error of every time here.
         client_cpu: part of one core that the busiest load generator used.
@@ -58,6 +59,7 @@ class Summary:
     tpot_p95_ms: float
     e2e_p50_s: float
     e2e_p95_s: float
+    round_trip_ms: float
     client_lag_p99_ms: float
     client_cpu: float
     client_limited: bool
@@ -95,6 +97,7 @@ def summary(run: Run) -> Summary:
         **_percentiles("itl", itl, "ms", 50, 95, 99),
         **_percentiles("tpot", tpot, "ms", 50, 95),
         **_percentiles("e2e", e2e, "s", 50, 95),
+        round_trip_ms=run.round_trip_ms,
         client_lag_p99_ms=run.lag_p99_ms,
         client_cpu=run.client_cpu,
         client_limited=run.client_limited,
