@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.records import Run
-from helpers.summary import milliseconds
+from helpers.summary import milliseconds, token_times
 
 
 def to_vllm(run: Run) -> dict:
@@ -47,6 +47,9 @@ def to_vllm(run: Run) -> dict:
         "itls": [record.itl_s for record in run.records],
         "latencies": [record.end_s - record.sent_s for record in run.records],
         "start_times": [record.sent_s for record in run.records],
+        "queue_times": [record.lag_s for record in run.records],
+        "max_concurrent_requests": most_at_once(run),
+        "max_output_tokens_per_s": _peak_rate(run),
         "generated_texts": ["" for _ in run.records],
         "errors": [record.error for record in run.records],
     }
@@ -89,6 +92,19 @@ def agreement(run: Run) -> pd.DataFrame:
     table = pd.DataFrame(rows, index=["client", "server"]).T
     table["ratio"] = table["client"] / table["server"]
     return table
+
+
+def most_at_once(run: Run) -> int:
+    """Return the most requests that were running at the same time."""
+    changes = [(record.origin_s, 1) for record in run.records]
+    changes += [(record.end_s, -1) for record in run.records]
+    return int(np.cumsum([change for _, change in sorted(changes)]).max(initial=0))
+
+
+def _peak_rate(run: Run) -> float:
+    """Return the most output tokens that came within one second of the run."""
+    times, weights = token_times(run)
+    return float(np.bincount(times.astype(int), weights).max()) if times.size else 0.0
 
 
 def _sum(run: Run, field: str) -> int:

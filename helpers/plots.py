@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from helpers import measure
+from helpers.export import most_at_once
 from helpers.records import Run
 
 # Okabe and Ito's palette: told apart with every kind of colour vision.
@@ -148,8 +149,7 @@ def timeline(run: Run) -> Figure:
     start, end = measure.window(run)
     records = run.records
     with rc_context(STYLE):
-        most = max(sum(r.origin_s <= one.origin_s < r.end_s for r in records) for one in records)
-        title = f"{len(records)} requests, at most {most} at the same time"
+        title = f"{len(records)} requests, at most {most_at_once(run)} at the same time"
         figure, axes = _figure(title, f"{run.title}; {run.label}")
         axes.axvspan(start, end, color=GREEN, alpha=0.1, label="steady window")
         rows = np.arange(len(records))

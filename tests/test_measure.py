@@ -133,10 +133,11 @@ def test_export_has_the_form_of_vllms_own():
         "mean_ttft_ms median_ttft_ms model_id num_prompts output_lens output_throughput "
         "p99_itl_ms p99_tpot_ms p99_ttft_ms request_goodput request_rate request_throughput "
         "start_times std_ttft_ms tokenizer_id total_input_tokens total_output_tokens "
-        "total_token_throughput ttfts"
+        "total_token_throughput ttfts queue_times max_concurrent_requests max_output_tokens_per_s"
     )
     assert set(keys.split()) <= result.keys()
     assert result["completed"] == 40 and result["mean_ttft_ms"] == pytest.approx(100)
+    assert result["max_concurrent_requests"] == 2
     assert result["output_throughput"] == pytest.approx(2 * 11 / 0.2)
 
 
