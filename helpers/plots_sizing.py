@@ -1,4 +1,4 @@
-"""Two pictures for choosing a GPU: where its memory goes, and how near to its limits it runs."""
+"""Pictures for choosing a GPU: where its memory goes, how fast it can be, what a token costs."""
 
 from collections.abc import Sequence
 
@@ -121,3 +121,29 @@ def _points(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
         x.append(sizing.intensity(model, row.users, row.prompt_tokens + row.output_tokens / 2))
         y.append(2 * model.linear(model.experts_per_token) * row.tokens_per_s / 1e12)
     return x, y
+
+
+def cost(table: pd.DataFrame) -> Picture:
+    """What a million output tokens cost on each GPU, from published runs and listed prices.
+
+    Args:
+        table: columns ``gpu``, ``model``, ``precision``, ``users`` and ``usd_per_million``.
+    """
+    rows = table.sort_values("usd_per_million").reset_index(drop=True)
+    first, last = rows.iloc[0], rows.iloc[-1]
+    with rc_context(STYLE):
+        figure = Picture(figsize=(8, 1.4 + 0.45 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        title = f"{last.gpu} costs {last.usd_per_million / first.usd_per_million:.1f} times"
+        figure.suptitle(f"{title} {first.gpu} for a token", x=0.01, ha="left", fontweight="bold")
+        axes.set_title("published vLLM runs at full load, cheapest listed price")
+        axes.barh(rows.index, rows.usd_per_million, color=BLUE, height=0.6)
+        for row in rows.itertuples():
+            what = f" ${row.usd_per_million:.3f}: {row.model} {row.precision}, {row.users} users"
+            axes.annotate(what, (row.usd_per_million, row.Index), va="center", fontsize=9)
+        axes.set_yticks(rows.index, rows.gpu)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlim(0, 2 * rows.usd_per_million.max())
+        axes.set_xlabel("US dollars per million output tokens")
+    return figure

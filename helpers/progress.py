@@ -11,15 +11,19 @@ class Progress:
     A notebook keeps only the last line in its output, a terminal overwrites the line, and a log
     file gets a new line only when the text changes. The seconds since the start stand in front.
 
+    Args:
+        keep: keep every different line, also in a notebook.
+
     >>> with Progress() as say:
     ...     say("loading")  # doctest: +ELLIPSIS
        0 s  loading
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: bool = False) -> None:
         self._began = time.monotonic()
         self._last = ""
-        self._display = _notebook_display()
+        self._keep = keep
+        self._display = None if keep else _notebook_display()
         self._open_line = False
 
     def __call__(self, line: str) -> None:
@@ -28,7 +32,7 @@ class Progress:
         text = f"{time.monotonic() - self._began:4.0f} s  {line}"
         if self._display is not None:
             self._display.update({"text/plain": text}, raw=True)
-        elif sys.stdout.isatty():
+        elif sys.stdout.isatty() and not self._keep:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{text[:width]}", end="", flush=True)
             self._open_line = True

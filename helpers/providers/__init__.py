@@ -281,9 +281,9 @@ def wait_running(
         if instance.status == "running" and instance.ssh_port:
             return instance
         if instance.status in ("failed", "stopped") or time.monotonic() > deadline:
+            told = f"{instance.detail or 'no message'}\n{_log_tail(provider, instance_id)}".strip()
             raise CourseError(
-                f"instance {instance_id} is {instance.status} after {elapsed:.0f} s: "
-                f"{instance.detail or 'no message'}\n{_log_tail(provider, instance_id)}",
+                f"instance {instance_id} is {instance.status} after {elapsed:.0f} s: {told}",
                 "destroy it and rent another offer: `python -m helpers destroy`",
             )
         time.sleep(provider.poll_s)

@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 
 import httpx
-from huggingface_hub import hf_hub_download
 
 from helpers.errors import CourseError
 from helpers.progress import Progress
@@ -52,6 +51,8 @@ def _local(name: str, settings: Settings) -> Path:
     except (OSError, ValueError, RuntimeError):  # too long, a null in it, nobody's home
         file, missing = Path("no such file"), True
     if missing and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+/.+\.gguf", name):
+        from huggingface_hub import hf_hub_download  # slow, and it warns when a notebook imports it
+
         owner, repo, filename = name.split("/", 2)
         token = settings.hf_token and settings.hf_token.get_secret_value()
         try:
