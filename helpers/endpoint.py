@@ -1,8 +1,10 @@
 """Endpoint: the hinge between renting a server and measuring one."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import openai
+if TYPE_CHECKING:
+    import openai
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class Endpoint:
         where = " on ".join(part for part in (self.engine, self.hardware) if part)
         return ", ".join(part for part in (self.model, where, self.source) if part)
 
-    def client(self, **options) -> openai.OpenAI:
+    def client(self, **options) -> "openai.OpenAI":
         """A plain ``openai`` client for this server (options go to ``openai.OpenAI``)."""
+        import openai  # here, because it takes most of a second and measuring needs none of it
+
         return openai.OpenAI(base_url=self.base_url, api_key=self.api_key, **options)

@@ -30,7 +30,7 @@ from helpers.arrivals import (
 from helpers.capacity import Objective, meets
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.live import Progress
+from helpers.live import Live
 from helpers.records import Record, Run
 from helpers.shards import RunFile, Shard, on_executor, ready
 from helpers.workload import Lengths, Prompts, Synthetic, Workload
@@ -107,7 +107,7 @@ async def run(
     }
     header = _header(endpoint, spec, label or str(arrivals), processes)
     file = RunFile(Path(path) if path else _new_path(header), header)
-    bar = Progress(header["label"], requests, duration_s, shown=progress)
+    bar = Live(header["label"], requests, shown=progress)
     samplers = [metrics.ServerSampler(endpoint, server_every_s, file)] if server_every_s else []
     samplers += [metrics.GpuSampler(ssh, file)] if ssh else []
     specs = [{**spec, "shard": [number, processes]} for number in range(processes)]

@@ -1,20 +1,18 @@
 """Every figure of a measurement, in one style: units on the axes, the finding in the title.
 
-Each function returns the ``Figure``; a notebook shows it, ``figure.savefig(path)`` keeps it.
+Each function returns the ``Picture``; a notebook shows it, ``figure.savefig(path)`` keeps it.
 """
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from helpers import measure
 from helpers.export import most_at_once
+from helpers.picture import Picture
 from helpers.records import Run
 
 # Okabe and Ito's palette: told apart with every kind of colour vision.
@@ -40,7 +38,7 @@ STYLE = {
 }
 
 
-def throughput(runs: Sequence[Run]) -> Figure:
+def throughput(runs: Sequence[Run]) -> Picture:
     """Output tokens per second against the number of users: the saturation curve."""
     rows = measure.table(runs).sort_values("users")
     users, rate = rows["users"].to_numpy(), rows["output_tokens_per_s"].to_numpy()
@@ -59,7 +57,7 @@ def throughput(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def latency(runs: Sequence[Run]) -> Figure:
+def latency(runs: Sequence[Run]) -> Picture:
     """TTFT and ITL percentiles against the number of users."""
     rows = measure.table(runs).sort_values("users")
     users = rows["users"].to_numpy()
@@ -85,7 +83,7 @@ def latency(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def capacity(runs: Sequence[Run], objective: measure.Objective) -> Figure:
+def capacity(runs: Sequence[Run], objective: measure.Objective) -> Picture:
     """The runs of a search or sweep against an objective: which loads meet it, which miss it."""
     found = measure.capacity(runs, objective)
     upper = f"{found.fails_at:g} are too many" if found.fails_at else "no limit was found"
@@ -114,7 +112,7 @@ def capacity(runs: Sequence[Run], objective: measure.Objective) -> Figure:
     return figure
 
 
-def request(run: Run, index: int | None = None) -> Figure:
+def request(run: Run, index: int | None = None) -> Picture:
     """One request taken apart on a time axis, by default the one of median length.
 
     Args:
@@ -144,7 +142,7 @@ def request(run: Run, index: int | None = None) -> Figure:
     return figure
 
 
-def timeline(run: Run) -> Figure:
+def timeline(run: Run) -> Picture:
     """Every request of a run as a line from start to end; the steady window is shaded."""
     start, end = measure.window(run)
     records = run.records
@@ -168,7 +166,7 @@ def timeline(run: Run) -> Figure:
     return figure
 
 
-def server_view(run: Run) -> Figure:
+def server_view(run: Run) -> Picture:
     """What customers felt above what the server saw, on one time axis."""
     times = [sample["t_s"] for sample in run.samples]
     waiting = [sample.get("waiting", 0) for sample in run.samples]
@@ -196,7 +194,7 @@ def server_view(run: Run) -> Figure:
     return figure
 
 
-def loops(closed: Run, opened: Run) -> Figure:
+def loops(closed: Run, opened: Run) -> Picture:
     """TTFT of a closed and of an open loop: how many requests waited how long."""
     with rc_context(STYLE):
         waits = [measure.summary(run).ttft_p95_ms for run in (closed, opened)]
@@ -221,7 +219,7 @@ def loops(closed: Run, opened: Run) -> Figure:
     return figure
 
 
-def compare(first: Sequence[Run], second: Sequence[Run]) -> Figure:
+def compare(first: Sequence[Run], second: Sequence[Run]) -> Picture:
     """Two sweeps in one figure: two models, two engines, or two machines."""
     tables = [measure.table(runs).sort_values("users") for runs in (first, second)]
     best = [table["output_tokens_per_s"].max() for table in tables]
@@ -248,7 +246,7 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> Figure:
     return figure
 
 
-def ways(runs: Sequence[Run]) -> Figure:
+def ways(runs: Sequence[Run]) -> Picture:
     """The same load over several ways to the server (labels name them): what the line adds."""
     middles = [measure.interval(run, "ttft_p50_ms") for run in runs]
     base = min(middle.value for middle in middles)
@@ -267,19 +265,10 @@ def ways(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-class _Figure(Figure):
-    """A figure that a notebook shows without pyplot, whose state outlives a cell."""
-
-    def _repr_png_(self) -> bytes:
-        picture = io.BytesIO()
-        FigureCanvasAgg(self).print_png(picture)
-        return picture.getvalue()
-
-
 def _figure(
     title: str, measured: str, *, columns: int = 1, rows: int = 1, height: float = 4
-) -> tuple[Figure, Axes | np.ndarray]:
-    figure = _Figure(figsize=(8, height), layout="constrained")
+) -> tuple[Picture, Axes | np.ndarray]:
+    figure = Picture(figsize=(8, height), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=rows > 1)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     np.atleast_1d(axes)[0].set_title(measured)

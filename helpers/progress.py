@@ -26,13 +26,18 @@ class Progress:
         self._display = None if keep else _notebook_display()
         self._open_line = False
 
+    @property
+    def updates(self) -> bool:
+        """Is a line replaced by the next one (else each one stays)?"""
+        return self._display is not None or (sys.stdout.isatty() and not self._keep)
+
     def __call__(self, line: str) -> None:
         """Show a line (its first line, if there are several)."""
         line = line.strip().splitlines()[0] if line.strip() else ""
         text = f"{time.monotonic() - self._began:4.0f} s  {line}"
         if self._display is not None:
             self._display.update({"text/plain": text}, raw=True)
-        elif sys.stdout.isatty() and not self._keep:
+        elif self.updates:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{text[:width]}", end="", flush=True)
             self._open_line = True
@@ -43,9 +48,13 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *_) -> None:
+    def close(self) -> None:
+        """End the line."""
         if self._open_line:
             print()
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
 
 def _notebook_display():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from helpers.errors import CourseError
-from helpers.live import Progress
+from helpers.live import Live
 
 if TYPE_CHECKING:
     import paramiko
@@ -70,7 +70,7 @@ class Shard:
         self,
         spec: dict,
         file: RunFile,
-        bar: Progress,
+        bar: Live,
         streams: tuple[BinaryIO, BinaryIO, BinaryIO],
         kill: Callable[[], None],
     ) -> None:
@@ -84,7 +84,7 @@ class Shard:
         self.thread.start()
 
     @classmethod
-    def here(cls, spec: dict, file: RunFile, bar: Progress) -> "Shard":
+    def here(cls, spec: dict, file: RunFile, bar: Live) -> "Shard":
         """Start it on this machine."""
         process = _start()
         streams = (process.stdin, process.stdout, process.stderr)
@@ -93,7 +93,7 @@ class Shard:
         return shard
 
     @classmethod
-    def there(cls, spec: dict, file: RunFile, bar: Progress, ssh: "paramiko.SSHClient") -> "Shard":
+    def there(cls, spec: dict, file: RunFile, bar: Live, ssh: "paramiko.SSHClient") -> "Shard":
         """Copy the generator over SSH and start it with that machine's own Python."""
         folder = ".llm-load"
         with ssh.open_sftp() as files:
@@ -148,7 +148,7 @@ class Shard:
             self.ended |= line.startswith(b'{"type":"end"')
 
 
-def keep(line: bytes, file: RunFile, bar: Progress) -> None:
+def keep(line: bytes, file: RunFile, bar: Live) -> None:
     """Keep a generator's line in the run's file if it belongs there."""
     if line.startswith((b'{"type":"request"', b'{"type":"end"')):
         file.write(line)
@@ -172,7 +172,7 @@ async def ready(shards: list[Shard], base_url: str) -> None:
         raise CourseError(f"{base_url} does not answer: {unreachable}", hint)
 
 
-async def on_executor(executor: Executor, specs: list[dict], file: RunFile, bar: Progress) -> None:
+async def on_executor(executor: Executor, specs: list[dict], file: RunFile, bar: Live) -> None:
     """Have each spec played by a worker of ``executor`` and keep what they return."""
     begin = time.time() + START_IN_S
     futures = [executor.submit(play, {**spec, "start_at": begin}) for spec in specs]

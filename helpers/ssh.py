@@ -6,6 +6,8 @@ import os
 import pwd
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -14,73 +16,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import asyncssh
 import paramiko
 from filelock import FileLock
 
 from helpers.errors import CourseError
+from helpers.keys import ensure_key, read_public_key
 from helpers.providers import Instance
 from helpers.settings import Settings
 
+__all__ = [
+    "Tunnel", "command", "connect", "ensure_key", "known_hosts", "read_public_key", "run",
+    "stock_tunnel", "tunnel", "wait_login",
+]  # fmt: skip
+
 CONNECT_TIMEOUT_S = 15.0
-
-
-# -- the key pair --------------------------------------------------------------------------
-
-
-def ensure_key(settings: Settings) -> str:
-    """The course's public key, from a new Ed25519 pair when there is none yet.
-
-    The same as ``ssh-keygen -t ed25519 -f PATH``. An existing file is never overwritten.
-
-    Returns:
-        The public key: the one line that goes to the provider and into ``authorized_keys``.
-
-    Raises:
-        CourseError: when the files are not a usable pair.
-    """
-    private, public = settings.ssh_key, _public_path(settings.ssh_key)
-    if not private.exists() and not public.exists():
-        private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key = asyncssh.generate_private_key("ssh-ed25519", comment="llm-serving-course")
-        phrase = settings.ssh_passphrase and settings.ssh_passphrase.get_secret_value()
-        # "x": never over a file that exists; 0600 from the first byte on.
-        with open(private, "xb", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
-            file.write(key.export_private_key("openssh", passphrase=phrase))
-        public.write_bytes(key.export_public_key())
-    return read_public_key(public)
-
-
-def read_public_key(path: Path) -> str:
-    """A public key file's line, after a look that it is one.
-
-    Raises:
-        CourseError: when the file is missing, holds a private key, or is no key at all.
-    """
-    try:
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        raise CourseError(
-            f"there is no public key at {path}",
-            f"derive it from the private one: ssh-keygen -y -f {path.with_suffix('')} > {path}",
-        ) from None
-    if "PRIVATE KEY" in text:
-        raise CourseError(
-            f"{path} holds a private key: it never leaves this machine",
-            f"use the file that ends in .pub ({_public_path(path)})",
-        )
-    try:
-        asyncssh.import_public_key(text)
-    except asyncssh.KeyImportError:
-        raise CourseError(
-            f"{path} is not an OpenSSH public key",
-            "it is one line that starts with ssh-ed25519 or ssh-rsa",
-        ) from None
-    return text
-
-
-def _public_path(private: Path) -> Path:
-    return private.with_name(private.name + ".pub")
 
 
 # -- host keys -----------------------------------------------------------------------------
@@ -94,7 +43,7 @@ def _alias(instance: Instance) -> str:
 
 def known_hosts(settings: Settings) -> Path:
     """The course's own ``known_hosts``, so that the reader's stays clean."""
-    return _public_path(settings.ssh_key).with_name(settings.ssh_key.name + "_known_hosts")
+    return settings.ssh_key.with_name(settings.ssh_key.name + "_known_hosts")
 
 
 class _PinHostKey(paramiko.MissingHostKeyPolicy):
@@ -236,6 +185,46 @@ def _shown(path: Path) -> str:
     """A path under the home directory as ``~/...``, which ``ssh`` itself understands."""
     home = Path(pwd.getpwuid(os.getuid()).pw_dir)  # where ssh looks, whatever $HOME says
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+@contextlib.contextmanager
+def stock_tunnel(
+    instance: Instance, settings: Settings, remote_port: int = 8000, timeout_s: float = 15
+) -> Iterator["Tunnel"]:
+    """The same port through OpenSSH's own ``ssh -N -L``, to compare with; it does not reconnect.
+
+    Raises:
+        CourseError: when there is no ``ssh`` program, or it does not come up.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shown = command(instance, settings, port, remote_port)
+    if shutil.which("ssh") is None:
+        raise CourseError("there is no ssh program here", "install OpenSSH's client")
+    options = ["-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"]
+    words = shlex.split(shown)
+    process = subprocess.Popen(
+        [*words[:-1], *options, words[-1]], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + timeout_s
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                said = process.stderr.read().decode(errors="replace").strip()
+                raise CourseError(f"{shown}\ndoes not come up: {said or 'no answer'}")
+            time.sleep(0.05)
+        yield Tunnel(port, shown, process, [{"event": "up"}])
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @dataclass

@@ -1,21 +1,24 @@
-"""The load generator against real vLLM: ``VLLM=path/to/vllm VLLM_MODEL=folder pytest -m vllm``."""
+"""The load generator against real vLLM, in the environment that ``vllm_env.sh`` makes."""
 
 import os
 import socket
 import subprocess
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from helpers import load, measure
 from helpers.endpoint import Endpoint
+from helpers.settings import PROJECT
 
+VLLM_ENV = Path(os.environ.get("VLLM_ENV", PROJECT / ".venv-vllm"))
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(
-        not (os.environ.get("VLLM") and os.environ.get("VLLM_MODEL")),
-        reason="VLLM and VLLM_MODEL do not name a vllm program and a model",
+        not (VLLM_ENV / "model" / "config.json").exists(),
+        reason="no vLLM environment: bash tests/vllm_env.sh",
     ),
 ]
 
@@ -28,7 +31,7 @@ def vllm(tmp_path_factory):
         port = free.getsockname()[1]
     words = f"--served-model-name m --host 127.0.0.1 --port {port} --max-model-len 1024"
     log = tmp_path_factory.mktemp("vllm") / "log"
-    command = [os.environ["VLLM"], "serve", os.environ["VLLM_MODEL"], *words.split()]
+    command = [VLLM_ENV / "bin" / "vllm", "serve", VLLM_ENV / "model", *words.split()]
     server = subprocess.Popen(
         [*command, "--enforce-eager", "--max-num-seqs", "32"],
         env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},

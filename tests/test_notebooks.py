@@ -56,7 +56,7 @@ def test_committed_outputs_come_from_one_clean_run(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
 def test_cells_are_short(path):
-    """At most 15 lines a cell (20 for the imports), 88 letters a line, three code cells in a row."""
+    """At most 15 lines a cell (imports: 20), 88 letters a line, three code cells in a row."""
     kinds = []
     for cell in read(path).cells:
         kinds.append(cell.cell_type)

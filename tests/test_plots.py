@@ -40,7 +40,9 @@ def test_every_other_figure_draws(runs, tmp_path):
         assert figure.get_suptitle() and runs[0].title in figure.axes[0].get_title(loc="left")
         labels = " ".join(a.get_xlabel() + a.get_ylabel() for a in figure.axes)
         assert any(unit in labels for unit in ("ms", ", s", "/s")), labels
-        assert figure._repr_png_().startswith(b"\x89PNG")
+        data, metadata = figure._repr_mimebundle_()
+        assert data["image/png"].startswith(b"\x89PNG")
+        assert metadata["image/png"]["alt"], "a picture without alternative text"
         figure.savefig(tmp_path / f"{number}.png")
 
 

@@ -1,16 +1,15 @@
 """One ServingSpec, four ways to run it: each must give vLLM the arguments that it understands.
 
-``-m vllm`` lets vLLM's own parser read them, in the environment of ``VLLM_PYTHON`` (or this one).
+``-m vllm`` lets vLLM's own parser read them, in the environment that ``vllm_env.sh`` makes.
 """
 
-import importlib.util
 import json
 import os
 import re
 import shlex
 import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -19,6 +18,7 @@ from helpers import clouds, models
 from helpers.errors import CourseError
 from helpers.providers.runpod import container
 from helpers.serving import ServingSpec
+from helpers.settings import PROJECT
 
 TOKEN = "hf_" + "s3cret" * 4  # looks like a token, is none
 PARSE = """
@@ -82,11 +82,9 @@ def test_the_token_goes_to_gated_models_only(settings, with_token):
 @pytest.mark.vllm
 def test_vllms_own_parser_takes_the_arguments_of_every_model(with_token):
     """A flag that vLLM has renamed would show on a rented machine, at the reader's cost."""
-    python = os.environ.get("VLLM_PYTHON") or (
-        sys.executable if importlib.util.find_spec("vllm") else None
-    )
-    if not python:
-        pytest.skip("vLLM is not installed here and VLLM_PYTHON is not set")
+    python = Path(os.environ.get("VLLM_ENV", PROJECT / ".venv-vllm")) / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no vLLM environment: bash tests/vllm_env.sh")
     specs = [ServingSpec(), *(models.spec(name, with_token) for name in models.table().model)]
     lines = [words for spec in specs for words in renderings(spec).values()]
     done = subprocess.run(

@@ -204,3 +204,13 @@ def test_closed_tunnel_leaves_no_process(instance, settings):
     with ssh.tunnel(instance, settings) as tunnel:
         assert tunnel.process.poll() is None
     assert tunnel.process.poll() is not None
+
+
+def test_stock_tunnel_reaches_the_model_and_ends(instance, settings, endpoint, stock_ssh):
+    """OpenSSH's own forwarding, to compare with: it works, and leaves no process."""
+    with ssh.stock_tunnel(instance, settings) as tunnel:
+        assert requests.get(f"{tunnel.base_url}/models", timeout=5).ok
+    assert tunnel.process.poll() is not None
+    nowhere = dataclasses.replace(instance, ssh_port=1)
+    with pytest.raises(CourseError, match="does not come up"), ssh.stock_tunnel(nowhere, settings):
+        pass

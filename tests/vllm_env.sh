@@ -52,6 +52,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 path = pathlib.Path(sys.argv[1])
 where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
 loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+if hasattr(loaded.config, "quantization_config"):
+    del loaded.config.quantization_config  # the GGUF's; these weights are whole again
 fresh = LlamaForCausalLM(loaded.config)  # the loaded one carries what save_pretrained refuses
 fresh.load_state_dict(loaded.state_dict())
 fresh.to(torch.bfloat16).save_pretrained(sys.argv[2])
