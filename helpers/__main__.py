@@ -70,7 +70,7 @@ def _first_answer(endpoint) -> None:
 
 def _measure(endpoint, folder) -> None:
     print(f"6. load: {', '.join(map(str, USERS))} simulated users, one after the other")
-    workload = load.Synthetic(input_tokens=64, output_tokens=48)
+    workload = load.Synthetic(input_tokens=16, output_tokens=64)
     runs = asyncio.run(load.sweep(endpoint, workload, users=USERS, folder=folder))
     columns = ["users", "requests", "failed", "output_tokens_per_s", "requests_per_s"]
     columns += ["ttft_p50_ms", "ttft_p95_ms", "itl_p50_ms", "itl_p95_ms"]

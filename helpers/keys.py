@@ -20,7 +20,7 @@ def ensure_key(settings: Settings) -> str:
     Raises:
         CourseError: when the files are not a usable pair.
     """
-    private, public = settings.ssh_key, public_path(settings.ssh_key)
+    private, public = settings.ssh_key, _public_path(settings.ssh_key)
     if not private.exists() and not public.exists():
         private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = asyncssh.generate_private_key("ssh-ed25519", comment="llm-serving-course")
@@ -48,7 +48,7 @@ def read_public_key(path: Path) -> str:
     if "PRIVATE KEY" in text:
         raise CourseError(
             f"{path} holds a private key: it never leaves this machine",
-            f"use the file that ends in .pub ({public_path(path)})",
+            f"use the file that ends in .pub ({_public_path(path)})",
         )
     try:
         asyncssh.import_public_key(text)
@@ -60,5 +60,5 @@ def read_public_key(path: Path) -> str:
     return text
 
 
-def public_path(private: Path) -> Path:
+def _public_path(private: Path) -> Path:
     return private.with_name(private.name + ".pub")

@@ -249,10 +249,12 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> Picture:
 def ways(runs: Sequence[Run]) -> Picture:
     """The same load over several ways to the server (labels name them): what the line adds."""
     middles = [measure.interval(run, "ttft_p50_ms") for run in runs]
-    base = min(middle.value for middle in middles)
-    worst = max(range(len(runs)), key=lambda i: middles[i].value)
+    best, *_, worst = sorted(range(len(runs)), key=lambda i: middles[i].value)
+    added = middles[worst].value - middles[best].value
+    real = measure.compare(runs[best], runs[worst], "ttft_p50_ms").real
     with rc_context(STYLE):
-        title = f"The slowest way ({runs[worst].label}) adds {middles[worst].value - base:.1f} ms"
+        title = f"{runs[worst].label.capitalize()}: {added:.1f} ms more than {runs[best].label}"
+        title = title if real else "The ways differ by no more than noise"
         figure, axes = _figure(title, runs[0].title, height=1.6 + 0.5 * len(runs))
         for row, middle in enumerate(middles):
             error = [[max(middle.value - middle.low, 0)], [max(middle.high - middle.value, 0)]]

@@ -15,6 +15,7 @@ from pathlib import Path
 # vLLM's default (256) is meant for a GPU: a laptop's throughput is flat from 8 sequences on.
 DEFAULT_SLOTS, MAX_SLOTS = 8, 32
 DEFAULT_CONTEXT = 2048
+HTTP_THREADS = 128
 # Faults of the rehearsal: how vLLM's log ends when it gives up.
 _LAST_WORDS = {
     "out_of_memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     params.n_ctx = slots * min(options.max_model_len, DEFAULT_CONTEXT)
     params.cont_batching = True
     params.endpoint_metrics = True
+    # One thread serves one connection: waiting requests must leave some for /metrics.
+    params.n_threads_http = slots + HTTP_THREADS
     params.api_keys = [options.api_key] if options.api_key else []
     server = xllamacpp.Server(params)
     _say(f"rehearsal: ready on port {options.port} of this instance, {slots} slots")
