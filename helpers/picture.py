@@ -3,6 +3,9 @@
 import io
 
 from matplotlib.figure import Figure
+from PIL import Image
+
+COLOURS = 64
 
 
 class Picture(Figure):
@@ -18,5 +21,9 @@ class Picture(Figure):
         # A bare Figure shows itself only after pyplot has made one; ours never go through pyplot.
         page = io.BytesIO()
         self.savefig(page, format="png")
+        # Few colours are enough for lines and letters, and keep a notebook small.
+        few = Image.open(page).convert("RGB").quantize(COLOURS)
+        page = io.BytesIO()
+        few.save(page, format="png", optimize=True)
         text = self.alt or self.get_suptitle()
         return {"image/png": page.getvalue(), "text/plain": text}, {"image/png": {"alt": text}}

@@ -27,9 +27,11 @@ _CUDA_ERROR = (
 
 @dataclass(kw_only=True)
 class Rental:
-    """One rented machine, as it is kept on disk. ``status`` walks as on the real market: None (contract made), ``loading``, ``running``,
-    ``exited``; ``intended`` is what the renter asked for: ``running`` or ``stopped``.
-    Prices are dollars an hour; ``gpu_usd`` and ``disk_usd`` what the two meters have counted.
+    """One rented machine, as it is kept on disk.
+
+    ``status`` walks as on the real market: None (contract made), ``loading``, ``running``,
+    ``exited``; ``intended`` is what was asked for: ``running`` or ``stopped``. Prices are dollars
+    an hour; ``gpu_usd`` and ``disk_usd`` what the two meters have counted.
     """
 
     id: int
