@@ -114,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     only = course.add_mutually_exclusive_group()
     only.add_argument("--start", action="store_true", help="only start the rehearsal")
     only.add_argument("--stop", action="store_true", help="stop the rehearsal and its machines")
+    only.add_argument("--reset", action="store_true", help="stop it, and refill its credit")
     only.add_argument(
         "--env", action="store_true", help="start it and print what points `vastai` to it"
     )
@@ -141,6 +142,9 @@ def _run(options: argparse.Namespace, settings: Settings) -> None:
         destroy(settings)
     elif options.stop:
         print("stopped" if rehearsal.stop(settings) else "no rehearsal is running")
+    elif options.reset:
+        rehearsal.reset(settings)
+        print("the rehearsal begins anew at its next use")
     elif options.start:
         print(f"the rehearsal answers at {rehearsal.ensure(settings).url}")
     elif options.fault:

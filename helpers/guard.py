@@ -84,12 +84,14 @@ def check(offer: Offer, settings: Settings, balance_usd: float, spent_usd: float
         raise CourseError(
             f"{hours:g} h of {offer.gpu} at ${price:.2f}/h and ${spent_usd:.2f} already spent "
             f"are more than your budget of ${settings.budget_usd:.2f}",
-            "lower LIFETIME_HOURS or raise BUDGET_USD in .env",
+            "lower LIFETIME_HOURS or raise BUDGET_USD in .env "
+            "(pretend money: python -m helpers rehearse --reset)",
         )
     if price > balance_usd:
         raise CourseError(
             f"${balance_usd:.2f} of credit do not pay one hour at ${price:.2f}",
-            "top up (on Vast.ai: https://cloud.vast.ai/billing/) or choose a cheaper offer",
+            "top up (on Vast.ai: https://cloud.vast.ai/billing/, pretend money: "
+            "python -m helpers rehearse --reset) or choose a cheaper offer",
         )
 
 

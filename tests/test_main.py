@@ -58,6 +58,18 @@ def test_start_env_and_stop(own_rehearsal):
     assert run("rehearse", "--stop").stdout == "no rehearsal is running\n"
 
 
+def test_reset_refills_the_pretend_credit(own_rehearsal):
+    """Who has used up the pretend credit or budget begins anew."""
+    provider = providers.connect(own_rehearsal)
+    machine = guard.rent(provider, ServingSpec(), "spend", own_rehearsal, progress=print)
+    guard.destroy(provider, machine.id)
+    assert provider.balance_usd() < 5
+    assert run("rehearse", "--reset").returncode == 0
+    again = providers.connect(own_rehearsal)
+    assert again.balance_usd() == 5
+    assert guard.Ledger(own_rehearsal, again).spent_usd() == 0
+
+
 @pytest.mark.parametrize(
     ("env", "told"),
     [

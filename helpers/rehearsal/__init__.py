@@ -118,6 +118,14 @@ def stop(settings: Settings, timeout_s: float = 15.0) -> bool:
     )
 
 
+def reset(settings: Settings) -> None:
+    """Stop the rehearsal and begin anew: full pretend credit, nothing spent, no keys, no rentals."""
+    stop(settings)
+    home = settings.rehearsal_home
+    for file in (home / "state.json", *home.glob("rentals-rehearsal*.json")):
+        file.unlink(missing_ok=True)
+
+
 def _alive(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # a kernel may not have reaped
