@@ -119,7 +119,7 @@ def stop(settings: Settings, timeout_s: float = 15.0) -> bool:
 
 
 def reset(settings: Settings) -> None:
-    """Stop the rehearsal and begin anew: full pretend credit, nothing spent, no keys, no rentals."""
+    """Stop the rehearsal and forget all of it: full credit again, nothing spent, no rentals."""
     stop(settings)
     home = settings.rehearsal_home
     for file in (home / "state.json", *home.glob("rentals-rehearsal*.json")):
