@@ -46,6 +46,27 @@ def test_stock_ssh_logs_in_with_the_generated_key(stock_ssh, instance, settings)
     assert (done.stdout, done.returncode) == ("root\n", 7)
 
 
+def test_nothing_that_a_command_writes_is_lost(instance, settings):
+    """Output and errors arrive whole, however fast the command ends."""
+    with ssh.connect(instance, settings) as client:
+        for _ in range(30):
+            _, out, err = client.exec_command("seq 2000; echo last words >&2; exit 3")
+            assert out.read().split()[-1] == b"2000"
+            assert err.read() == b"last words\n"
+            assert out.channel.recv_exit_status() == 3
+
+
+def test_login_on_a_terminal_gives_a_shell(stock_ssh, instance, settings):
+    """Who logs in by hand gets a prompt, and the shell's last status when leaving."""
+    line = ssh.command(instance, settings)
+    words = [*line.split()[:1], "-tt", *line.split()[1:]]
+    done = subprocess.run(
+        words, input="echo $((40 + 2)); exit 5\n", capture_output=True, text=True, timeout=20
+    )
+    assert "42" in done.stdout
+    assert done.returncode == 5
+
+
 def test_stock_ssh_forwards_the_model_port(stock_ssh, instance, settings, endpoint):
     """The stock tunnel command reaches the model server."""
     port = free_port()

@@ -14,11 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import asyncssh
 
+LAST_WORDS_S = 2.0
 SHIM = """#!/bin/sh
 exec "{python}" -m helpers.rehearsal.engine "$@"
 """
@@ -65,15 +65,12 @@ class Machine:
             **self.config["env"],
         }
 
-    def start(self, command: list[str], **options) -> subprocess.Popen:
+    def _place(self) -> dict:
+        return {"cwd": self.home, "env": self.environment(), "pass_fds": [self.alive_fd]}
+
+    async def start(self, command: list[str], **options) -> asyncio.subprocess.Process:
         """Start a process of the machine in its home directory."""
-        return subprocess.Popen(
-            command,
-            cwd=self.home,
-            env=self.environment(),
-            pass_fds=[self.alive_fd],
-            **options,
-        )
+        return await asyncio.create_subprocess_exec(*command, **self._place(), **options)
 
     def boot(self) -> None:
         """Run what the renter asked for: the onstart script, or the image's server with args."""
@@ -86,8 +83,12 @@ class Machine:
         else:
             return
         vllm = shutil.which(command[0], path=self.environment()["PATH"])
-        self.start(
-            [vllm or command[0], *command[1:]], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        subprocess.Popen(
+            [vllm or command[0], *command[1:]],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            **self._place(),
         )
 
     def tell(self, **state) -> None:
@@ -132,27 +133,68 @@ class Login(asyncssh.SSHServer):
 
 
 async def _serve_session(machine: Machine, process: asyncssh.SSHServerProcess) -> None:
-    """Run one command, or a login shell on a terminal."""
+    """Run one command, or a login shell on a terminal, and carry its bytes both ways."""
     shell = ["/bin/sh", "-c", process.command] if process.command else ["/bin/sh", "-i"]
     if process.get_terminal_type():
-        master, terminal = pty.openpty()
-        # A session of its own, as a terminal needs: it hangs up when this process goes.
-        child = machine.start(
-            shell, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
-        )
-        os.close(terminal)
-        await process.redirect(stdin=os.dup(master), stdout=master, stderr=asyncssh.DEVNULL)
+        child, outputs, write, close = await _on_terminal(machine, shell, process)
     else:
-        pipe = subprocess.PIPE
-        child = machine.start(shell, stdin=pipe, stdout=pipe, stderr=pipe)
-        await process.redirect(child.stdin, child.stdout, child.stderr)
-    status = await asyncio.to_thread(child.wait)
+        pipe = asyncio.subprocess.PIPE
+        child = await machine.start(shell, stdin=pipe, stdout=pipe, stderr=pipe)
+        outputs = [(child.stdout, process.stdout), (child.stderr, process.stderr)]
+        write, close = child.stdin.write, child.stdin.close
+    pumps = [asyncio.create_task(_pump(source, sink)) for source, sink in outputs]
+    feeding = asyncio.create_task(_feed(process, write, close))
+    status = await child.wait()
+    # What it wrote last is still on its way; a process it left behind may hold the pipes for ever.
+    await asyncio.wait(pumps, timeout=LAST_WORDS_S)
+    feeding.cancel()
+    for pump in pumps:
+        pump.cancel()
     process.exit(status if status >= 0 else 128 - status)
 
 
+async def _on_terminal(machine: Machine, shell: list[str], process) -> tuple:
+    master, terminal = pty.openpty()
+    # A session of its own, as a terminal needs: it hangs up when this process goes.
+    child = await machine.start(
+        shell, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    )
+    os.close(terminal)
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(master, "rb", 0)
+    )
+    end_of_input = b"\x04"
+    return (
+        child,
+        [(reader, process.stdout)],
+        lambda data: os.write(master, data),
+        lambda: os.write(master, end_of_input),
+    )
+
+
+async def _pump(source: asyncio.StreamReader, sink: asyncssh.SSHWriter) -> None:
+    # A terminal says so when its last process has gone, and the client may go at any time.
+    with contextlib.suppress(OSError, asyncssh.Error):
+        while data := await source.read(1 << 16):
+            sink.write(data)
+            await sink.drain()
+
+
+async def _feed(process: asyncssh.SSHServerProcess, write, close) -> None:
+    with contextlib.suppress(OSError, asyncssh.Error):
+        while True:
+            try:
+                data = await process.stdin.read(1 << 16)
+            except (asyncssh.TerminalSizeChanged, asyncssh.BreakReceived):
+                continue
+            if not data:
+                break
+            write(data)
+        close()
+
+
 async def _main(folder: Path) -> None:
-    # One thread waits for each running command; the default pool is six threads on two cores.
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(256))
     machine = Machine(folder)
     machine.prepare()
     host_key = folder / "host_key"
