@@ -1,6 +1,7 @@
 """One protocol for every marketplace, and the records that cross it."""
 
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -166,6 +167,11 @@ class Provider(Protocol):
 
     def create_template(self, spec: ServingSpec, name: str) -> Template:
         """Keep a spec as a template of one's own; keys in its environment are left out."""
+
+
+def new_label(purpose: str) -> str:
+    """A label that no other rental has, found again by its purpose."""
+    return f"{LABEL_PREFIX}{purpose}:{uuid.uuid4().hex[:8]}"
 
 
 def after_failed_launch(

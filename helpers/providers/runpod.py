@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shlex
-import uuid
 from datetime import datetime
 
 import gpuhunt
@@ -23,6 +22,7 @@ from helpers.providers import (
     Template,
     after_failed_launch,
     is_secret,
+    new_label,
 )
 from helpers.providers.runpod_http import Api, NotFound, fitting
 from helpers.serving import ServingSpec
@@ -155,7 +155,7 @@ class RunPod:
             OfferGone: when RunPod has no such machine left.
             CourseError: when it failed; nothing is left rented then.
         """
-        unique = f"{LABEL_PREFIX}{label}:{uuid.uuid4().hex[:8]}"
+        unique = new_label(label)
         cloud, _, gpu = offer.id.partition(":")
         body = {"name": unique, "cloud": cloud, "disk": spec.disk_gb, "startSsh": True}
         body["gpu"] = {"id": gpu, "count": offer.gpu_count}

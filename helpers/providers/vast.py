@@ -4,7 +4,6 @@ import contextlib
 import os
 import shlex
 import time
-import uuid
 from itertools import pairwise
 
 from vastai import VastAI
@@ -20,6 +19,7 @@ from helpers.providers import (
     Template,
     after_failed_launch,
     is_secret,
+    new_label,
 )
 from helpers.providers.vast_calls import NotFound, call, message, told
 from helpers.serving import ServingSpec
@@ -139,7 +139,7 @@ class Vast:
             OfferGone: when somebody else was faster.
             CourseError: when it failed; nothing is left rented then.
         """
-        unique = f"{LABEL_PREFIX}{label}:{uuid.uuid4().hex[:8]}"
+        unique = new_label(label)
         options = {"label": unique, "disk": spec.disk_gb, "env": spec.env, "cancel_unavail": True}
         switch = deadman.script("vast", lifetime_s)
         if template_hash:

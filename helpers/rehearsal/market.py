@@ -1,7 +1,6 @@
 """The rehearsal's marketplace behind any API: offers, rentals, machines, a pretend balance."""
 
 import asyncio
-import csv
 import json
 import os
 import secrets
@@ -13,9 +12,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from helpers.rehearsal import model
+from helpers.rehearsal import model, offers
 from helpers.rehearsal.faults import NOW, Faults
-from helpers.settings import ASSETS, Settings
+from helpers.settings import Settings
 
 START_CREDIT_USD = 5.0  # the smallest top-up of a real account
 HOURS_PER_MONTH = 730
@@ -69,7 +68,7 @@ class Market:
         self.settings = settings
         self.home = settings.rehearsal_home
         self.file = self.home / "state.json"
-        self.offers = _read_offers()
+        self.offers = offers.read()
         self.faults = Faults()
         self.url = ""  # where it answers, once it does: a machine's switch reaches it there
         # Unix sockets need short paths, so they do not live under the reader's state folder.
@@ -333,19 +332,7 @@ def _kill_group(pid: int) -> None:
         return  # gone already (macOS says "not permitted" of a group of zombies)
 
 
-def _read_offers() -> dict[int, dict]:
-    """The pretend market: numbers become numbers, every row is marked as what it is."""
-    with (ASSETS / "rehearsal_offers.csv").open(newline="") as file:
-        rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        return {o["id"]: o for o in ({k: _value(v) for k, v in row.items()} for row in rows)}
-
-
-def _value(text: str) -> float | int | bool | str:
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def is_public_key(text: object) -> bool:
+    """Is it one line of an OpenSSH public key file?"""
+    words = text.split() if isinstance(text, str) and "\n" not in text.strip() else []
+    return len(words) >= 2 and words[0].startswith(("ssh-", "ecdsa-", "sk-"))

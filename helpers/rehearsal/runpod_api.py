@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from helpers.providers.runpod import DISK_USD_PER_GB_MONTH, SSH_IMAGE
-from helpers.rehearsal.market import HOURS_PER_MONTH, Market, Rental
+from helpers.rehearsal.market import HOURS_PER_MONTH, Market, Rental, is_public_key
 from helpers.rehearsal.proxy import forward
 from helpers.serving import VLLM_IMAGE, ServingSpec
 
@@ -84,7 +84,7 @@ class RunPodAPI:
     async def replace_keys(self, request: web.Request) -> web.Response:
         """Replace the whole set of public keys."""
         keys = (await _body(request)).get("keys")
-        if not isinstance(keys, list) or not all(map(_is_public_key, keys)):
+        if not isinstance(keys, list) or not all(map(is_public_key, keys)):
             return problem(422, "Unprocessable Entity", "keys must be OpenSSH public keys")
         old = {key: number for number, key in self.market.ssh_keys.items()}
         self.market.ssh_keys = {old.get(key) or self.market.new_id(): key for key in keys}
@@ -338,11 +338,6 @@ async def _body(request: web.Request) -> dict:
         text = problem(422, "Unprocessable Entity", "the body is no JSON object").text
         raise web.HTTPUnprocessableEntity(text=text, content_type="application/problem+json")
     return body
-
-
-def _is_public_key(text: object) -> bool:
-    words = text.split() if isinstance(text, str) and "\n" not in text.strip() else []
-    return len(words) >= 2 and words[0].startswith(("ssh-", "ecdsa-", "sk-"))
 
 
 def _time(seconds: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from helpers.rehearsal.market import Market, Rental
+from helpers.rehearsal.market import Market, Rental, is_public_key
 from helpers.rehearsal.vast_rows import course_template, instance_row, matches, offer_row
 
 _SEARCH_OPTIONS = {"order", "type", "limit", "allocated_storage", "disable_bundling"}
@@ -97,7 +97,7 @@ class VastAPI:
     async def add_key(self, request: web.Request) -> web.Response:
         """Register a public key for instances created from now on."""
         key = str((await _body(request)).get("ssh_key") or "").strip()
-        if not _is_public_key(key):
+        if not is_public_key(key):
             return refusal(400, "invalid_args", "ssh_key is not an OpenSSH public key")
         number = next((i for i, k in self.market.ssh_keys.items() if k == key), None)
         if number is None:
@@ -244,7 +244,7 @@ class VastAPI:
         """Let one more key log in to a machine that exists."""
         rental = self._rental(request)
         key = str((await _body(request)).get("ssh_key") or "").strip()
-        if not _is_public_key(key):
+        if not is_public_key(key):
             return refusal(400, "invalid_args", "ssh_key is not an OpenSSH public key")
         file = self.market.folder(rental.id) / "authorized_keys"
         self.market.write_keys(rental.id, [*file.read_text().splitlines(), key])
@@ -313,11 +313,6 @@ def _problem(contract: Mapping) -> str:
     if price is not None and not 0.001 <= price <= 128:
         return "price must be between 0.001 and 128"
     return ""
-
-
-def _is_public_key(text: str) -> bool:
-    parts = text.split()
-    return len(parts) >= 2 and parts[0].startswith(("ssh-", "ecdsa-", "sk-")) and "\n" not in text
 
 
 def _with_template(template: Mapping, contract: dict) -> dict:
