@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from helpers import settings as settings_module
 from helpers.rehearsal.faults import FAULTS
+from helpers.rehearsal.keys_api import KeysAPI
 from helpers.rehearsal.market import Market
 from helpers.rehearsal.runpod_api import RunPodAPI
 from helpers.rehearsal.vast_api import VastAPI, refusal, reply
@@ -26,7 +27,7 @@ async def serve() -> None:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     home.chmod(0o700)
     token, finished = secrets.token_hex(32), asyncio.Event()
-    market = Market(settings)
+    market, keys = Market(settings), KeysAPI()
     used = time.monotonic()
 
     @web.middleware
@@ -37,8 +38,9 @@ async def serve() -> None:
         # goes through the proxy is let in, or not, by the model server's own key.
         if request.path.startswith(("/logs/", "/proxy/")) or own_machine(request, given):
             return await handler(request)
-        if not hmac.compare_digest(given.encode(), token.encode()):
-            return refusal(401, "auth_error", "Invalid user key")
+        owner = hmac.compare_digest(given.encode(), token.encode())
+        if not owner and (no := keys.refuses(request, given)) is not None:
+            return no
         used = time.monotonic()
         if request.path.startswith("/rehearsal"):
             return await handler(request)
@@ -77,6 +79,7 @@ async def serve() -> None:
 
     app = web.Application(middlewares=[guard])
     app.add_routes(VastAPI(market).routes())
+    app.add_routes(keys.routes())
     app.add_routes(RunPodAPI(market).routes())
     app.add_routes(
         [
