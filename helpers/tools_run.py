@@ -1,0 +1,144 @@
+"""One call executed: in time, whatever it does, its result as text that may be sent."""
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from helpers.errors import CourseError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a call: ``text`` for the model; ``problem`` for the reader, empty if it ran."""
+
+    text: str
+    problem: str = ""
+
+
+def refused(problem: str, **details) -> Outcome:
+    """Return the outcome of a call that did not run or failed."""
+    told = json.dumps({"error": problem, **details}, ensure_ascii=False, default=str)
+    return Outcome(text=_sendable(told), problem=_line(problem, details.get("details")))
+
+
+async def execute(
+    function: Callable, arguments: dict[str, Any], timeout_s: float, limit: int
+) -> Outcome:
+    """Run a function, plain ones in a thread of their own, and return what it gave as text.
+
+    The model is told the text of a ``ValueError`` or ``CourseError``, which a tool raises to be
+    understood; of any other exception only the name, because its text may hold what is nobody's
+    business. The reader gets both.
+
+    Args:
+        function: plain or ``async``.
+        arguments: its keyword arguments.
+        timeout_s: for the call; a plain function's thread is left behind when it is over.
+        limit: longest text, in characters.
+    """
+    if inspect.iscoroutinefunction(function):
+        task = asyncio.ensure_future(_awaited(lambda: function(**arguments)))
+    else:
+        task = asyncio.ensure_future(_in_thread(function, arguments))
+    try:
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+    finally:
+        task.cancel()  # nothing happens to one that has ended
+    if not done:
+        return refused(f"no result within {timeout_s:g} s")
+    value, error = task.result()
+    if error is None:
+        try:
+            return Outcome(text=as_text(value, limit))
+        except Exception as problem:  # a foreign object can raise anything while it is written
+            return refused(f"its result cannot be written as text ({type(problem).__name__})")
+    kind = type(error).__name__
+    text = _line(str(error)) if _readable(error) else "no message"
+    if isinstance(error, (ValueError, CourseError)):
+        return refused(f"{kind}: {text}"[:300])
+    told = refused(f"the tool failed ({kind})")
+    return Outcome(text=told.text, problem=f"{kind}: {text}"[:300])
+
+
+def as_text(value: Any, limit: int) -> str:
+    """Return a value as text of limited length: a string itself, anything else as JSON.
+
+    The JSON is written piece by piece and only as far as it is needed.
+
+    >>> as_text({"a": {1}}, 100), as_text("x" * 999, 3)
+    ('{"a": [1]}', 'xxx... (cut: 3 of 999 characters)')
+    """
+    text, of = value, ""
+    if isinstance(value, str):
+        of = f" of {len(value)}"
+    else:
+        parts, length = [], 0
+        for part in json.JSONEncoder(ensure_ascii=False, default=_plain).iterencode(value):
+            parts.append(part)
+            length += len(part)
+            if length > limit:
+                break
+        text = "".join(parts)
+    if len(text) > limit:
+        text = f"{text[:limit]}... (cut: {limit}{of} characters)"
+    return _sendable(text)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has no form for in one that it has; never walk an endless iterator."""
+    if isinstance(value, Iterator | range):
+        return str(value)
+    return to_jsonable_python(value, serialize_unknown=True)
+
+
+async def _awaited(start: Callable) -> tuple[Any, BaseException | None]:
+    try:
+        return await start(), None
+    except (Exception, SystemExit, asyncio.CancelledError) as error:
+        return None, error
+
+
+async def _in_thread(function: Callable, arguments: dict) -> tuple[Any, BaseException | None]:
+    # Not asyncio.to_thread: its threads are waited for at the end, a hanging one for ever.
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            found = context.run(function, **arguments), None
+        except BaseException as error:  # SystemExit, too, ends only the call
+            found = None, error
+        with contextlib.suppress(RuntimeError):  # nobody waits any more
+            loop.call_soon_threadsafe(lambda: future.done() or future.set_result(found))
+
+    threading.Thread(target=work, daemon=True, name="tool").start()
+    value, error = await future
+    if error is None and inspect.isawaitable(value):
+        return await _awaited(lambda: value)
+    return value, error
+
+
+def _readable(error: BaseException) -> bool:
+    try:
+        return isinstance(str(error), str)
+    except Exception:
+        return False
+
+
+def _line(text: str, details: list[dict] | None = None) -> str:
+    more = "; ".join(f"{one['argument']}: {one['problem']}" for one in details or ())
+    return " ".join(f"{text}: {more}".split() if more else text.split())[:300]
+
+
+def _sendable(text: str) -> str:
+    """Half a surrogate pair would break the request that carries it."""
+    return text.encode("utf-8", "replace").decode()
