@@ -1,102 +1,253 @@
-"""Keep the notebooks whole: ``python notebooks/build.py [--run] [NN ...]``.
+"""Keep the notebooks one course: ``python notebooks/build.py [--run] [NN ...]``.
 
-Writes the navigation into every notebook and the table of them into the README; with
-``--run`` executes them first, each from a fresh kernel. Without it nothing changes on a
-second call.
+Writes what can be derived: the navigation and the map of every notebook, the table of
+them in README.md and notebook 00, the small pictures of that table. A second call
+changes nothing.
+
+``--run`` executes first, all of them or those named, each from a fresh kernel and a
+stopped rehearsal. Only a clean execution is kept. It leaves a record in the notebook's
+metadata: the SHA-256 of its code cells, so that a test can tell when code has changed
+after its outputs were made; the date, the seconds, and the commit of ``helpers/``.
+The helpers are recorded and not hashed: with each of their comments every output would
+count as old. Whether the notebooks still work with them is tested by running them.
 """
 
 import argparse
+import hashlib
+import os
 import re
+import subprocess
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+from pictures import ANY_MAP, chapter_map, put, small_picture
 
 FOLDER = Path(__file__).resolve().parent
+TEMPLATE = FOLDER / "template.ipynb"
 CELL_TIMEOUT_S = 600
+FAILURES = (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError)
 
 
-def main() -> None:
-    """Refresh, and with ``--run`` execute, the chosen notebooks."""
-    parser = argparse.ArgumentParser(description=__doc__)
+class Refused(Exception):
+    """A notebook is not as it has to be."""
+
+
+def main() -> str | None:
+    """Refresh, and with ``--run`` execute; the return value is what went wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", action="store_true", help="execute first")
-    parser.add_argument("numbers", nargs="*", help="such as 03 04; all by default")
+    parser.add_argument("names", nargs="*", help="03 04 template; default: all")
     options = parser.parse_args()
-    everything = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
-    for path in everything:
-        if options.numbers and path.name[:2] not in options.numbers:
-            continue
-        notebook = nbformat.read(path, as_version=4)
+    try:
         if options.run:
-            print(f"running {path.name}", flush=True)
-            execute(notebook, path)
-        refresh(notebook, path, everything)
-        nbformat.write(notebook, path)
-    contents(everything)
+            chosen = [
+                path for path in [*chapters(), TEMPLATE] if wanted(path, options.names)
+            ]
+            if not chosen:
+                raise Refused(f"no notebook is named {' or '.join(options.names)}")
+            for path in chosen:
+                run(path)
+        refresh()
+    except Refused as refusal:
+        return str(refusal)
+    return None
 
 
-def execute(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Run every cell in a fresh kernel; what fails stops here, with the cell shown."""
+def chapters() -> list[Path]:
+    """The course's notebooks in their order."""
+    return sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+
+
+def wanted(path: Path, names: list[str]) -> bool:
+    """Is it one of those named on the command line?"""
+    return not names or path.stem[:2] in names or path.stem in names
+
+
+def read(path: Path) -> NotebookNode:
+    """A notebook."""
+    return nbformat.read(path, as_version=4)
+
+
+# -- executing -------------------------------------------------------------------------
+
+
+def run(path: Path) -> None:
+    """Execute a notebook from a fresh kernel; keep it if it was clean."""
+    from helpers import rehearsal, settings
+
+    os.environ["PROVIDER"] = "rehearsal"  # never with real money, whatever .env says
+    rehearsal.stop(settings.load())
+    notebook, began = read(path), time.monotonic()
+    print(f"{path.name} ...", end=" ", flush=True)
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT_S,
         kernel_name="python3",
         coalesce_streams=True,
+        startup_timeout=180,
+        extra_arguments=[
+            "--IPKernelApp.log_level=ERROR"
+        ],  # loopback needs no encryption
         resources={"metadata": {"path": str(path.parent)}},
     )
-    client.execute()
+    try:
+        client.execute()
+    except (
+        CellExecutionError,
+        CellTimeoutError,
+        DeadKernelError,
+        RuntimeError,
+    ) as error:
+        raise Refused(f"failed, and was left as it was\n{error}") from None
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if output.output_type == "error" or output.get("name") == "stderr":
+                words = output.get("text", output.get("evalue"))
+                raise Refused(
+                    f"wrote to stderr, and was left as it was\n{cell.source}\n{words}"
+                )
+    if rehearsal.holds_rentals(settings.load()):
+        raise Refused("left an instance rented, and was left as it was")
+    seconds = round(time.monotonic() - began)
+    notebook.metadata["course"] = {
+        "code_sha256": fingerprint(notebook),
+        "helpers": helpers_commit(),
+        "run_on": f"{datetime.now(UTC):%Y-%m-%d}",
+        "seconds": seconds,
+    }
+    write(notebook, path)
+    print(f"{seconds} s", flush=True)
 
 
-def refresh(notebook, path: Path, everything: list[Path]) -> None:
-    """Navigation, and no metadata but the kernel's name."""
-    mark = "<!-- navigation -->"
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # times of day: noise in every diff
-        if cell.cell_type == "markdown" and cell.source.startswith(mark):
-            cell.source = f"{mark}\n{navigation(path, everything)}"
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata = nbformat.from_dict(
-        {"kernelspec": kernel, "language_info": {"name": "python"}}
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """Its code cells."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def fingerprint(notebook: NotebookNode) -> str:
+    """SHA-256 of the sources of its code cells, each with its end marked."""
+    sources = "\0".join(cell.source for cell in code_cells(notebook))
+    return hashlib.sha256(sources.encode()).hexdigest()
+
+
+def helpers_commit() -> str:
+    """The last commit of ``helpers/``, with ``+`` when the files differ from it."""
+
+    def git(*words: str) -> str:
+        line = ["git", "-C", str(FOLDER.parent), *words, "--", "helpers"]
+        return subprocess.run(line, capture_output=True, text=True).stdout.strip()
+
+    return (git("log", "-1", "--format=%h") or "unknown") + "+" * bool(
+        git("status", "-s")
     )
 
 
-def navigation(path: Path, everything: list[Path]) -> str:
-    """Links to the notebook before, the table of contents, and the one after."""
-    place = everything.index(path)
-    before = everything[place - 1] if place else None
-    after = everything[place + 1] if place + 1 < len(everything) else None
-    parts = [f"[< {title(before)}]({before.name})"] if before else []
-    parts.append("[Contents](../README.md)")
-    parts += [f"[{title(after)} >]({after.name})"] if after else []
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write it if it has changed: no metadata but the kernel's name and our record."""
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of day: noise in every diff
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    if "course" in notebook.metadata:
+        metadata["course"] = dict(notebook.metadata["course"])
+    notebook.metadata = nbformat.from_dict(metadata)
+    put(path, nbformat.writes(notebook) + "\n")
+
+
+# -- what is derived -------------------------------------------------------------------
+
+
+def refresh() -> None:
+    """Navigation, maps, contents tables and small pictures."""
+    paths = chapters()
+    facts = [Facts(path) for path in paths]
+    for place, path in enumerate(paths):
+        notebook = read(path)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = derived(cell.source, facts, place)
+        write(notebook, path)
+    if TEMPLATE.exists():
+        write(read(TEMPLATE), TEMPLATE)
+    readme = FOLDER.parent / "README.md"
+    table = contents([Facts(path) for path in paths], pictures=True)
+    put(readme, between_marks(readme.read_text(), table))
+
+
+def derived(text: str, facts: list["Facts"], place: int) -> str:
+    """A markdown cell with what belongs between its marks."""
+    if text.startswith("<!-- navigation -->"):
+        return f"<!-- navigation -->\n{navigation(facts, place)}"
+    if ANY_MAP.search(text):
+        here = chapter_map(facts[place].number)
+        text = ANY_MAP.sub(lambda _: here, text)
+    return between_marks(text, contents(facts, pictures=False))
+
+
+def navigation(facts: list["Facts"], place: int) -> str:
+    """Links to the notebook before, the table of contents in 00, and the one after."""
+    first = facts[0].path.name
+    parts = []
+    if place:
+        parts.append(f"[< {facts[place - 1].title}]({facts[place - 1].path.name})")
+        parts.append(f"[Contents]({first})")
+    if place + 1 < len(facts):
+        parts.append(f"[{facts[place + 1].title} >]({facts[place + 1].path.name})")
     return " | ".join(parts)
 
 
-def contents(everything: list[Path]) -> None:
-    """The README's table of notebooks, from each one's goal and its table of facts."""
-    readme = FOLDER.parent / "README.md"
-    rows = ["| notebook | you will | time | real account |", "|---|---|---|---|"]
-    for path in everything:
-        text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells[:4])
-        fact = {
-            name: cells.strip(" |").split(" | ")
-            for name, cells in re.findall(r"^\| \*\*(\w+)\*\*(.*)$", text, re.M)
-        }
-        goal = re.search(r"^<!-- you will: (.+) -->$", text, re.M)[1]
-        link = f"[{title(path)}](notebooks/{path.name})"
-        rows.append(f"| {link} | {goal} | {fact['time'][0]} | {fact['needs'][1]} |")
-    table = "\n".join(rows)
-    between = r"(?s)(<!-- contents -->\n).*(<!-- end of contents -->)"
-    text = re.sub(between, lambda m: f"{m[1]}{table}\n{m[2]}", readme.read_text())
-    readme.write_text(text)
+def between_marks(text: str, table: str) -> str:
+    """``text`` with its table of contents, if it has a place for one, written anew."""
+    marks = r"(?s)(<!-- contents -->\n).*(<!-- end of contents -->)"
+    return re.sub(marks, lambda found: f"{found[1]}{table}\n{found[2]}", text)
 
 
-def title(path: Path) -> str:
-    """The notebook's heading."""
-    for cell in nbformat.read(path, as_version=4).cells:
-        if found := re.search(r"^# (.+)$", cell.source, re.M):
+class Facts:
+    """What a notebook says of itself at its beginning.
+
+    Raises:
+        Refused: when one of the marks is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.number, self.notebook = path, path.name[:2], read(path)
+        text = "\n".join(cell.source for cell in self.notebook.cells[:4])
+        self.title = self._find(r"^# (.+)$", text, "heading")
+        self.goal = self._find(
+            r"^<!-- you will: (.+) -->$", text, "<!-- you will: ... -->"
+        )
+        self.time = self._find(r"^\| \*\*time\*\* \| ([^|]+?) \|", text, "row **time**")
+        self.needs = self._find(
+            r"^\| \*\*needs\*\* \|[^|]+\| ([^|]+?) \|$",
+            text,
+            "row **needs** with two columns",
+        )
+
+    def _find(self, pattern: str, text: str, what: str) -> str:
+        if found := re.search(pattern, text, re.M):
             return found[1]
-    raise ValueError(f"{path.name} has no heading")
+        raise Refused(f"{self.path.name}: its first four cells hold no {what}")
+
+
+def contents(facts: list[Facts], pictures: bool) -> str:
+    """The table of notebooks, for the README (with pictures) or for notebook 00."""
+    if not pictures:
+        rows = ["| notebook | you will | time |", "|---|---|---|"]
+        rows += [f"| [{f.title}]({f.path.name}) | {f.goal} | {f.time} |" for f in facts]
+        return "\n".join(rows)
+    rows = ["| | notebook | time | real account |", "|---|---|---|---|"]
+    for one in facts:
+        link = f"[**{one.title}**](notebooks/{one.path.name})<br>{one.goal}"
+        picture = small_picture(one.number, one.notebook)
+        rows.append(f"| {picture} | {link} | {one.time} | {one.needs} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""The reading site: the notebooks with their committed outputs, as HTML with a search.
+
+``sphinx-build -W notebooks notebooks/_build/html`` makes it in seconds, offline.
+"""
+
+import json
+
+project = "Serving an LLM from a rented GPU"
+author = "the course's authors"
+html_title = project
+extensions = ["myst_nb", "sphinx_copybutton"]
+exclude_patterns = ["_build", "template.ipynb", "**.ipynb_checkpoints"]
+
+nb_execution_mode = "off"  # the outputs are the committed ones
+nb_merge_streams = True
+nb_output_stderr = "error"
+myst_heading_anchors = 4
+
+html_theme = "sphinx_book_theme"
+html_theme_options = {
+    "home_page_in_toc": True,
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": True,
+    "use_fullscreen_button": False,
+}
+html_show_sourcelink = False
+html_show_copyright = False
+html_last_updated_fmt = None
+# Only what is typed: neither the output nor a prompt is copied.
+copybutton_selector = (
+    "div.cell_input pre, div.highlight-bash pre, div.highlight-python pre"
+)
+
+
+def told(app, name: str, source: list[str]) -> None:
+    """Hand the alternative texts of output pictures to where myst-nb looks for them."""
+    if app.env.doc2path(name).suffix != ".ipynb":
+        return
+    notebook = json.loads(source[0])
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
+                cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
+    source[0] = json.dumps(notebook)
+
+
+def setup(app) -> dict:
+    """Connect the above to Sphinx."""
+    app.connect("source-read", told)
+    return {"parallel_read_safe": True}

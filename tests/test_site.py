@@ -1,0 +1,100 @@
+"""The reading site: built as README says, offline, without a warning, with every link whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+
+from helpers.settings import PROJECT
+
+CHAPTERS = sorted(path.stem for path in (PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+PAGES = ["index", *CHAPTERS]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of a fresh build; warnings are errors, and no proxy leads anywhere."""
+    folder = tmp_path_factory.mktemp("site") / "html"
+    nowhere = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "all")}
+    line = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "notebooks", folder]
+    done = subprocess.run(
+        line, cwd=PROJECT, env={**os.environ, **nowhere}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """Each page, parsed."""
+    return {path: BeautifulSoup(path.read_text(), "lxml") for path in site.glob("*.html")}
+
+
+def test_every_notebook_has_its_page(site):
+    """No chapter is left out, and the template stays at home."""
+    assert {f"{name}.html" for name in PAGES} <= {path.name for path in site.glob("*.html")}
+    assert not (site / "template.html").exists()
+
+
+def test_every_picture_is_there_and_has_alternative_text(site, pages):
+    """Figures of cells and drawings alike."""
+    for name in PAGES:
+        pictures = pages[site / f"{name}.html"].select("article img")
+        assert pictures
+        for picture in pictures:
+            assert len(picture.get("alt", "")) > 20, (name, picture)
+            assert (site / unquote(picture["src"])).is_file(), picture["src"]
+
+
+def test_links_and_anchors_lead_somewhere(site, pages):
+    """Every internal link of every page."""
+    anchors = {path: {tag["id"] for tag in page.select("[id]")} for path, page in pages.items()}
+    for path, page in pages.items():
+        for link in page.select("a[href]"):
+            parts = urlsplit(link["href"])
+            if parts.scheme or parts.netloc:
+                continue
+            target = path if not parts.path else Path(path.parent, unquote(parts.path))
+            assert target.is_file(), (path.name, link["href"])
+            if parts.fragment and target in anchors:
+                assert unquote(parts.fragment) in anchors[target], (path.name, link["href"])
+
+
+def test_nothing_is_fetched_from_elsewhere(pages):
+    """It reads the same on a train."""
+    for path, page in pages.items():
+        for tag in page.select("script[src], link[rel=stylesheet], img[src]"):
+            where = tag.get("src") or tag.get("href")
+            assert not urlsplit(where).netloc, (path.name, where)
+
+
+def test_pages_follow_each_other(site, pages):
+    """The theme's "next" leads from the first page through all notebooks."""
+    here, seen = site / "index.html", ["index"]
+    while link := pages[here].select_one("a.right-next"):
+        here = site / link["href"]
+        seen.append(here.stem)
+    assert seen == PAGES
+
+
+def test_search_index_knows_the_words_of_the_course(site):
+    """Full text: prose and code."""
+    index = (site / "searchindex.js").read_text()
+    for word in ("goodput", "tunnel", "rooflin"):
+        assert word in index, word
+
+
+def test_code_can_be_copied_and_solutions_are_folded(site, pages):
+    """A copy button's script on each page, and every solution inside its fold."""
+    for name in CHAPTERS:
+        page = pages[site / f"{name}.html"]
+        assert any("copybutton" in tag["src"] for tag in page.select("script[src]"))
+        solutions = [tag for tag in page.select("summary") if tag.text == "Solution"]
+        assert len(solutions) >= 2
+        for tag in solutions:
+            assert tag.parent.name == "details" and not tag.parent.has_attr("open")
+            assert tag.parent.select("pre")
