@@ -9,6 +9,7 @@ import requests
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
+from helpers.metrics import ServerMetrics, fetch
 
 # Model ids, revisions and image tags stand here and nowhere else: never in a notebook's cell.
 MISTRAL_AWQ = "solidrust/Mistral-7B-Instruct-v0.3-AWQ"
@@ -212,3 +213,15 @@ def endpoint(
         hardware=hardware,
         source=source,
     )
+
+
+def metrics(endpoint: Endpoint) -> ServerMetrics | None:
+    """What the server says of itself now: vLLM's and llama.cpp's metrics under the same names.
+
+    Args:
+        endpoint: the server.
+
+    Returns:
+        One reading of its ``/metrics``, or ``None`` when it has none.
+    """
+    return fetch(endpoint.origin, api_key=endpoint.api_key)

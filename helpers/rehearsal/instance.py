@@ -41,6 +41,10 @@ class Machine:
         self.alive_fd, self._hold = os.pipe()
         self.logins: set[Login] = set()
         self.opens = 0.0
+        core = self.config["env"].get("REHEARSAL_CORE", "")
+        if core.isdigit() and hasattr(os, "sched_setaffinity"):
+            # A core of its own, as a rented machine has its own GPU: all it starts stays there.
+            os.sched_setaffinity(0, {int(core) % os.cpu_count()})
 
     def prepare(self) -> None:
         """Lay out the home directory and the ``vllm`` command."""
