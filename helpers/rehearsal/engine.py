@@ -16,6 +16,9 @@ from pathlib import Path
 DEFAULT_SLOTS, MAX_SLOTS = 8, 32
 DEFAULT_CONTEXT = 2048
 HTTP_THREADS = 128
+# What makes SmolLM2-135M call functions; assets/tool_calling/README.md says how it was trained.
+TOOL_CALLING = Path(__file__).parents[2] / "assets" / "tool_calling"
+TOOL_CALLER = "SmolLM2-135M-Instruct"
 # Faults of the rehearsal: how vLLM's log ends when it gives up.
 _LAST_WORDS = {
     "out_of_memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
@@ -33,6 +36,9 @@ def main(argv: list[str] | None = None) -> None:
 
     model = Path(os.environ["REHEARSAL_MODEL"])
     name = re.sub(r"[.-](Q\d\w*|F16|BF16)$", "", model.stem)
+    calls_tools = options.enable_auto_tool_choice and name == TOOL_CALLER
+    if calls_tools:
+        name += "-tools"
     slots = min(options.max_num_seqs, MAX_SLOTS)
     _say(f"rehearsal: {name} on llama.cpp answers in place of {options.model or options.model_tag}")
     if ignored:
@@ -56,6 +62,12 @@ def main(argv: list[str] | None = None) -> None:
     # One thread serves one connection: waiting requests must leave some for /metrics.
     params.n_threads_http = slots + HTTP_THREADS
     params.api_keys = [options.api_key] if options.api_key else []
+    if calls_tools:
+        adapter = xllamacpp.CommonAdapterLoraInfo()
+        adapter.path, adapter.scale = str(TOOL_CALLING / "adapter.gguf"), 1.0
+        params.lora_adapters = [adapter]
+        params.chat_template = (TOOL_CALLING / "hermes.jinja").read_text()
+        params.use_jinja = True
     server = xllamacpp.Server(params)
     _say(f"rehearsal: ready on port {options.port} of this instance, {slots} slots")
     threading.Event().wait()  # the server runs in threads of its own until the process ends
@@ -72,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-num-seqs", type=int, default=DEFAULT_SLOTS)
     parser.add_argument("--max-model-len", type=int, default=DEFAULT_CONTEXT)
     parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY", ""))
+    # With it vLLM parses calls out of the answers; here it also loads what makes them.
+    parser.add_argument("--enable-auto-tool-choice", action="store_true")
+    parser.add_argument("--tool-call-parser", default="hermes")
     return parser
 
 
