@@ -5,8 +5,8 @@
 Each named environment's tool is run; ours and a plain AsyncOpenAI loop always are. ``DIR`` is a
 Hugging Face tokenizer for the tools that count tokens themselves. What is printed, a tool a line:
 
-* tokens per second and CPU per token: of the work itself. Start-up is taken out by a second, short
-  run of the same command; CPU is that of the tool's whole process tree.
+* tokens per second, and CPU per token of the whole run, of all processes of the tool;
+* steady CPU per token: start-up is taken out by a second, short run of the same command,
 * peak memory of the process tree,
 * TTFT error: what the tool reports minus what the server's log says, mean and p99,
 * ITL p99 as reported and as the server sent it.
@@ -240,9 +240,9 @@ def compare(name: str, options) -> pd.DataFrame:
         rows[client] = {
             "done": said["done"],
             "tokens_per_s": tokens / truth["span_s"],
-            "cpu_us_per_token": (cost["cpu"] - short["cpu"]) / more * 1e6,
-            "whole_wall_s": cost["wall"],
-            "whole_cpu_s": cost["cpu"],
+            "cpu_us_per_token": cost["cpu"] / tokens * 1e6,
+            "steady_cpu_us_per_token": (cost["cpu"] - short["cpu"]) / more * 1e6,
+            "wall_s": cost["wall"],
             "peak_mb": cost["peak_mb"],
             "ttft_true_ms": truth["ttft_mean"],
             "ttft_error_ms": said["ttft_mean"] - truth["ttft_mean"],
@@ -252,7 +252,9 @@ def compare(name: str, options) -> pd.DataFrame:
         }
         print(f"{name}: {client} done, {said.get('says', '')}", file=sys.stderr, flush=True)
     table = pd.DataFrame(rows).T
-    table.insert(3, "cpu_x_ours", table["cpu_us_per_token"] / table.loc["ours", "cpu_us_per_token"])
+    for place, cpu in ((3, "cpu"), (5, "steady_cpu")):
+        column = table[f"{cpu}_us_per_token"]
+        table.insert(place, f"{cpu}_x_ours", column / column["ours"])
     return table
 
 
