@@ -46,7 +46,7 @@ def throughput(runs: Sequence[Run]) -> Picture:
     times = rate.max() / rate[0]
     title = f"{rate.max():.0f} tokens/s at most: {times:.1f} times one user's, reached by {knee}"
     with rc_context(STYLE):
-        figure, axes = _figure(title, runs[0].title)
+        figure, axes = blank(title, runs[0].title)
         ideal = rate[0] / users[0] * users
         axes.plot(users, ideal, color=GREY, linestyle=":", label="if users cost nothing")
         axes.plot(users, rate, color=BLUE, marker="o", label="measured")
@@ -67,7 +67,7 @@ def latency(runs: Sequence[Run]) -> Picture:
         f"grows {growth:.0f}-fold"
     )
     with rc_context(STYLE):
-        figure, (left, right) = _figure(title, runs[0].title, columns=2)
+        figure, (left, right) = blank(title, runs[0].title, columns=2)
         styles = {50: (BLUE, "-"), 95: (ORANGE, "--"), 99: (RED, ":")}
         for axes, name, long in (
             (left, "ttft", "time to first token"),
@@ -94,7 +94,7 @@ def capacity(runs: Sequence[Run], objective: measure.Objective) -> Picture:
     loads = [measure.level(run)[0] for run in ordered]
     with rc_context(STYLE):
         title = f"{found.load:g} {found.unit} keep the promise, {upper}"
-        figure, panels = _figure(title, runs[0].title, columns=len(demands))
+        figure, panels = blank(title, runs[0].title, columns=len(demands))
         for axes, (name, limit) in zip(np.atleast_1d(panels), demands, strict=True):
             lines = [measure.interval(run, f"{name}_p{rank:.0f}_{'s' if name == 'e2e' else 'ms'}")
                      for run in ordered]  # fmt: skip
@@ -128,7 +128,7 @@ def request(run: Run, index: int | None = None) -> Picture:
         title = (
             f"{first / end:.0%} of the {end:.0f} ms of this request go by before its first token"
         )
-        figure, axes = _figure(title, f"{run.title}; {run.label}", height=2.6)
+        figure, axes = blank(title, f"{run.title}; {run.label}", height=2.6)
         axes.barh(0, first, color=ORANGE, height=0.5, label="waiting and reading the prompt: TTFT")
         axes.barh(0, end - first, left=first, color=BLUE, alpha=0.25, height=0.5,
                   label=f"generating {record.output_tokens} tokens")  # fmt: skip
@@ -148,7 +148,7 @@ def timeline(run: Run) -> Picture:
     records = run.records
     with rc_context(STYLE):
         title = f"{len(records)} requests, at most {most_at_once(run)} at the same time"
-        figure, axes = _figure(title, f"{run.title}; {run.label}")
+        figure, axes = blank(title, f"{run.title}; {run.label}")
         axes.axvspan(start, end, color=GREEN, alpha=0.1, label="steady window")
         rows = np.arange(len(records))
         first = [r.origin_s + (r.ttft_s if r.token_us else r.e2e_s) for r in records]
@@ -172,7 +172,7 @@ def server_view(run: Run) -> Picture:
     waiting = [sample.get("waiting", 0) for sample in run.samples]
     queue = f"up to {max(waiting, default=0):.0f} requests wait inside the server"
     with rc_context(STYLE):
-        figure, panels = _figure(f"While {run.label} ask, {queue}", run.title, rows=2, height=5)
+        figure, panels = blank(f"While {run.label} ask, {queue}", run.title, rows=2, height=5)
         top, below = panels
         seen = [record for record in run.ok if record.token_us]
         top.plot([r.origin_s for r in seen], [r.ttft_s * 1e3 for r in seen], "o", color=ORANGE)
@@ -199,7 +199,7 @@ def loops(closed: Run, opened: Run) -> Picture:
     with rc_context(STYLE):
         waits = [measure.summary(run).ttft_p95_ms for run in (closed, opened)]
         title = "TTFT p95: {:.0f} ms in the closed loop, {:.0f} ms in the open one".format(*waits)
-        figure, axes = _figure(title, closed.title)
+        figure, axes = blank(title, closed.title)
         for run, color, line, name in (
             (closed, BLUE, "-", "closed loop"),
             (opened, ORANGE, "--", "open loop"),
@@ -229,7 +229,7 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> Picture:
     verdict = f"{best[1] / best[0]:.2f} times the tokens" if difference.real else "the same speed"
     with rc_context(STYLE):
         title = f"{second[0].title} gives {verdict}"
-        figure, (left, right) = _figure(title, f"against {first[0].title}", columns=2)
+        figure, (left, right) = blank(title, f"against {first[0].title}", columns=2)
         for table, runs, color, line in zip(
             tables, (first, second), (BLUE, ORANGE), ("-", "--"), strict=True
         ):
@@ -255,7 +255,7 @@ def ways(runs: Sequence[Run]) -> Picture:
     with rc_context(STYLE):
         title = f"{runs[worst].label.capitalize()}: {added:.1f} ms more than {runs[best].label}"
         title = title if real else "The ways differ by no more than noise"
-        figure, axes = _figure(title, runs[0].title, height=1.6 + 0.5 * len(runs))
+        figure, axes = blank(title, runs[0].title, height=1.6 + 0.5 * len(runs))
         for row, middle in enumerate(middles):
             error = [[max(middle.value - middle.low, 0)], [max(middle.high - middle.value, 0)]]
             axes.barh(row, middle.value, xerr=error, color=BLUE, capsize=3, height=0.6)
@@ -267,9 +267,10 @@ def ways(runs: Sequence[Run]) -> Picture:
     return figure
 
 
-def _figure(
+def blank(
     title: str, measured: str, *, columns: int = 1, rows: int = 1, height: float = 4
 ) -> tuple[Picture, Axes | np.ndarray]:
+    """A figure with a title, what was measured where, and empty axes."""
     figure = Picture(figsize=(8, height), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=rows > 1)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")

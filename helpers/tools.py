@@ -1,7 +1,7 @@
-"""Function calling: a tool from a typed function, the loop, the evaluation.
+"""Function calling: a tool from a typed function, the loop, what goes over the wire.
 
-The public face of ``helpers.tools_schema``, ``helpers.tools_loop``, ``helpers.tools_talk``,
-``helpers.tools_wire``, ``helpers.tools_eval`` and ``helpers.tools_load``.
+The public face of ``helpers.tools_schema``, ``helpers.tools_loop``, ``helpers.tools_talk`` and
+``helpers.tools_wire``.
 """
 
 from helpers.tools_loop import Limits, run_tools
