@@ -22,8 +22,21 @@ NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 IDS = [path.stem for path in NOTEBOOKS]
 
 
+WITH_TEMPLATE = [*NOTEBOOKS, PROJECT / "notebooks" / "template.ipynb"]
+
+
 def read(path):
     return nbformat.read(path, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def build():
+    sys.path.insert(0, str(PROJECT / "notebooks"))
+    try:
+        import build
+    finally:
+        sys.path.remove(str(PROJECT / "notebooks"))
+    return build
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
@@ -52,6 +65,48 @@ def test_committed_outputs_come_from_one_clean_run(path):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             assert "![](" not in cell.source, "a picture without alternative text"
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=[*IDS, "template"])
+def test_outputs_were_made_by_this_code(path, build):
+    """Code changed after its outputs were made would show what it does not do."""
+    notebook = read(path)
+    assert notebook.metadata["course"]["code_sha256"] == build.fingerprint(notebook)
+    assert notebook.metadata["course"]["seconds"] < 180
+    notebook.cells[-1:-1] = [nbformat.v4.new_code_cell("1 + 1")]
+    assert notebook.metadata["course"]["code_sha256"] != build.fingerprint(notebook)
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=[*IDS, "template"])
+def test_images_say_what_they_show(path):
+    """A picture without alternative text is nothing to those who cannot see it."""
+    notebook = read(path)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                assert output.metadata["image/png"]["alt"]
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+        for alt in re.findall(r"!\[([^\]]*)\]\(", cell.source if cell.cell_type != "code" else ""):
+            assert alt
+    assert "widgets" not in notebook.metadata
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
+def test_has_the_skeleton_of_a_chapter(path):
+    """A reader finds needs, time, cost, exercises and a summary where the last chapter had them."""
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    for part in (
+        "<!-- you will:",
+        "| **needs**",
+        "| **time**",
+        "| **cost**",
+        "<!-- navigation -->",
+    ):
+        assert part in text
+    assert 1 <= text.count("### Exercise") <= 4
+    assert text.count("<summary>Solution</summary>") == text.count("### Exercise")
+    first = next(cell.source for cell in read(path).cells if cell.cell_type == "code")
+    assert "provider" in first
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
