@@ -20,7 +20,7 @@ def test_the_routers_own_parser_takes_our_command(policy):
 
 
 async def test_requests_go_through_it_and_workers_leave_and_join(endpoint, tmp_path):
-    """Records through the router are whole; without a worker each failure has its cause."""
+    """Records through the router are whole."""
     work, users = load.Synthetic(input_tokens=8, output_tokens=4), load.ClosedLoop(users=2)
     with router.start([endpoint], "round_robin") as front:
         assert front.workers == [endpoint.origin]
