@@ -1,15 +1,19 @@
-"""Function calling: a tool from a typed function, the loop, what goes over the wire.
+"""Function calling: a tool from a typed function, the loop, the wire, the evaluation.
 
-The public face of ``helpers.tools_schema``, ``helpers.tools_loop``, ``helpers.tools_talk`` and
-``helpers.tools_wire``.
+The public face of ``helpers.tools_schema``, ``helpers.tools_loop``, ``helpers.tools_talk``,
+``helpers.tools_wire``, ``helpers.tools_questions`` and ``helpers.tools_evaluate``.
 """
 
+from helpers.tools_evaluate import Evaluation, compare, evaluate
 from helpers.tools_loop import Limits, run_tools
+from helpers.tools_questions import Question, Verdict
+from helpers.tools_questions import read as questions
 from helpers.tools_schema import BadArguments, Tool, definitions, inside, tool
 from helpers.tools_talk import Conversation, Step
 from helpers.tools_wire import Wire, wire
 
 __all__ = [
-    "BadArguments", "Conversation", "Limits", "Step", "Tool", "Wire", "definitions", "inside",
-    "run_tools", "tool", "wire",
+    "BadArguments", "Conversation", "Evaluation", "Limits", "Question", "Step", "Tool", "Verdict",
+    "Wire", "compare", "definitions", "evaluate", "inside", "questions", "run_tools", "tool",
+    "wire",
 ]  # fmt: skip

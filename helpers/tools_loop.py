@@ -16,12 +16,12 @@ from typing import Literal
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
+from helpers.tools_ask import ask, connect
 from helpers.tools_run import Outcome, execute, refused
 from helpers.tools_schema import BadArguments, Tool, definitions, tool
-from helpers.tools_talk import Call, Conversation, Reply, Step, read, read_stream
+from helpers.tools_talk import Call, Conversation, Step
 
 _NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
-_FLAGS = "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes (or mistral, ...)"
 
 Approve = Callable[[Tool, dict], bool | Awaitable[bool]]
 
@@ -86,8 +86,6 @@ async def run_tools(
     Raises:
         CourseError: the server does not answer or refuses the request, or two tools share a name.
     """
-    import openai  # takes most of a second
-
     limits = limits or Limits()
     tools = [it if isinstance(it, Tool) else tool(it) for it in tools]
     allowed = {one.name: one for one in tools}
@@ -99,12 +97,10 @@ async def run_tools(
         request |= {"tools": definitions(tools, strict=strict), "tool_choice": _choice(tool_choice)}
         if not parallel_tool_calls:
             request["parallel_tool_calls"] = False
-    async with openai.AsyncOpenAI(
-        base_url=endpoint.base_url, api_key=endpoint.api_key, timeout=limits.request_s
-    ) as client:
+    async with connect(endpoint, limits.request_s) as client:
         for number in range(1, limits.rounds + 1):
             start = clock()
-            reply = await _ask(client, {**request, "messages": talk.messages}, stream, limits)
+            reply = await ask(client, {**request, "messages": talk.messages}, stream=stream)
             calls = [_tidy(call) for call in reply.calls]
             calls = _own_ids(calls)
             talk.add_reply(reply, calls, number, start)
@@ -120,37 +116,6 @@ async def run_tools(
         else:
             talk.stopped = f"no answer after {limits.rounds} rounds"
     return talk
-
-
-async def _ask(client, request: dict, stream: bool, limits: Limits) -> Reply:
-    """Make one request, whole within its time; every failure of the server is a CourseError."""
-    import httpx
-    import openai
-
-    async def whole() -> Reply:
-        if not stream:
-            return read(await client.chat.completions.create(**request))
-        options = {"stream": True, "stream_options": {"include_usage": True}}
-        return await read_stream(await client.chat.completions.create(**request, **options))
-
-    try:
-        return await asyncio.wait_for(whole(), limits.request_s)
-    except TimeoutError:
-        raise CourseError(
-            f"the model did not answer within {limits.request_s:g} s", "raise Limits(request_s=...)"
-        ) from None
-    except openai.APIStatusError as error:
-        said = str(error)[:300]
-        hint = _FLAGS if "tool" in said.lower() else "read the server's log"
-        raise CourseError(f"the server refuses the request: {said}", hint) from None
-    except (openai.OpenAIError, httpx.HTTPError) as error:
-        raise CourseError(f"the model server does not answer: {error}"[:300]) from None
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        # No JSON, or not of the API's form: whatever a server may send, the reader gets a sentence.
-        raise CourseError(
-            f"the answer is not one of the OpenAI API ({type(error).__name__})",
-            "is base_url the root of an OpenAI-compatible server, ending in /v1?",
-        ) from None
 
 
 async def _execute(
