@@ -12,6 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
+from helpers.rehearsal import tool_choice
+
 # vLLM's default (256) is meant for a GPU: a laptop's throughput is flat from 8 sequences on.
 DEFAULT_SLOTS, MAX_SLOTS = 8, 32
 DEFAULT_CONTEXT = 2048
@@ -54,7 +56,10 @@ def main(argv: list[str] | None = None) -> None:
     (models / model.name).symlink_to(model)
     params.model.path = str(models / model.name)
     params.model_alias = {name}
-    params.hostnames = [str(socket)]
+    # With tools, clients come through ``tool_choice``, and llama.cpp listens behind it.
+    listens = socket.with_name(f"engine-{socket.name}") if calls_tools else socket
+    listens.unlink(missing_ok=True)
+    params.hostnames = [str(listens)]
     params.n_parallel = slots
     params.n_ctx = slots * min(options.max_model_len, DEFAULT_CONTEXT)
     params.cont_batching = True
@@ -70,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
         params.use_jinja = True
     server = xllamacpp.Server(params)
     _say(f"rehearsal: ready on port {options.port} of this instance, {slots} slots")
+    if calls_tools:
+        tool_choice.serve(socket, listens)
     threading.Event().wait()  # the server runs in threads of its own until the process ends
     del server
 
