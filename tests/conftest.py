@@ -5,6 +5,7 @@ import shutil
 
 import psutil
 import pytest
+import vllm_server
 
 from helpers import guard, providers, rehearsal, serving, ssh
 from helpers import settings as settings_module
@@ -64,6 +65,16 @@ def endpoint(provider, instance, settings):
         yield serving.endpoint(
             tunnel.base_url, hardware=instance.hardware, source=provider.name, poll_s=0.3
         )
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory):
+    """Real vLLM on the CPU, one server for all tests that take it as it is."""
+    details = "--enable-prompt-tokens-details"  # how much of a prompt came from the cache
+    with vllm_server.serve(
+        tmp_path_factory.mktemp("vllm"), "--max-num-seqs", "32", details, api_key="a-test-key"
+    ) as server:
+        yield server
 
 
 @pytest.fixture
