@@ -30,6 +30,7 @@ def home(tmp_path_factory):
         for name in ("PROVIDER", "VAST_API_KEY", "RUNPOD_API_KEY", "HF_TOKEN", "SSH_PASSPHRASE"):
             patch.delenv(name, raising=False)
         patch.delenv("LOCAL_MODEL", raising=False)
+        patch.delenv("ENGINE", raising=False)
         patch.delenv("SSH_AUTH_SOCK", raising=False)
         patch.setitem(settings_module.Settings.model_config, "env_file", None)
         for name, value in mine.items():

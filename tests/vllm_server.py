@@ -88,10 +88,11 @@ def serve(
         extra_args=("--served-model-name", name, "--enforce-eager", *arguments),
     )
     env = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "VLLM_ENV"},
         "PATH": os.pathsep.join([str(VLLM_ENV / "bin"), os.environ["PATH"]]),
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gb),
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_RPC_BASE_PATH": str(folder),  # its sockets, which it leaves behind
         "HF_HUB_OFFLINE": "1",
     }
     if api_key:
