@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas
 
 WIDTH = 88
+PHASES = ("deciding", "executing", "answering")
 
 
 @dataclass(frozen=True, kw_only=True)

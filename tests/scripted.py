@@ -11,7 +11,8 @@ from helpers.endpoint import Endpoint
 class Scripted:
     """An OpenAI-protocol server whose answers are given; it keeps what it was asked.
 
-    Each answer is a message (``content``, ``tool_calls``), or ``(status, text)`` of a reply.
+    Each answer is a message (``content``, ``tool_calls``), ``(status, text)`` of a reply, or a
+    function of the request that gives one of them.
     """
 
     def __init__(self, *answers, finish="stop"):
@@ -21,6 +22,7 @@ class Scripted:
         body = await request.json()
         self.asked.append(body)
         answer = self.answers[min(len(self.asked), len(self.answers)) - 1]
+        answer = answer(body) if callable(answer) else answer
         if isinstance(answer, tuple):
             status, text = answer
             return web.Response(status=status, text=text, content_type="application/json")
