@@ -38,7 +38,9 @@ class Limits:
         rounds: requests to the model.
         calls: executed in one round; the model is told that the others were not.
         tool_s: seconds for one call. A plain function that takes longer cannot be stopped: it goes
-            on in its thread, and its result is dropped. An ``async`` one is cancelled.
+            on in its thread, and its result is dropped. An ``async`` one is cancelled. (Nothing
+            can be done about C code that never lets go of the interpreter, such as a regular
+            expression that runs away.)
         request_s: seconds for one request to the model.
         result_chars: of a result that are shown to the model.
     """
@@ -196,7 +198,13 @@ async def _approved(approve: Approve | None, wanted: Tool, arguments: dict) -> b
 def _opening(messages: str | list[dict]) -> list[dict]:
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
-    return list(messages)
+    chat = [one.model_dump(exclude_none=True) if hasattr(one, "model_dump") else one
+            for one in messages]  # fmt: skip
+    if not all(isinstance(one, dict) and "role" in one for one in chat):
+        raise CourseError(
+            "a chat is a list of messages", 'such as {"role": "user", "content": "Hello"}'
+        )
+    return chat
 
 
 def _choice(choice: "str | Tool") -> str | dict:
