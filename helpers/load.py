@@ -10,7 +10,6 @@ import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,14 +33,14 @@ from helpers.errors import CourseError
 from helpers.live import Live
 from helpers.records import Record, Run
 from helpers.shards import RunFile, Shard, on_executor, ready
-from helpers.workload import Lengths, Prompts, Synthetic, Workload
+from helpers.workload import Lengths, Prompts, Synthetic, ToolCalls, Workload, unseen
 
 if TYPE_CHECKING:
     import paramiko
 
 __all__ = [
     "ClosedLoop", "Gamma", "Interval", "Lengths", "Poisson", "Prompts", "Ramp", "Record", "Replay",
-    "Run", "Synthetic", "run", "search", "sweep",
+    "Run", "Synthetic", "ToolCalls", "run", "search", "sweep",
 ]  # fmt: skip
 
 
@@ -169,7 +168,7 @@ async def sweep(
 
     Args:
         endpoint: the server.
-        workload: what is asked; with synthetic prompts, of another seed in each run.
+        workload: what is asked; unless prompts are given, of another seed in each run.
         users: numbers of users, one run each.
         requests_per_user: length of each run, unless ``requests`` or ``duration_s`` is given.
         folder: where the runs' files go, by default ``runs/``.
@@ -179,7 +178,7 @@ async def sweep(
     for count in users:
         end = _end(count, requests_per_user, options)
         path = Path(folder) / f"{count:04d}_users.jsonl" if folder else None
-        work, arrivals = _unseen(workload, count), ClosedLoop(users=count)
+        work, arrivals = unseen(workload, count), ClosedLoop(users=count)
         runs.append(await run(endpoint, work, arrivals, path=path, **end, **options))
         if runs[-1].interrupted:
             break
@@ -224,7 +223,7 @@ async def search(
         these = arrivals(load) if arrivals else ClosedLoop(users=int(load))
         end = _end(load, requests_per_user, options)
         path = Path(folder) / f"{load:08.2f}.jsonl" if folder else None
-        work = _unseen(workload, load)
+        work = unseen(workload, load)
         runs[load] = await run(endpoint, work, these, path=path, **{**options, **end})
         return not runs[load].interrupted and meets(runs[load], objective)
 
@@ -239,13 +238,6 @@ async def search(
             break
         low, high = (middle, high) if await passes(middle) else (low, middle)
     return [runs[load] for load in sorted(runs)]
-
-
-def _unseen(workload: Workload, load: float) -> Workload:
-    """Prompts of its own for each load: one that the server has seen is in its prefix cache."""
-    if not isinstance(workload, Synthetic):
-        return workload
-    return replace(workload, seed=workload.seed + int(1e6 * load))
 
 
 def _end(load: float, requests_per_user: int, options: dict) -> dict:

@@ -82,10 +82,11 @@ class Generator:
     def _build(self, number: int) -> tuple:
         talk = self.work.conversation(number)
         message, cap = talk.turns[0]
-        return number, talk, self._request([*talk.opening, message], cap)
+        return number, talk, self._request(talk, [*talk.opening, message], cap)
 
-    def _request(self, messages: list[dict], cap: int):
-        body = workload.body(self.work, self.spec["model"], messages, cap, self.exact)
+    def _request(self, talk: workload.Conversation, messages: list[dict], cap: int):
+        model = self.spec["model"]
+        body = workload.body(self.work, model, talk.tools, messages, cap, self.exact)
         return self.transport.prepare(self.spec["route"], body)
 
     def _schedule(self, limit: int = sys.maxsize):
@@ -215,7 +216,7 @@ class Generator:
                 return
             message, cap = talk.turns[turn + 1]
             messages += [stream.message(exchange), message]
-            request, scheduled = self._request(messages, cap), None
+            request, scheduled = self._request(talk, messages, cap), None
 
     async def _one(self, request, about: tuple) -> Exchange:
         self.left -= 1

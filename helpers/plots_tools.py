@@ -1,11 +1,15 @@
-"""Pictures of function calling: a conversation on a time axis, and what tools in a prompt cost."""
+"""Pictures of function calling: a conversation, its mistakes, and what it costs in time."""
+
+from textwrap import fill
 
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.patches import Rectangle
 
 from helpers.picture import Picture
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, STYLE, blank
-from helpers.tools import Conversation
+from helpers.tools import Conversation, Evaluation
+from helpers.tools_questions import CAUSES, RIGHT
 
 PHASES = {"deciding": ORANGE, "executing": GREEN, "answering": BLUE}
 
@@ -53,4 +57,75 @@ def cost(table: pd.DataFrame, subtitle: str) -> Picture:
         axes.set_xticks(table.index)
         axes.set_ylim(0, 1.15 * table.fresh_ms.max())
         axes.legend(loc="upper left")
+    return drawn
+
+
+def phases(table: pd.DataFrame, subtitle: str) -> Picture:
+    """Where the time of a conversation goes, for each number of users.
+
+    Args:
+        table: from ``tools.phases``.
+        subtitle: what was measured, where.
+    """
+    users = [str(count) for count in table.index]
+    whole = table[[f"{phase}_ms" for phase in PHASES]].sum(axis=1)
+    title = (
+        f"{users[-1]} users wait {whole.iloc[-1] / whole.iloc[0]:.1f} times as long as "
+        f"{users[0]}, and get {table.per_minute.iloc[-1] / table.per_minute.iloc[0]:.1f} times "
+        "the answers"
+    )
+    with rc_context(STYLE):
+        drawn, axes = blank(title, subtitle)
+        below = pd.Series(0.0, index=table.index)
+        for phase, color in PHASES.items():
+            axes.bar(users, table[f"{phase}_ms"], bottom=below, color=color, label=phase, width=0.6)
+            below += table[f"{phase}_ms"]
+        axes.plot(users, table.whole_p95_ms, "_", color=GREY, markersize=24, markeredgewidth=2,
+                  label="95 % are faster than")  # fmt: skip
+        for name, row in zip(users, table.itertuples(), strict=True):
+            axes.annotate(f"{row.per_minute:.0f} a minute", (name, row.whole_p95_ms),
+                          (0, 6), textcoords="offset points", ha="center", color=GREY)  # fmt: skip
+        axes.set_xlabel("concurrent users")
+        axes.set_ylabel("a conversation's mean time, ms")
+        axes.set_ylim(0, 1.2 * table.whole_p95_ms.max())
+        axes.grid(False, axis="x")
+        axes.legend(loc="upper left")
+    return drawn
+
+
+def mistakes(evaluation: Evaluation) -> Picture:
+    """How often each kind of question went right, and in which way it went wrong."""
+    counts = pd.crosstab(
+        [one.question.kind for one in evaluation.verdicts],
+        [one.cause for one in evaluation.verdicts],
+    )
+    kinds = list(dict.fromkeys(one.question.kind for one in evaluation.verdicts))
+    outcomes = [cause for cause in (RIGHT, *CAUSES) if cause in counts.columns]
+    counts = counts.loc[kinds, outcomes]
+    wrong = counts.drop(columns=RIGHT, errors="ignore").sum()
+    title = f"All {counts.to_numpy().sum()} questions right"
+    if len(wrong):
+        title = (
+            f"{wrong.sum()} of {counts.to_numpy().sum()} questions went wrong, "
+            f"most often: {wrong.idxmax()} ({wrong.max()})"
+        )
+    with rc_context(STYLE):
+        drawn, axes = blank(title, f"{evaluation.title}; tool_choice {evaluation.tool_choice}",
+                            height=1.6 + 0.32 * len(kinds))  # fmt: skip
+        for column, outcome in enumerate(outcomes):
+            color = BLUE if outcome == RIGHT else ORANGE
+            for row, kind in enumerate(kinds):
+                count = counts.loc[kind, outcome]
+                share = count / counts.loc[kind].sum()
+                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=color, alpha=share,
+                                         linewidth=0))  # fmt: skip
+                ink = "white" if color == BLUE and share > 0.6 else "black"
+                axes.text(column, row, count or "", ha="center", va="center", color=ink)
+        axes.set_xlim(-0.5, len(outcomes) - 0.5)
+        axes.set_ylim(len(kinds) - 0.5, -0.5)
+        axes.set_yticks(range(len(kinds)), kinds)
+        axes.set_xticks(range(len(outcomes)), [fill(name, 10) for name in outcomes])
+        axes.tick_params(length=0)
+        axes.grid(False)
+        axes.set_xlabel("what came of it: number of questions; colour: part of its kind")
     return drawn

@@ -5,7 +5,8 @@ Times are seconds from the start of the run, on the client's monotonic clock.
 * **TTFT**, time to first token: from ``origin_s`` to the first piece of text.
 * **ITL**, inter-token latency: each gap between two pieces of text of one answer.
 * **TPOT**, time per output token: from the first to the last piece of text, over one less than
-  the number of output tokens the server counted.
+  the number of output tokens the server counted. Not of an answer with a tool call: a server
+  sends nothing of it before the function's name is complete, and so hides the first tokens.
 * **End to end**: from ``origin_s`` to the last byte of the answer.
 
 ``origin_s`` is the scheduled time in an open loop, so that neither a slow client nor a slow server
@@ -97,8 +98,8 @@ class Record:
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first."""
-        if self.output_tokens < 2 or len(self.token_us) < 2:
+        """Time per output token after the first; ``None`` where it cannot be told."""
+        if self.output_tokens < 2 or len(self.token_us) < 2 or self.finish == "tool_calls":
             return None
         return (self.token_us[-1] - self.token_us[0]) / 1e6 / (self.output_tokens - 1)
 

@@ -1,10 +1,12 @@
 """Function calling: a tool from a typed function, the loop, the wire, the evaluation.
 
 The public face of ``helpers.tools_schema``, ``helpers.tools_loop``, ``helpers.tools_talk``,
-``helpers.tools_wire``, ``helpers.tools_questions`` and ``helpers.tools_evaluate``.
+``helpers.tools_wire``, ``helpers.tools_questions``, ``helpers.tools_evaluate`` and
+``helpers.tools_load``.
 """
 
 from helpers.tools_evaluate import Evaluation, compare, evaluate
+from helpers.tools_load import crowd, phases
 from helpers.tools_loop import Limits, run_tools
 from helpers.tools_questions import Question, Verdict
 from helpers.tools_questions import read as questions
@@ -14,6 +16,6 @@ from helpers.tools_wire import Wire, wire
 
 __all__ = [
     "BadArguments", "Conversation", "Evaluation", "Limits", "Question", "Step", "Tool", "Verdict",
-    "Wire", "compare", "definitions", "evaluate", "inside", "questions", "run_tools", "tool",
-    "wire",
+    "Wire", "compare", "crowd", "definitions", "evaluate", "inside", "phases", "questions",
+    "run_tools", "tool", "wire",
 ]  # fmt: skip

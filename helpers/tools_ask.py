@@ -13,21 +13,22 @@ if TYPE_CHECKING:
 _FLAGS = "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes (or mistral, ...)"
 
 
-def connect(endpoint: Endpoint, timeout_s: float) -> "openai.AsyncOpenAI":
-    """Return a client to be used in ``async with``; ``timeout_s`` is for one request."""
+def connect(endpoint: Endpoint) -> "openai.AsyncOpenAI":
+    """Return a client, to be used in ``async with``."""
     import openai  # takes most of a second
 
-    return openai.AsyncOpenAI(
-        base_url=endpoint.base_url, api_key=endpoint.api_key, timeout=timeout_s
-    )
+    return openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key)
 
 
-async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = False) -> Reply:
-    """Make one request, whole within the client's timeout.
+async def ask(
+    client: "openai.AsyncOpenAI", request: dict, *, timeout_s: float, stream: bool = False
+) -> Reply:
+    """Make one request.
 
     Args:
         client: from ``connect``.
         request: the fields of a chat completion.
+        timeout_s: from sending it to the end of the answer.
         stream: receive the answer in pieces, so that the time of the first one is known.
 
     Raises:
@@ -43,10 +44,10 @@ async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = Fal
         return await read_stream(await client.chat.completions.create(**request, **options))
 
     try:
-        return await asyncio.wait_for(whole(), client.timeout)
+        return await asyncio.wait_for(whole(), timeout_s)
     except TimeoutError:
         raise CourseError(
-            f"the model did not answer within {client.timeout:g} s", "allow more request_s"
+            f"the model did not answer within {timeout_s:g} s", "allow more request_s"
         ) from None
     except openai.APIStatusError as error:
         said = str(error)[:300]

@@ -137,7 +137,7 @@ async def evaluate(
     if not chosen:
         raise CourseError("there is no question to ask", "give at least one")
     free, done, began = asyncio.Semaphore(users), [], clock()
-    async with connect(endpoint, request_s) as client:
+    async with connect(endpoint) as client:
         with Progress() as say:
 
             async def one(question: Question) -> Verdict:
@@ -145,7 +145,7 @@ async def evaluate(
                     request = _request(endpoint, question, tool_choice, max_tokens)
                     start = clock()
                     try:
-                        reply = await ask(client, request)
+                        reply = await ask(client, request, timeout_s=request_s)
                         verdict = judge(question, reply, clock() - start)
                     except CourseError as error:
                         verdict = Verdict(question=question, got=error.what, right_tool=False,

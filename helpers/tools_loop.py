@@ -10,9 +10,10 @@ import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from time import perf_counter as clock
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
@@ -20,6 +21,9 @@ from helpers.tools_ask import ask, connect
 from helpers.tools_run import Outcome, execute, refused
 from helpers.tools_schema import BadArguments, Tool, definitions, tool
 from helpers.tools_talk import Call, Conversation, Step
+
+if TYPE_CHECKING:
+    import openai
 
 _NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 
@@ -34,7 +38,9 @@ class Limits:
         rounds: requests to the model.
         calls: executed in one round; the model is told that the others were not.
         tool_s: seconds for one call. A plain function that takes longer cannot be stopped: it goes
-            on in its thread, and its result is dropped. An ``async`` one is cancelled.
+            on in its thread, and its result is dropped. An ``async`` one is cancelled. (Nothing
+            can be done about C code that never lets go of the interpreter, such as a regular
+            expression that runs away.)
         request_s: seconds for one request to the model.
         result_chars: of a result that are shown to the model.
     """
@@ -60,6 +66,7 @@ async def run_tools(
     show: Callable[[str], None] | None = None,
     max_tokens: int = 512,
     temperature: float = 0.0,
+    client: "openai.AsyncOpenAI | None" = None,
 ) -> Conversation:
     """Let a model answer with the help of functions.
 
@@ -79,6 +86,7 @@ async def run_tools(
         show: called with each step's line as it ends, e.g. ``print``.
         max_tokens: of each answer.
         temperature: of sampling; 0 is greedy.
+        client: an open one, to be shared by many conversations; by default one of its own.
 
     Returns:
         The whole conversation, with every step.
@@ -97,10 +105,15 @@ async def run_tools(
         request |= {"tools": definitions(tools, strict=strict), "tool_choice": _choice(tool_choice)}
         if not parallel_tool_calls:
             request["parallel_tool_calls"] = False
-    async with connect(endpoint, limits.request_s) as client:
+    async with nullcontext(client) if client else connect(endpoint) as client:
         for number in range(1, limits.rounds + 1):
             start = clock()
-            reply = await ask(client, {**request, "messages": talk.messages}, stream=stream)
+            reply = await ask(
+                client,
+                {**request, "messages": talk.messages},
+                timeout_s=limits.request_s,
+                stream=stream,
+            )
             calls = [_tidy(call) for call in reply.calls]
             calls = _own_ids(calls)
             talk.add_reply(reply, calls, number, start)
@@ -185,7 +198,13 @@ async def _approved(approve: Approve | None, wanted: Tool, arguments: dict) -> b
 def _opening(messages: str | list[dict]) -> list[dict]:
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
-    return list(messages)
+    chat = [one.model_dump(exclude_none=True) if hasattr(one, "model_dump") else one
+            for one in messages]  # fmt: skip
+    if not all(isinstance(one, dict) and "role" in one for one in chat):
+        raise CourseError(
+            "a chat is a list of messages", 'such as {"role": "user", "content": "Hello"}'
+        )
+    return chat
 
 
 def _choice(choice: "str | Tool") -> str | dict:

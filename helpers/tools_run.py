@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import inspect
 import json
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from helpers.errors import CourseError
@@ -44,24 +47,28 @@ async def execute(
         timeout_s: for the call; a plain function's thread is left behind when it is over.
         limit: longest text, in characters.
     """
-    if inspect.iscoroutinefunction(function):
-        task = asyncio.ensure_future(_awaited(lambda: function(**arguments)))
-    else:
-        task = asyncio.ensure_future(_in_thread(function, arguments))
+    task = asyncio.ensure_future(_called(function, arguments, limit))
     try:
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
     finally:
         task.cancel()  # nothing happens to one that has ended
-    if not done:
-        return refused(f"no result within {timeout_s:g} s")
-    value, error = task.result()
-    if error is None:
-        try:
-            return Outcome(text=as_text(value, limit))
-        except Exception as problem:  # a foreign object can raise anything while it is written
-            return refused(f"its result cannot be written as text ({type(problem).__name__})")
-    kind = type(error).__name__
-    text = _line(str(error)) if _readable(error) else "no message"
+    return task.result() if done else refused(f"no result within {timeout_s:g} s")
+
+
+async def _called(function: Callable, arguments: dict[str, Any], limit: int) -> Outcome:
+    if inspect.iscoroutinefunction(function):
+        value, error = await _awaited(lambda: function(**arguments))
+    else:
+        value, error = await _in_thread(lambda: function(**arguments))
+        if error is None and inspect.isawaitable(value):
+            value, error = await _awaited(lambda: value)
+    if error is None:  # writing it down may take for ever as well, and raise anything
+        text, error = await _in_thread(lambda: as_text(value, limit))
+        if error is None:
+            return Outcome(text=text)
+        return refused(f"its result cannot be written as text ({type(error).__name__})")
+    said, silent = await _in_thread(lambda: str(error))
+    kind, text = type(error).__name__, "no message" if silent else _line(said)
     if isinstance(error, (ValueError, CourseError)):
         return refused(f"{kind}: {text}"[:300])
     told = refused(f"the tool failed ({kind})")
@@ -76,10 +83,11 @@ def as_text(value: Any, limit: int) -> str:
     >>> as_text({"a": {1}}, 100), as_text("x" * 999, 3)
     ('{"a": [1]}', 'xxx... (cut: 3 of 999 characters)')
     """
-    text, of = value, ""
     if isinstance(value, str):
-        of = f" of {len(value)}"
+        text = _sendable(value)
+        of = f" of {len(text)}"
     else:
+        of = ""
         parts, length = [], 0
         for part in json.JSONEncoder(ensure_ascii=False, default=_plain).iterencode(value):
             parts.append(part)
@@ -96,17 +104,24 @@ def _plain(value: Any) -> Any:
     """Return what JSON has no form for in one that it has; never walk an endless iterator."""
     if isinstance(value, Iterator | range):
         return str(value)
+    # One level only: what is inside comes here again, and an iterator may be among it.
+    if isinstance(value, BaseModel):
+        return value.model_dump(warnings=False)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}
+    if isinstance(value, set | frozenset | deque):
+        return list(value)
     return to_jsonable_python(value, serialize_unknown=True)
 
 
 async def _awaited(start: Callable) -> tuple[Any, BaseException | None]:
     try:
         return await start(), None
-    except (Exception, SystemExit, asyncio.CancelledError) as error:
+    except BaseException as error:  # SystemExit, too, ends only the call
         return None, error
 
 
-async def _in_thread(function: Callable, arguments: dict) -> tuple[Any, BaseException | None]:
+async def _in_thread(function: Callable) -> tuple[Any, BaseException | None]:
     # Not asyncio.to_thread: its threads are waited for at the end, a hanging one for ever.
     loop = asyncio.get_running_loop()
     future = loop.create_future()
@@ -114,24 +129,14 @@ async def _in_thread(function: Callable, arguments: dict) -> tuple[Any, BaseExce
 
     def work() -> None:
         try:
-            found = context.run(function, **arguments), None
-        except BaseException as error:  # SystemExit, too, ends only the call
+            found = context.run(function), None
+        except BaseException as error:
             found = None, error
         with contextlib.suppress(RuntimeError):  # nobody waits any more
             loop.call_soon_threadsafe(lambda: future.done() or future.set_result(found))
 
     threading.Thread(target=work, daemon=True, name="tool").start()
-    value, error = await future
-    if error is None and inspect.isawaitable(value):
-        return await _awaited(lambda: value)
-    return value, error
-
-
-def _readable(error: BaseException) -> bool:
-    try:
-        return isinstance(str(error), str)
-    except Exception:
-        return False
+    return await future
 
 
 def _line(text: str, details: list[dict] | None = None) -> str:
@@ -141,4 +146,4 @@ def _line(text: str, details: list[dict] | None = None) -> str:
 
 def _sendable(text: str) -> str:
     """Half a surrogate pair would break the request that carries it."""
-    return text.encode("utf-8", "replace").decode()
+    return str.encode(text, "utf-8", "replace").decode()

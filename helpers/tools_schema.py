@@ -104,7 +104,7 @@ class Tool:
             found = self._adapter.validate_python(values)
         except ValueError as error:  # pydantic's ValidationError is one
             raise BadArguments(_problems(error)) from None
-        except Exception as error:  # a validator of the tool's own may raise anything
+        except (Exception, SystemExit) as error:  # a validator of the tool's own may raise it
             raise BadArguments([_problem("(all)", f"refused ({type(error).__name__})")]) from None
         # Null for what may be left out stands for leaving it out: the function has the default.
         return {k: v for k, v in found.items() if not (v is None and k in self._optional)}
@@ -124,7 +124,7 @@ def tool(
         acts: see ``Tool``.
 
     Raises:
-        CourseError: a parameter has no annotation, or one that JSON cannot carry.
+        CourseError: a parameter has no annotation, or one that JSON cannot carry; or it yields.
 
     >>> @tool
     ... def area(width: float, height: float = 1.0) -> float:
@@ -147,6 +147,8 @@ def tool(
     name = getattr(function, "__name__", "")
     if not name.isidentifier():
         raise CourseError(f"{function!r} has no name that a model could call", "use def")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise CourseError(f"{name} yields its results one by one", "return them in a list")
     told = docstring_parser.parse(inspect.getdoc(function) or "")
     about = {param.arg_name: " ".join((param.description or "").split()) for param in told.params}
     try:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas
 
 WIDTH = 88
+PHASES = ("deciding", "executing", "answering")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +187,7 @@ class Conversation:
         return False
 
     def __repr__(self) -> str:
-        asked = next((m["content"] for m in self.messages if m["role"] == "user"), "")
+        asked = next((m.get("content") for m in self.messages if m["role"] == "user"), "")
         lines = [f" asked                 {asked}"[:WIDTH], *map(str, self.steps)]
         return "\n".join(lines + ([f"!stopped: {self.stopped}"] if self.stopped else []))
 

@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helpers.errors import CourseError
@@ -45,11 +45,13 @@ class Lengths:
 class Conversation:
     """What one customer says: messages before the first turn, then each turn and its answer's cap.
 
-    ``turns`` holds ``(message, max_tokens)``; a message is an OpenAI chat message.
+    ``turns`` holds ``(message, max_tokens)``; a message is an OpenAI chat message. ``tools`` are
+    sent with each request.
     """
 
     opening: list[dict]
     turns: list[tuple[dict, int]]
+    tools: tuple[dict, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class Synthetic:
         for _ in range(self.turns):
             text = _text(chance, _draw(self.input_tokens, chance))
             turns.append((_message("user", text), _draw(self.output_tokens, chance)))
-        return Conversation(opening=opening, turns=turns)
+        return Conversation(opening=opening, turns=turns, tools=tuple(self.tools))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,24 +161,94 @@ class Prompts:
         messages = [_message("user", item)] if isinstance(item, str) else item
         opening = [message for message in messages if message["role"] in ("system", "developer")]
         turns = [message for message in messages if message["role"] == "user"]
-        return Conversation(opening=opening, turns=[(turn, self.output_tokens) for turn in turns])
+        turns = [(turn, self.output_tokens) for turn in turns]
+        return Conversation(opening=opening, turns=turns, tools=tuple(self.tools))
 
 
-Workload = Synthetic | Prompts
+@dataclass(frozen=True, kw_only=True)
+class ToolCalls:
+    """Questions that a model should answer with a call, with new values in each of them.
+
+    Args:
+        asks: questions, drawn by chance; ``{number}`` (five digits), ``{count}`` (2 to 9) and
+            ``{word}`` in them are drawn anew each time, so that no prompt is asked twice.
+        tools: OpenAI tool definitions sent with each request.
+        shuffle: draw the order of the tools anew for each question, which leaves a server's
+            prefix cache little to find.
+        output_tokens: cap of each answer.
+        temperature: of sampling; 0 is greedy.
+        seed: of questions, values and order.
+
+    >>> tools = ({"type": "function", "function": {"name": "track_parcel"}},)
+    >>> work = ToolCalls(asks=("Where is parcel {number}?",), tools=tools)
+    >>> work.conversation(0).turns
+    [({'role': 'user', 'content': 'Where is parcel 65125?'}, 96)]
+    """
+
+    asks: tuple[str, ...]
+    tools: tuple[dict, ...]
+    shuffle: bool = False
+    output_tokens: int = 96
+    temperature: float = 0.0
+    seed: int = 0
+    ignore_eos = False  # a call ends where it ends
+
+    def __post_init__(self) -> None:
+        for name in ("asks", "tools"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not (self.asks and self.tools):
+            raise CourseError("there are no questions or no tools", "give at least one of each")
+        try:
+            for ask in self.asks:
+                _filled(ask, random.Random(0))  # noqa: S311
+        except (LookupError, ValueError):
+            hint = "use {number}, {count} and {word}; write {{ and }} for braces"
+            raise CourseError(f"this question cannot be filled in: {ask!r}", hint) from None
+
+    def __str__(self) -> str:
+        order = ", in new order each time" if self.shuffle else ""
+        return f"questions with {len(self.tools)} tools{order}"
+
+    def conversation(self, index: int) -> Conversation:
+        """Return conversation number ``index``."""
+        chance = random.Random(self.seed * 1_000_003 + index)  # noqa: S311
+        text = _filled(chance.choice(self.asks), chance)
+        tools = chance.sample(self.tools, len(self.tools)) if self.shuffle else self.tools
+        turn = (_message("user", text), self.output_tokens)
+        return Conversation(opening=[], turns=[turn], tools=tuple(tools))
+
+
+Workload = Synthetic | Prompts | ToolCalls
+
+
+def unseen(work: Workload, load: float) -> Workload:
+    """Prompts of its own for each load: one that the server has seen is in its prefix cache."""
+    if isinstance(work, Prompts):
+        return work
+    return replace(work, seed=work.seed + int(1e6 * load))
 
 
 def from_spec(spec: dict) -> Workload:
     """Return the workload that ``arrivals.to_spec`` wrote down."""
     values = dict(spec)
-    return {"Synthetic": Synthetic, "Prompts": Prompts}[values.pop("kind")](**values)
+    kinds = {kind.__name__: kind for kind in (Synthetic, Prompts, ToolCalls)}
+    return kinds[values.pop("kind")](**values)
 
 
-def body(work: Workload, model: str, messages: list[dict], max_tokens: int, exact: bool) -> bytes:
+def body(
+    work: Workload,
+    model: str,
+    tools: tuple[dict, ...],
+    messages: list[dict],
+    max_tokens: int,
+    exact: bool,
+) -> bytes:
     """Return the body of a streaming chat completion.
 
     Args:
-        work: whose sampling options and tools are sent.
+        work: whose sampling options are sent.
         model: id as the server names it.
+        tools: of the conversation.
         messages: the chat so far.
         max_tokens: cap of the answer.
         exact: the server knows ``ignore_eos``.
@@ -189,11 +261,17 @@ def body(work: Workload, model: str, messages: list[dict], max_tokens: int, exac
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    if work.tools:
-        fields["tools"] = work.tools
+    if tools:
+        fields["tools"] = tools
     if work.ignore_eos and exact:
         fields["ignore_eos"] = True
     return json.dumps(fields).encode()
+
+
+def _filled(ask: str, chance: random.Random) -> str:
+    values = {"number": chance.randrange(10_000, 100_000), "count": chance.randint(2, 9),
+              "word": chance.choice(_WORDS)}  # fmt: skip
+    return ask.format_map(values)
 
 
 def _message(role: str, content: str) -> dict:

@@ -42,6 +42,9 @@ def test_the_shared_prefix_is_shared_and_the_rest_is_not():
     [
         load.Synthetic(input_tokens=load.Lengths(mean=9, stdev=3), tools=(TOOL,), seed=3),
         load.Prompts(items=("one", [{"role": "user", "content": "two"}])),
+        load.ToolCalls(
+            asks=("{number} {word}?", "{count}"), tools=(TOOL, {}), shuffle=True, seed=5
+        ),
     ],
 )
 def test_a_spec_makes_the_same_requests(work):
@@ -53,10 +56,10 @@ def test_a_spec_makes_the_same_requests(work):
 def test_the_body_is_the_apis():
     """Usage is asked for, tools are sent, and lengths are fixed only where the server knows how."""
     work = load.Synthetic(tools=(TOOL,))
-    plain = json.loads(workload.body(work, "m", [], 5, exact=False))
+    plain = json.loads(workload.body(work, "m", work.tools, [], 5, exact=False))
     assert plain["stream_options"] == {"include_usage": True} and plain["tools"] == [TOOL]
     assert plain["max_tokens"] == 5 and "ignore_eos" not in plain
-    assert json.loads(workload.body(work, "m", [], 5, exact=True))["ignore_eos"] is True
+    assert json.loads(workload.body(work, "m", (), [], 5, exact=True))["ignore_eos"] is True
 
 
 def test_prompts_from_a_file(tmp_path):
@@ -78,3 +81,21 @@ def test_prompts_from_a_file(tmp_path):
         load.Prompts.read(path)
     with pytest.raises(CourseError, match="no prompts"):
         load.Prompts(items=())
+
+
+def test_questions_with_tools_are_new_each_time():
+    """A prompt asked twice would measure the prefix cache; tools in one order are to be found."""
+    tools = tuple({"type": "function", "function": {"name": f"t{n}"}} for n in range(6))
+    work = load.ToolCalls(asks=("Where is {number}?", "{count} of {word}, {number}"), tools=tools)
+    talks = [work.conversation(index) for index in range(200)]
+    assert len({talk.turns[0][0]["content"] for talk in talks}) > 190
+    assert all(talk.tools == tools for talk in talks)
+    mixed = load.ToolCalls(asks=work.asks, tools=tools, shuffle=True)
+    orders = [tuple(t["function"]["name"] for t in mixed.conversation(i).tools) for i in range(50)]
+    assert len(set(orders)) > 30 and all(sorted(one) == sorted(orders[0]) for one in orders)
+    with pytest.raises(CourseError, match="cannot be filled"):
+        load.ToolCalls(asks=("{",), tools=tools)
+    with pytest.raises(CourseError, match="cannot be filled"):
+        load.ToolCalls(asks=("{colour}",), tools=tools)
+    with pytest.raises(CourseError, match="no questions"):
+        load.ToolCalls(asks=(), tools=tools)
