@@ -82,11 +82,12 @@ class Generator:
     def _build(self, number: int) -> tuple:
         talk = self.work.conversation(number)
         message, cap = talk.turns[0]
-        return number, talk, self._request([*talk.opening, message], cap)
+        return number, talk, self._request([*talk.opening, message], cap, number)
 
-    def _request(self, messages: list[dict], cap: int):
+    def _request(self, messages: list[dict], cap: int, number: int):
         body = workload.body(self.work, self.spec["model"], messages, cap, self.exact)
-        return self.transport.prepare(self.spec["route"], body)
+        # By its session a router keeps a conversation on the server that has its history.
+        return self.transport.prepare(self.spec["route"], body, f"chat-{number}")
 
     def _schedule(self, limit: int = sys.maxsize):
         """Yield this shard's scheduled times."""
@@ -215,7 +216,7 @@ class Generator:
                 return
             message, cap = talk.turns[turn + 1]
             messages += [stream.message(exchange), message]
-            request, scheduled = self._request(messages, cap), None
+            request, scheduled = self._request(messages, cap, number), None
 
     async def _one(self, request, about: tuple) -> Exchange:
         self.left -= 1
