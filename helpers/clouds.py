@@ -27,10 +27,12 @@ from helpers.serving import ServingSpec
 from helpers.settings import ASSETS, Settings
 
 TASK_FILE = ASSETS / "sky_task.yaml"
+SERVICE_FILE = ASSETS / "sky_service.yaml"
 WORKER = Path(__file__).with_name("sky_worker.py")
 # One GPU of 24 GB on each cloud: what carries the course's model there, in SkyPilot's names.
 GPUS = {"aws": "L4:1", "azure": "A10:1", "runpod": "RTX4090:1", "vast": "RTX4090:1"}
 IDLE_MINUTES = 30
+READY_S = 1800  # image and weights take minutes: until then an unanswered probe is no failure
 
 
 def task(spec: ServingSpec, gpus: Mapping[str, str] = GPUS) -> dict:
@@ -65,9 +67,44 @@ def task(spec: ServingSpec, gpus: Mapping[str, str] = GPUS) -> dict:
     }
 
 
-def write(spec: ServingSpec, path: Path = TASK_FILE) -> Path:
-    """Write the task as a file that ``sky launch FILE`` takes."""
-    path.write_text(yaml.safe_dump(task(spec), sort_keys=False, width=1000))
+def service(
+    spec: ServingSpec,
+    gpus: Mapping[str, str] = GPUS,
+    *,
+    replicas: tuple[int, int] = (1, 4),
+    requests_per_s: float = 1.0,
+) -> dict:
+    """The same task as a service: SkyServe keeps replicas of it behind one address.
+
+    It starts more of them, on whichever cloud is cheapest, when the requests outgrow those that
+    run, ends them when they do not, and replaces those that die. A replica gets requests once the
+    readiness probe is answered, with the key, as SkyServe's documentation has it ("Authorization").
+
+    Args:
+        spec: what to serve; its ``host`` is overruled.
+        gpus: SkyPilot's cloud names, each with the accelerators to ask for there.
+        replicas: fewest and most of them.
+        requests_per_s: what one replica carries: your measured capacity, less some headroom.
+
+    Returns:
+        The task with its ``service`` section.
+    """
+    probe = {
+        "path": "/v1/models",
+        "headers": {"Authorization": "Bearer $VLLM_API_KEY"},
+        "initial_delay_seconds": READY_S,
+    }
+    least, most = replicas
+    policy = {"min_replicas": least, "max_replicas": most}
+    policy["target_qps_per_replica"] = requests_per_s
+    whole = task(spec, gpus)
+    del whole["resources"]["autostop"]  # SkyServe ends the replicas itself
+    return whole | {"service": {"readiness_probe": probe, "replica_policy": policy}}
+
+
+def write(described: dict, path: Path) -> Path:
+    """Write a task as a file that ``sky launch`` takes, or a service that ``sky serve up`` does."""
+    path.write_text(yaml.safe_dump(described, sort_keys=False, width=1000))
     return path
 
 
@@ -100,6 +137,18 @@ class Sky:
             CourseError: with the parser's sentence when a field is wrong.
         """
         return self._run("check", task=task)
+
+    def check_service(self, service: dict) -> dict:
+        """Let SkyServe's own parser read a service.
+
+        Returns:
+            What it understood: ``replicas`` (fewest, most), ``requests_per_s`` of one, ``probe``
+            (its path), the ``key`` that it sends, and ``seconds`` until it counts.
+
+        Raises:
+            CourseError: with the parser's sentence when a field is wrong.
+        """
+        return self._run("check_service", task=service)
 
     def launch(
         self, spec: ServingSpec, name: str, progress: Callable[[str], None] | None = None

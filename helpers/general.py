@@ -15,9 +15,10 @@ class GeneralTransport:
         self.root, self.headers, self.timeout_s = base_url.rstrip("/"), headers, timeout_s
         self.session: aiohttp.ClientSession | None = None
 
-    def prepare(self, path: str, body: bytes | None = None) -> tuple:
-        """Return method, address and body of a request."""
-        return "GET" if body is None else "POST", self.root + path, body
+    def prepare(self, path: str, body: bytes | None = None, session: str = "") -> tuple:
+        """Return method, address, body and fields of a request."""
+        fields = {"X-Session-ID": session} if session else {}
+        return "GET" if body is None else "POST", self.root + path, body, fields
 
     async def warm(self, connections: int) -> None:
         """Open connections ahead of the first requests by asking for the model list."""
@@ -36,12 +37,12 @@ class GeneralTransport:
                 read_bufsize=2**20,
                 trust_env=True,
             )
-        method, url, body = request
+        method, url, body, fields = request
         exchange = Exchange()
         exchange.framed = False
         exchange.sent = clock()
         try:
-            async with self.session.request(method, url, data=body) as answer:
+            async with self.session.request(method, url, data=body, headers=fields) as answer:
                 exchange.status = answer.status
                 exchange.headers = {name.lower(): value for name, value in answer.headers.items()}
                 async for data in answer.content.iter_any():

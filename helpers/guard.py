@@ -161,7 +161,7 @@ def rent(
             destroy(provider, instance.id)
             instance = None
         if instance is None:
-            wanted = wanted or OfferFilter()
+            wanted = wanted or OfferFilter(gpu_count=spec.gpus)
             instance = _rent(provider, spec, label, settings, wanted, say, loading_timeout_s)
         else:
             say(f"found instance {instance.id} by its label, nothing is rented")

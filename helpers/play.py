@@ -82,12 +82,13 @@ class Generator:
     def _build(self, number: int) -> tuple:
         talk = self.work.conversation(number)
         message, cap = talk.turns[0]
-        return number, talk, self._request(talk, [*talk.opening, message], cap)
+        return number, talk, self._request(number, talk, [*talk.opening, message], cap)
 
-    def _request(self, talk: workload.Conversation, messages: list[dict], cap: int):
+    def _request(self, number: int, talk: workload.Conversation, messages: list[dict], cap: int):
         model = self.spec["model"]
         body = workload.body(self.work, model, talk.tools, messages, cap, self.exact)
-        return self.transport.prepare(self.spec["route"], body)
+        # By its session a router keeps a conversation on the server that has its history.
+        return self.transport.prepare(self.spec["route"], body, f"chat-{number}")
 
     def _schedule(self, limit: int = sys.maxsize):
         """Yield this shard's scheduled times."""
@@ -216,7 +217,7 @@ class Generator:
                 return
             message, cap = talk.turns[turn + 1]
             messages += [stream.message(exchange), message]
-            request, scheduled = self._request(talk, messages, cap), None
+            request, scheduled = self._request(number, talk, messages, cap), None
 
     async def _one(self, request, about: tuple) -> Exchange:
         self.left -= 1

@@ -113,7 +113,8 @@ def start(endpoints: Sequence[Endpoint], policy: str = "cache_aware") -> Router:
         endpoints: the servers.
         policy: how to choose among them: ``random``, ``round_robin``, ``power_of_two`` (the less
             busy of two), ``cache_aware`` (the one that has seen the longest part of this prompt)
-            or ``consistent_hash`` (by the ``X-Session-ID`` header or the body's ``user``).
+            or ``consistent_hash`` (by the ``X-Session-ID`` header, which ``load.run`` sends with
+            each conversation; requests without it all go to one server).
 
     Raises:
         CourseError: no server, an unknown policy, or the router does not start.

@@ -37,6 +37,8 @@ class ServingSpec:
         model: Hugging Face repository of the model.
         image: container image with its tag; the tag pins the vLLM version.
         max_model_len: longest sequence (prompt and answer) in tokens.
+        tensor_parallel: GPUs that share each layer (one machine, fast links between them).
+        pipeline_parallel: groups of GPUs that each hold a part of the layers.
         extra_args: more ``vllm serve`` arguments, each a word of its own.
         env: environment of the server, e.g. a Hugging Face token for gated models.
         port: port of the API on the instance.
@@ -47,6 +49,8 @@ class ServingSpec:
     model: str = MISTRAL_AWQ
     image: str = VLLM_IMAGE
     max_model_len: int = 8192
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
     extra_args: tuple[str, ...] = (
         *("--tokenizer-mode", "hf", "--config-format", "hf", "--load-format", "hf"),
     )
@@ -55,12 +59,23 @@ class ServingSpec:
     host: str = "127.0.0.1"
     disk_gb: int = 40
 
+    @property
+    def gpus(self) -> int:
+        """How many GPUs one server of it takes."""
+        return self.tensor_parallel * self.pipeline_parallel
+
     def vllm_args(self) -> list[str]:
         """The arguments of ``vllm serve``, the model first."""
+        split = {
+            "--tensor-parallel-size": self.tensor_parallel,
+            "--pipeline-parallel-size": self.pipeline_parallel,
+        }
+        parts = (word for flag, n in split.items() if n > 1 for word in (flag, str(n)))
         return [
             self.model,
             *("--host", self.host, "--port", str(self.port)),
             *("--max-model-len", str(self.max_model_len)),
+            *parts,
             *self.extra_args,
         ]
 

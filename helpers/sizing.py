@@ -10,8 +10,15 @@ import pandas as pd
 
 from helpers import prices
 from helpers.errors import CourseError
+from helpers.fleet import Fleet, Interruptible, Serverless, fleet
 from helpers.models import ModelShape, shape
 from helpers.settings import ASSETS
+
+__all__ = [
+    "EFFICIENCY", "GIB", "REST_GIB", "UTILIZATION", "Estimate", "Fleet", "Gpu", "Interruptible",
+    "Memory", "Serverless", "choose", "decode_step_s", "estimate", "fleet", "gpu", "intensity",
+    "kv_cache_gib", "measurements", "memory", "prefill_s",
+]  # fmt: skip
 
 GIB = 2**30
 EFFICIENCY = 0.7

@@ -12,6 +12,18 @@ def check(request: dict) -> list[str]:
     return sorted(str(resources) for resources in _task(request).resources)
 
 
+def check_service(request: dict) -> dict:
+    """Parse a service; what it asks of SkyServe."""
+    service = _task(request).service
+    return {
+        "replicas": [service.min_replicas, service.max_replicas],
+        "requests_per_s": service.target_qps_per_replica,
+        "probe": service.readiness_path,
+        "key": (service.readiness_headers or {}).get("Authorization"),
+        "seconds": service.initial_delay_seconds,
+    }
+
+
 def launch(request: dict) -> str:
     """Launch on the cheapest cloud that has it; what it runs on."""
     import sky
@@ -64,13 +76,14 @@ def _task(request: dict):
 def main() -> None:
     """Answer one request; what SkyPilot raises becomes one sentence."""
     request = json.load(sys.stdin)
-    work = {f.__name__: f for f in (check, launch, endpoint, clusters, down)}[request["what"]]
+    known = (check, check_service, launch, endpoint, clusters, down)
+    work = {f.__name__: f for f in known}[request["what"]]
     try:
         answer = {"result": work(request)}
     except Exception as error:
         sentence = " ".join(str(error).split()) or type(error).__name__
         hint = "the field's name and form are in SkyPilot's YAML reference (docs.skypilot.co)"
-        if request["what"] != "check":
+        if not request["what"].startswith("check"):
             hint = "`sky check` says which clouds it can use, `sky status` what is running"
         answer = {"error": sentence[:500], "hint": hint}
     print("\n" + json.dumps({"sky": answer}), flush=True)

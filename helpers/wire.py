@@ -189,9 +189,10 @@ class PlainTransport:
         if unix.exists():
             self.addresses = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", str(unix))]
 
-    def prepare(self, path: str, body: bytes | None = None) -> bytes:
+    def prepare(self, path: str, body: bytes | None = None, session: str = "") -> bytes:
         """Return the whole request as bytes, so that nothing is left to build when it is due."""
         method, more = ("GET", "") if body is None else ("POST", _json_fields(body))
+        more += f"X-Session-ID: {session}\r\n" if session else ""
         head = f"{method} {self.root}{path} HTTP/1.1\r\n{self.fields}{more}\r\n"
         return head.encode("latin-1") + (body or b"")
 

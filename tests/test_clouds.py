@@ -30,8 +30,8 @@ def sky(settings, tmp_path, monkeypatch):
 
 def test_the_task_file_is_what_the_spec_renders(tmp_path):
     """`sky launch assets/sky_task.yaml` must serve what the course serves."""
-    written = clouds.write(ServingSpec(), tmp_path / "task.yaml")
-    assert clouds.TASK_FILE.read_text() == written.read_text(), "run: clouds.write(ServingSpec())"
+    written = clouds.write(clouds.task(ServingSpec()), tmp_path / "task.yaml")
+    assert clouds.TASK_FILE.read_text() == written.read_text(), "run clouds.write for TASK_FILE"
     task = yaml.safe_load(written.read_text())
     assert [a["infra"] for a in task["resources"]["any_of"]] == ["aws", "azure", "runpod", "vast"]
     assert task["run"].startswith(f"vllm serve {ServingSpec().model} --host 0.0.0.0 --port 8000")
@@ -39,11 +39,21 @@ def test_the_task_file_is_what_the_spec_renders(tmp_path):
     assert task["resources"]["autostop"]["down"] is True
 
 
+def test_the_service_file_is_the_task_with_replicas(tmp_path):
+    """`sky serve up assets/sky_service.yaml` must serve what the course serves, several times."""
+    written = clouds.write(clouds.service(ServingSpec()), tmp_path / "service.yaml")
+    assert clouds.SERVICE_FILE.read_text() == written.read_text(), "run clouds.write for it"
+    service = yaml.safe_load(written.read_text())
+    task = clouds.task(ServingSpec())
+    assert service["run"] == task["run"] and service["secrets"] == task["secrets"]
+    assert "autostop" not in service["resources"], "SkyServe ends its replicas itself"
+
+
 def test_no_secret_is_written_into_the_task():
-    """The task file is shared and committed: it names secrets and holds none."""
+    """The files are shared and committed: they name secrets and hold none."""
     spec = ServingSpec(env={"HF_TOKEN": SECRET, "VLLM_LOGGING_LEVEL": "INFO"})
     task = clouds.task(spec)
-    assert SECRET not in str(task)
+    assert SECRET not in str(task) + str(clouds.service(spec))
     assert task["secrets"] == {"HF_TOKEN": None, "VLLM_API_KEY": None}
     assert task["envs"] == {"VLLM_LOGGING_LEVEL": "INFO"}
 
@@ -62,6 +72,21 @@ def test_skypilots_parser_accepts_the_task_for_all_four_clouds(sky):
     wanted = sky.check(clouds.task(spec))
     assert [line.partition("(")[0] for line in wanted] == ["AWS", "Azure", "RunPod", "Vast"]
     assert all(f"docker:{spec.image}" in line and "8000" in line for line in wanted)
+
+
+def test_skyserves_parser_understands_the_service(sky):
+    """Replicas, the load of one and the probe arrive where SkyServe looks for them."""
+    service = clouds.service(ServingSpec(), replicas=(2, 6), requests_per_s=2.5)
+    assert sky.check_service(service) == {
+        "replicas": [2, 6],
+        "requests_per_s": 2.5,
+        "probe": "/v1/models",
+        "key": "Bearer -",  # a check stands in for the secret: so the probe carries it
+        "seconds": clouds.READY_S,
+    }
+    service["service"]["replica_policy"]["max_replicas"] = 1
+    with pytest.raises(CourseError, match="max_replicas must be greater than or equal"):
+        sky.check_service(service)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from helpers import clouds, models
+from helpers import clouds, guard, models
 from helpers.errors import CourseError
 from helpers.providers.runpod import container
 from helpers.serving import ServingSpec
@@ -27,7 +27,8 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 for words in json.load(sys.stdin):
     options = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
-    print(json.dumps([options.model_tag, options.host, options.port, options.max_model_len]))
+    print(json.dumps([options.model_tag, options.host, options.port, options.max_model_len,
+                      options.tensor_parallel_size, options.pipeline_parallel_size]))
 """
 
 
@@ -79,6 +80,27 @@ def test_the_token_goes_to_gated_models_only(settings, with_token):
         models.spec("nope", settings)
 
 
+def test_several_gpus_are_asked_for_and_used():
+    """Two flags, only where they are needed; and a machine with as many GPUs is rented."""
+    spec = ServingSpec(tensor_parallel=4, pipeline_parallel=2)
+    for way, words in renderings(spec).items():
+        at = words.index("--tensor-parallel-size")
+        assert words[at : at + 4] == [
+            "--tensor-parallel-size", "4", "--pipeline-parallel-size", "2"
+        ], way  # fmt: skip
+    assert spec.gpus == 8 and ServingSpec().gpus == 1
+    assert "parallel" not in ServingSpec().command()
+
+
+def test_a_spec_for_two_gpus_rents_a_machine_with_two(provider, settings):
+    """vLLM would not start on the cheapest machine, which has one."""
+    rich = settings.model_copy(update={"max_usd_per_hour": 2})
+    with guard.rented(
+        provider, ServingSpec(tensor_parallel=2), "pair", rich, progress=print
+    ) as instance:
+        assert instance.gpu_count == 2
+
+
 @pytest.mark.vllm
 def test_vllms_own_parser_takes_the_arguments_of_every_model(with_token):
     """A flag that vLLM has renamed would show on a rented machine, at the reader's cost."""
@@ -86,6 +108,7 @@ def test_vllms_own_parser_takes_the_arguments_of_every_model(with_token):
     if not python.exists():
         pytest.skip("no vLLM environment: bash tests/vllm_env.sh")
     specs = [ServingSpec(), *(models.spec(name, with_token) for name in models.table().model)]
+    specs += [ServingSpec(tensor_parallel=4, pipeline_parallel=2)]
     lines = [words for spec in specs for words in renderings(spec).values()]
     done = subprocess.run(
         [python, "-c", PARSE], input=json.dumps(lines), capture_output=True, text=True
@@ -93,6 +116,7 @@ def test_vllms_own_parser_takes_the_arguments_of_every_model(with_token):
     assert done.returncode == 0, done.stderr[-2000:]
     parsed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(parsed) == len(lines)
-    for words, (model, host, port, length) in zip(lines, parsed, strict=True):
+    assert parsed[-1][-2:] == [4, 2]
+    for words, (model, host, port, length, *_) in zip(lines, parsed, strict=True):
         assert (model, port) == (words[0], 8000) and host in ("127.0.0.1", "0.0.0.0")
         assert length == int(words[words.index("--max-model-len") + 1])

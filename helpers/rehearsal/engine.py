@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     params.n_ctx = slots * min(options.max_model_len, DEFAULT_CONTEXT)
     params.cont_batching = True
     params.cache_ram_mib = PROMPT_CACHE_MIB
+    # llama.cpp counts the computer's cores; threads beyond the machine's own wait for each other.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _cores()
     params.endpoint_metrics = True
     # One thread serves one connection: waiting requests must leave some for /metrics.
     params.n_threads_http = slots + HTTP_THREADS
@@ -100,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--enable-auto-tool-choice", action="store_true")
     parser.add_argument("--tool-call-parser", default="hermes")
     return parser
+
+
+def _cores() -> int:
+    """Cores that this machine may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else -1
 
 
 def _die_with_the_instance() -> None:
