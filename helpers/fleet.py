@@ -170,7 +170,8 @@ def fleet(
         count = np.minimum(count, most)
         hours["interruptible"] = count.astype(int)
         lost = count.sum() * there * interruptible.interruptions_per_hour
-        rows.append(("interruptible", count.sum(), interruptible.usd_per_hour, lost, 0.0))
+        billed = (count + _added(count) * interruptible.replace_s / 3600).sum()
+        rows.append(("interruptible", billed, interruptible.usd_per_hour, lost, 0.0))
     if serverless:
         workers = np.minimum(needed, most)
         hours["serverless"] = workers.astype(int)

@@ -38,13 +38,17 @@ def test_starting_a_replica_is_paid():
 
 
 def test_interruptible_replicas_make_up_for_those_that_are_gone():
-    """Taken every 5 h and gone for 20 min, each is there 15 of 16 parts: 3 of them need a 4th."""
+    """Taken every 5 h and gone for 20 min, each is there 15 of 16 parts: 3 of them need a 4th.
+
+    The three that are added in the morning start for 20 minutes each, an hour in all.
+    """
     bid = Interruptible(usd_per_hour=0.2, interruptions_per_hour=0.2, replace_s=1200)
     assert bid.available == pytest.approx(15 / 16)
     plan = fleet([0] * 8 + [12] * 16, 4, usd_per_hour=1, interruptible=bid, headroom=0)
     assert list(plan.hours.interruptible) == [1] * 8 + [4] * 16
     row = plan.costs.loc["interruptible"]
-    assert row.replica_hours == 8 * 1 + 16 * 4 and row.usd_per_day == pytest.approx(72 * 0.2)
+    assert row.replica_hours == pytest.approx(8 * 1 + 16 * 4 + 1)
+    assert row.usd_per_day == pytest.approx(73 * 0.2)
     assert row.interruptions == pytest.approx(72 * 15 / 16 * 0.2)
 
 
