@@ -89,7 +89,7 @@ class Fleet:
             ``serverless`` ones where these were asked for, and ``unserved``, the load above what
             the limit of replicas carries.
         costs: one row a way to rent: ``replica_hours`` and ``usd_per_day``, ``usd_per_month`` (30
-            days), ``interruptions`` a day, and ``cold_share``, the part of the requests that wait
+            days), and what to expect in a day: ``interruptions``, and ``cold_requests`` that wait
             for a cold start (``NaN`` where the unit does not tell).
     """
 
@@ -127,6 +127,7 @@ def fleet(
     """Replicas by the hour for a day's traffic, and their cost.
 
     Within an hour the load is taken as even. A replica that is added is billed from its start.
+    Interruptible replicas are so many that those which are there on average carry the load.
 
     Args:
         traffic: the expected load of each hour from 0 to 23, in the unit of the capacity: 24
@@ -153,7 +154,7 @@ def fleet(
     load = _load(traffic)
     _check(capacity, usd_per_hour, headroom, minimum, limit, start_s, interruptible, serverless)
     most = limit or np.inf
-    needed = np.ceil(load * (1 + headroom) / capacity - 1e-9)
+    needed = _whole(load * (1 + headroom) / capacity)
     replicas = np.minimum(np.maximum(needed, minimum), most)
     hours = pd.DataFrame({"load": load, "replicas": replicas.astype(int)})
     hours.index.name = "hour"
@@ -164,16 +165,19 @@ def fleet(
         ("by the hour", (replicas + added).sum(), usd_per_hour, 0.0, 0.0),
     ]
     if interruptible:
-        count = np.ceil(replicas / interruptible.available - 1e-9)
+        there = interruptible.available
+        count = np.maximum(_whole(load * (1 + headroom) / capacity / there), minimum)
+        count = np.minimum(count, most)
         hours["interruptible"] = count.astype(int)
-        lost = count.sum() * interruptible.available * interruptible.interruptions_per_hour
-        rows.append(("interruptible", count.sum(), interruptible.usd_per_hour, lost, 0.0))
+        lost = count.sum() * there * interruptible.interruptions_per_hour
+        billed = (count + _added(count) * interruptible.replace_s / 3600).sum()
+        rows.append(("interruptible", billed, interruptible.usd_per_hour, lost, 0.0))
     if serverless:
         workers = np.minimum(needed, most)
         hours["serverless"] = workers.astype(int)
         billed, cold = _serverless(workers, load, serverless, unit)
         rows.append(("serverless", billed, serverless.usd_per_hour, 0.0, cold))
-    names = ["way", "replica_hours", "usd_per_hour", "interruptions", "cold_share"]
+    names = ["way", "replica_hours", "usd_per_hour", "interruptions", "cold_requests"]
     costs = pd.DataFrame(rows, columns=names).set_index("way")
     costs.insert(2, "usd_per_day", costs.replica_hours * costs.usd_per_hour)
     costs.insert(3, "usd_per_month", 30 * costs.usd_per_day)
@@ -210,17 +214,22 @@ def _check(capacity, usd_per_hour, headroom, minimum, limit, start_s, *ways) -> 
         raise CourseError(f"a limit of {limit} replicas is below the minimum", "raise the limit")
 
 
+def _whole(replicas: np.ndarray) -> np.ndarray:
+    """Rounded up, but not for the sake of a rounding error."""
+    return np.ceil(replicas - 1e-9)
+
+
 def _added(replicas: np.ndarray) -> np.ndarray:
     """Replicas started at the beginning of each hour; the day before was the same."""
     return np.maximum(0, replicas - np.roll(replicas, 1))
 
 
 def _serverless(workers, load, service: Serverless, unit: str) -> tuple[float, float]:
-    """Billed worker-hours of the day, and the part of its requests that wait for a cold start."""
+    """Billed worker-hours of the day, and how many of its requests wait for a cold start."""
     billed = workers + _added(workers) * service.cold_start_s / 3600
     if unit != "requests/s":  # how often they come is not known: never idle while there is load
         return float(billed.sum()), float("nan")
     cold = np.zeros(HOURS)
     for hour in np.flatnonzero(workers == 1):
         billed[hour], _, cold[hour] = service.one_worker(load[hour])
-    return float(billed.sum()), float(cold @ load / load.sum()) if load.any() else 0.0
+    return float(billed.sum()), float(3600 * cold @ load)

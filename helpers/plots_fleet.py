@@ -55,7 +55,7 @@ def policies(runs: Mapping[str, Run]) -> Picture:
         left.set_ylim(bottom=0)
         left.set_xlabel("question number in the chat")
         left.set_ylabel("time to first token (TTFT), mean, s")
-        left.legend(fontsize=9)
+        figure.legend(loc="outside lower center", ncols=len(runs), fontsize=9)
         cached = []
         for run in runs.values():
             found, asked = np.sum([(r.cached_tokens, r.prompt_tokens) for r in run.ok], axis=0)
@@ -92,12 +92,12 @@ def events(run: Run, marks: Mapping[str, float], every_s: float = 1.0) -> Pictur
         for what, at in marks.items():
             axes.axvline(at, color=GREY, linestyle="--")
             axes.annotate(f" {what}", (at, top), color=GREY, va="top")
-        axes.plot([r.end_s for r in failed], [0.04 * top] * len(failed), "x", color=RED,
-                  label="a request lost", markersize=8)  # fmt: skip
+        heights = [0.04 * top * (number + 1) for number in range(len(failed))]
+        axes.plot([r.end_s for r in failed], heights, "x", color=RED, label="a request lost")
         axes.set_ylim(0, top)
         axes.set_xlabel("time since the start of the run, s")
         axes.set_ylabel("output tokens/s, all users")
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -121,7 +121,7 @@ def day(plan: Fleet, subtitle: str) -> Picture:
                     label="what the replicas carry")  # fmt: skip
         left.stairs(hours.load, edges, color=BLUE, linewidth=1.8, label="traffic")
         left.set_xticks(range(0, 25, 6))
-        left.set_ylim(bottom=0)
+        left.set_ylim(0, 1.3 * max(left.get_ylim()[1], 1e-9))
         left.set_xlabel("hour of the day")
         left.set_ylabel(f"load, {plan.unit}")
         left.legend(loc="upper left", fontsize=9)

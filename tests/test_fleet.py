@@ -38,14 +38,18 @@ def test_starting_a_replica_is_paid():
 
 
 def test_interruptible_replicas_make_up_for_those_that_are_gone():
-    """Taken every 5 h and gone for 20 min: there 15 of 16 parts, so 3 need 4, and 1 needs 2."""
+    """Taken every 5 h and gone for 20 min, each is there 15 of 16 parts: 3 of them need a 4th.
+
+    The three that are added in the morning start for 20 minutes each, an hour in all.
+    """
     bid = Interruptible(usd_per_hour=0.2, interruptions_per_hour=0.2, replace_s=1200)
     assert bid.available == pytest.approx(15 / 16)
-    plan = fleet(NIGHT_AND_DAY, 4, usd_per_hour=1, interruptible=bid, headroom=0)
-    assert list(plan.hours.interruptible) == [2] * 8 + [4] * 16
+    plan = fleet([0] * 8 + [12] * 16, 4, usd_per_hour=1, interruptible=bid, headroom=0)
+    assert list(plan.hours.interruptible) == [1] * 8 + [4] * 16
     row = plan.costs.loc["interruptible"]
-    assert row.replica_hours == 8 * 2 + 16 * 4 and row.usd_per_day == pytest.approx(80 * 0.2)
-    assert row.interruptions == pytest.approx(80 * 15 / 16 * 0.2)
+    assert row.replica_hours == pytest.approx(8 * 1 + 16 * 4 + 1)
+    assert row.usd_per_day == pytest.approx(73 * 0.2)
+    assert row.interruptions == pytest.approx(72 * 15 / 16 * 0.2)
 
 
 def test_serverless_scales_to_zero_and_pays_for_cold_starts():
@@ -54,7 +58,7 @@ def test_serverless_scales_to_zero_and_pays_for_cold_starts():
     assert list(plan.hours.serverless) == [0] * 8 + [3] * 16
     row = plan.costs.loc["serverless"]
     assert row.replica_hours == pytest.approx(16 * 3 + 3 * 0.05)
-    assert row.cold_share == 0 and plan.costs.loc["peak all day", "usd_per_day"] == 36
+    assert row.cold_requests == 0 and plan.costs.loc["peak all day", "usd_per_day"] == 36
 
 
 def test_few_requests_keep_a_worker_awake_for_part_of_the_time():
@@ -65,7 +69,7 @@ def test_few_requests_keep_a_worker_awake_for_part_of_the_time():
     assert cold == pytest.approx((1 + 180 / 600) * 600 / cycle)
     plan = fleet([1 / 600] * 24, 4, usd_per_hour=0.5, serverless=SECONDS)
     assert plan.costs.loc["serverless", "replica_hours"] == pytest.approx(24 * up / cycle)
-    assert plan.costs.loc["serverless", "cold_share"] == pytest.approx(cold)
+    assert plan.costs.loc["serverless", "cold_requests"] == pytest.approx(24 * 6 * cold)
 
 
 def test_that_formula_is_what_a_simulation_gives():
@@ -102,7 +106,7 @@ def test_a_day_without_traffic():
     assert plan.costs.usd_per_day.to_dict() == {
         "peak all day": 12, "by the hour": 12, "serverless": 0
     }  # fmt: skip
-    assert plan.costs.loc["serverless", "cold_share"] == 0
+    assert plan.costs.loc["serverless", "cold_requests"] == 0
     off = fleet([0] * 24, 4, usd_per_hour=0.5, minimum=0)
     assert (off.costs.usd_per_day == 0).all() and "0 to 0 replicas" in str(off)
     assert plots_fleet.day(off, "nothing").get_suptitle() == "From 0 to 0 replicas"
@@ -124,7 +128,7 @@ def test_a_measured_capacity_brings_its_unit():
     )  # fmt: skip
     plan = fleet([20] * 24, answer, usd_per_hour=1, serverless=SECONDS, headroom=0)
     assert plan.unit == "users" and set(plan.hours.replicas) == {3}
-    assert math.isnan(plan.costs.loc["serverless", "cold_share"])
+    assert math.isnan(plan.costs.loc["serverless", "cold_requests"])
     assert plan.costs.loc["serverless", "replica_hours"] == 72
 
 
