@@ -64,7 +64,8 @@ async def run(
 ) -> Run:
     """Make the requests and return a record of each.
 
-    Cancelling (Ctrl-C, the notebook's stop button) ends the run and returns what was measured.
+    Cancelling (Ctrl-C, the notebook's stop button) ends the run and returns what was measured;
+    an executor's workers cannot be stopped, and what they have not returned by then is lost.
 
     Args:
         endpoint: the server.
@@ -91,6 +92,10 @@ async def run(
         requests = min(requests or len(arrivals.times_s), len(arrivals.times_s))
     if requests is None and duration_s is None:
         raise CourseError("the run has no end", "give requests=, duration_s= or both")
+    above_0 = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
+    for name, value in {**above_0, "processes": processes}.items():
+        if value is not None and not value > 0:
+            raise CourseError(f"{name} is {value}", f"{name} must be above 0")
     if there and (ssh is None or processes > 1 or executor):
         raise CourseError("there= needs ssh=, and neither processes= nor executor=")
     if isinstance(arrivals, ClosedLoop):
