@@ -132,7 +132,7 @@ async def run(
         for part in parts:
             part.tell("go")
         while any(part.running for part in parts) or (executor and not following.done()):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
             bar.show()
             if file.problem:
                 break

@@ -161,7 +161,7 @@ def _read_usage(reply: Reply, body: bytes) -> None:
     while (at := body.rfind(b'"usage"', 0, at)) >= 0:
         line = body[body.rfind(b"\n", 0, at) + 1 : body.find(b"\n", at)]
         try:
-            usage = json.loads(line.removeprefix(b"data:"))["usage"] or {}
+            usage = json.loads(line.removeprefix(b"data:").decode())["usage"] or {}
         except (ValueError, KeyError):
             continue
         if "completion_tokens" in usage:

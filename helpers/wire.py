@@ -76,7 +76,7 @@ class _Connection:
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         self.sock, self.receive, self.loop = sock, sock.recv, loop
         self.exchange: Exchange | None = None
-        self.alive = True
+        self.alive, self.writing = True, False
         loop.add_reader(sock, self._readable)
 
     def send(self, payload: bytes, exchange: Exchange, timeout_s: float) -> asyncio.Future:
@@ -100,8 +100,9 @@ class _Connection:
             return
         if payload:  # the socket's buffer is full
             self.loop.add_writer(self.sock, self._write, payload)
-        else:
+        elif self.writing:
             self.loop.remove_writer(self.sock)
+        self.writing = bool(payload)
 
     def _readable(self) -> bool:
         """Stamp and keep what there is; return whether the answer has come to its end."""
@@ -186,7 +187,8 @@ class _Connection:
         if self.alive:
             self.alive = False
             self.loop.remove_reader(self.sock)
-            self.loop.remove_writer(self.sock)
+            if self.writing:
+                self.loop.remove_writer(self.sock)
             self.sock.close()
 
 
