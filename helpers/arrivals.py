@@ -164,11 +164,14 @@ class Replay:
             speed: 2 plays twice as fast.
 
         Raises:
-            CourseError: a line has no ``timestamp``.
+            CourseError: the file cannot be read, or a line has no ``timestamp``.
         """
         try:
             with Path(path).open() as lines:
-                stamps = sorted(json.loads(line)["timestamp"] * unit_s for line in lines)
+                filled = filter(str.strip, lines)
+                stamps = sorted(json.loads(line)["timestamp"] * unit_s for line in filled)
+        except OSError as error:
+            raise CourseError(f"{path} cannot be read: {error.strerror}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise CourseError(
                 f"{path} is not a trace: {error!r}", "one JSON object a line"

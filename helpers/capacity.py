@@ -86,8 +86,10 @@ class Capacity:
         a concurrent user for ``e2e_s`` of every ``think_time_s + e2e_s`` (interactive response
         time law; Denning and Buzen 1978).
         """
+        if not self.load:
+            return 0
         if self.unit == "users":
-            return int(self.load * (think_time_s + self.e2e_s) / self.e2e_s) if self.load else 0
+            return int(self.load * (think_time_s + self.e2e_s) / self.e2e_s)
         return int(self.load * (think_time_s + self.e2e_s))
 
 

@@ -48,7 +48,7 @@ class Difference:
         first, second = self.names
         if not self.real:
             return f"{self.measure}: no difference beyond noise ({span})"
-        return f"{self.measure}: {second} is {self.ratio.value - 1:+.0%} of {first} ({span})"
+        return f"{self.measure}: {second} against {first}: {self.ratio.value - 1:+.0%} ({span})"
 
 
 def interval(runs: Run | Sequence[Run], measure: str = "ttft_p95_ms", seed: int = 0) -> Interval:

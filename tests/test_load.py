@@ -339,6 +339,35 @@ async def test_from_the_instance_itself(endpoint, instance, settings, tmp_path):
     assert run.header["route"] == "/chat/completions" and not run.gpu
 
 
+async def test_the_gpu_is_watched_over_ssh(endpoint, instance, settings, tmp_path):
+    """Where the instance has an ``nvidia-smi``, the run holds what it says, as far as it does."""
+    script = (
+        "#!/bin/sh\nwhile :; do echo '0, 97, 5123, 71.54'; echo '1, [N/A], 0, 9'; sleep 0.1; done"
+    )
+    with ssh.connect(instance, settings) as client:
+        with client.open_sftp() as files:
+            with files.open("bin/nvidia-smi", "w") as program:
+                program.write(script)
+            files.chmod("bin/nvidia-smi", 0o755)
+        try:
+            run = await load.run(
+                endpoint,
+                SMALL,
+                load.ClosedLoop(users=1),
+                requests=4,
+                ssh=client,
+                path=tmp_path / "run.jsonl",
+                **QUIET,
+            )
+        finally:
+            with client.open_sftp() as files:
+                files.remove("bin/nvidia-smi")
+    first, second = run.gpu[:2]
+    assert first.pop("t_s") >= 0 and second.pop("t_s") >= 0
+    assert first == {"gpu": 0, "gpu_busy": 97, "memory_mib": 5123, "power_w": 71.54}
+    assert second == {"gpu": 1, "memory_mib": 0, "power_w": 9}
+
+
 async def test_an_executor_of_two_workers_gives_the_same(paced, tmp_path):
     """Two dask worker processes make one run: every conversation once, on one time axis."""
     distributed = pytest.importorskip("distributed")
