@@ -106,7 +106,7 @@ def capacity(runs: Sequence[Run], objective: measure.Objective) -> Picture:
             axes.axhline(limit, color=RED, linestyle="--")
             axes.annotate(f"promise: {limit:g} ms", (loads[0], limit), color=RED, va="bottom")
             axes.axvspan(loads[0], max(found.load, loads[0]), color=GREEN, alpha=0.12)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.12 * max(axes.get_ylim()[1], limit))
             axes.set_ylabel(f"{name.upper()} p{rank:g}, ms (bar: 95 % interval)")
             _load_axis(axes, np.array(loads), found.unit)
     return figure
@@ -190,7 +190,8 @@ def server_view(run: Run) -> Picture:
             right.set_ylim(0, 100)
             right.set_ylabel("KV cache in use, %", color=GREEN)
             right.grid(visible=False)
-        below.legend(loc="upper right")
+        below.set_ylim(top=1.3 * max([*running, *waiting, 1]))  # room for the legend
+        below.legend(loc="upper right", ncols=2)
     return figure
 
 
@@ -253,7 +254,8 @@ def ways(runs: Sequence[Run]) -> Picture:
     added = middles[worst].value - middles[best].value
     real = measure.compare(runs[best], runs[worst], "ttft_p50_ms").real
     with rc_context(STYLE):
-        title = f"{runs[worst].label.capitalize()}: {added:.1f} ms more than {runs[best].label}"
+        slow = runs[worst].label
+        title = f"{slow[:1].upper()}{slow[1:]}: {added:.1f} ms more than {runs[best].label}"
         title = title if real else "The ways differ by no more than noise"
         figure, axes = blank(title, runs[0].title, height=1.6 + 0.5 * len(runs))
         for row, middle in enumerate(middles):

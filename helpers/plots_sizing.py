@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter
 
 from helpers import sizing
@@ -44,8 +45,10 @@ def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096)
         labels = [f"{name} ({sizing.gpu(name).usable_gib:.0f} GiB)" for name in gpus]
         panels[0].set_yticks(range(len(gpus)), labels)
         panels[0].invert_yaxis()
-        handles = panels[-1].containers[: len(_PARTS)]
-        figure.legend(handles, _NAMES.values(), loc="outside lower center", ncols=len(_PARTS))
+        handles = [Patch(color=color, label=_NAMES[part]) for part, color in _PARTS]
+        if not all(_fits(model, name) for model in models for name in gpus):
+            handles.insert(1, Patch(color=RED, label="weights that do not fit"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         held = (
             f"{sum(_fits(model, name) for name in gpus)} in {model.precision.upper()}"
             for model in models
@@ -134,12 +137,15 @@ def cost(table: pd.DataFrame) -> Picture:
     with rc_context(STYLE):
         figure = Picture(figsize=(8, 1.4 + 0.45 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        title = f"{last.gpu} costs {last.usd_per_million / first.usd_per_million:.1f} times"
-        figure.suptitle(f"{title} {first.gpu} for a token", x=0.01, ha="left", fontweight="bold")
+        times = last.usd_per_million / first.usd_per_million
+        title = f"A token from the {last.gpu} costs {times:.1f} times one from the {first.gpu}"
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         axes.set_title("published vLLM runs at full load, cheapest listed price")
         axes.barh(rows.index, rows.usd_per_million, color=BLUE, height=0.6)
         for row in rows.itertuples():
-            what = f" ${row.usd_per_million:.3f}: {row.model} {row.precision}, {row.users} users"
+            precision = row.precision.upper()
+            model = row.model if precision in row.model else f"{row.model} {precision}"
+            what = f" ${row.usd_per_million:.3f}: {model}, {row.users} users"
             axes.annotate(what, (row.usd_per_million, row.Index), va="center", fontsize=9)
         axes.set_yticks(rows.index, rows.gpu)
         axes.invert_yaxis()

@@ -6,17 +6,13 @@ changes nothing.
 
 ``--run`` executes first, all of them or those named, each from a fresh kernel and a
 stopped rehearsal. Only a clean execution is kept. It leaves a record in the notebook's
-metadata: the SHA-256 of its code cells, so that a test can tell when code has changed
-after its outputs were made; the date, the seconds, and the commit of ``helpers/``.
-The helpers are recorded and not hashed: with each of their comments every output would
-count as old. Whether the notebooks still work with them is tested by running them.
+metadata: the date, the seconds, and hashes of its code cells and of the helpers it
+uses, so that a test can tell when code has changed after its outputs were made.
 """
 
 import argparse
-import hashlib
 import os
 import re
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -27,6 +23,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from fingerprint import code_cells, fingerprints
 from pictures import ANY_MAP, chapter_map, put, small_picture
 
 FOLDER = Path(__file__).resolve().parent
@@ -99,12 +96,7 @@ def run(path: Path) -> None:
     )
     try:
         client.execute()
-    except (
-        CellExecutionError,
-        CellTimeoutError,
-        DeadKernelError,
-        RuntimeError,
-    ) as error:
+    except FAILURES as error:
         raise Refused(f"failed, and was left as it was\n{error}") from None
     for cell in code_cells(notebook):
         for output in cell.outputs:
@@ -117,36 +109,12 @@ def run(path: Path) -> None:
         raise Refused("left an instance rented, and was left as it was")
     seconds = round(time.monotonic() - began)
     notebook.metadata["course"] = {
-        "code_sha256": fingerprint(notebook),
-        "helpers": helpers_commit(),
+        **fingerprints(notebook),
         "run_on": f"{datetime.now(UTC):%Y-%m-%d}",
         "seconds": seconds,
     }
     write(notebook, path)
     print(f"{seconds} s", flush=True)
-
-
-def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    """Its code cells."""
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def fingerprint(notebook: NotebookNode) -> str:
-    """SHA-256 of the sources of its code cells, each with its end marked."""
-    sources = "\0".join(cell.source for cell in code_cells(notebook))
-    return hashlib.sha256(sources.encode()).hexdigest()
-
-
-def helpers_commit() -> str:
-    """The last commit of ``helpers/``, with ``+`` when the files differ from it."""
-
-    def git(*words: str) -> str:
-        line = ["git", "-C", str(FOLDER.parent), *words, "--", "helpers"]
-        return subprocess.run(line, capture_output=True, text=True).stdout.strip()
-
-    return (git("log", "-1", "--format=%h") or "unknown") + "+" * bool(
-        git("status", "-s")
-    )
 
 
 def write(notebook: NotebookNode, path: Path) -> None:

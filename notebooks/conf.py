@@ -17,8 +17,13 @@ nb_output_stderr = "error"
 myst_heading_anchors = 4
 
 html_theme = "sphinx_book_theme"
+html_favicon = "../assets/icon.svg"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system
 html_theme_options = {
     "home_page_in_toc": True,
+    "navbar_persistent": [],  # one search field is enough: the sidebar's
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": True,
