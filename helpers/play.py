@@ -159,7 +159,7 @@ class Generator:
             "lag_max_ms": round(lags[-1] * 1e3, 3),
             "round_trip_ms": [round(trip * 1e3, 3) for trip in self.round_trips[1:]],
             "transport": type(self.transport).__name__,
-            "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            "loop": type(asyncio.get_running_loop()).__module__,
             "python": sys.version.split()[0],
             "exact_lengths": self.exact,
         }
