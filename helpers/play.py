@@ -284,11 +284,16 @@ class Generator:
             "status": exchange.status,
             "finish": reply.finish,
             "cause": reply.cause,
-            "error": reply.error,
+            "error": self._without_key(reply.error),
             "retry_after_s": _retry_after(exchange),
             "reconnects": exchange.reconnects,
         }
         return json_line(record)
+
+    def _without_key(self, text: str) -> str:
+        """Some servers repeat the key they refuse; a run's file holds none."""
+        key = self.spec["api_key"]
+        return text.replace(key, "***") if len(key) > 4 else text
 
 
 def _share(total: int | None, shard: int, shards: int) -> int:

@@ -3,11 +3,12 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
 
-from helpers import load
+from helpers import load, shards
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 
@@ -25,10 +26,10 @@ def whole(body: bytes, status: str = "200 OK", *fields: str) -> bytes:
 
 @pytest.fixture
 async def serve():
-    """Start a server; ``answer(body)`` gives the bytes of each answer, ``owner`` its name."""
+    """Start a server; ``answer(body)`` gives the bytes of each answer."""
     servers = []
 
-    async def start(answer, owner: str = "somebody") -> Endpoint:
+    async def start(answer, owner: str = "somebody", hang_up: bool = False) -> Endpoint:
         async def handle(reader, writer):
             try:
                 while head := await reader.readuntil(b"\r\n\r\n"):
@@ -37,6 +38,8 @@ async def serve():
                     models = json.dumps({"data": [{"id": "m", "owned_by": owner}]}).encode()
                     writer.write(answer(json.loads(body)) if body else whole(models))
                     await writer.drain()
+                    if body and hang_up:
+                        break
             except (asyncio.IncompleteReadError, ConnectionError):
                 pass
             finally:
@@ -126,6 +129,36 @@ async def test_retry_after_is_kept_and_never_outlasts_the_run(serve, tmp_path, v
     assert {record.cause for record in run.records} == {"http 429"}
     assert found == {None} if low is None else all(low <= seconds <= high for seconds in found)
     assert run.ends[0]["wall_s"] < 3
+
+
+async def test_a_server_that_repeats_the_key_puts_it_in_no_file(serve, tmp_path):
+    """A refusal that quotes the key is recorded without it."""
+    refusal = whole(b'{"error":{"message":"wrong key: pl4nted-k3y"}}', "401 Unauthorized")
+    endpoint = replace(await serve(lambda asked: refusal), api_key="pl4nted-k3y")
+    path = tmp_path / "run.jsonl"
+    run = await load.run(
+        endpoint, SMALL, load.Interval(every_s=0.01), requests=2, path=path, **QUIET
+    )
+    assert [record.cause for record in run.records] == ["http 401"] * 2
+    assert "wrong key: ***" in run.records[0].error and "pl4nted" not in path.read_text()
+
+
+async def test_a_server_that_is_gone_ends_the_run(serve, tmp_path, monkeypatch):
+    """Nothing but dead connections for a while: the run says so and is not taken for complete."""
+    program = (
+        "import helpers.play\nhelpers.play.GIVE_UP_S = 0.3\n"
+        "from helpers.generator import main\nmain()"
+    )
+    monkeypatch.setattr(shards, "COMMAND", ["-c", program])
+    run = await load.run(
+        await serve(lambda asked: b"", hang_up=True),
+        SMALL,
+        load.Interval(every_s=0.05),
+        requests=1000,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    assert 2 < len(run.records) < 500 and run.interrupted and "the server was gone" in repr(run)
 
 
 @pytest.mark.parametrize(
