@@ -179,6 +179,27 @@ async def test_nonsense_is_refused_before_anything_is_sent(wrong):
 
 
 @pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (load.ClosedLoop, {"users": 1.5}),
+        (load.ClosedLoop, {"users": 1, "think_time_s": -1}),
+        (load.Poisson, {"rate_per_s": float("nan")}),
+        (load.Replay, {"times_s": ()}),
+        (load.Replay, {"times_s": (2.0, 1.0)}),
+        (load.Replay, {"times_s": (-1.0, 1.0)}),
+        (load.Replay, {"times_s": (0.0, float("nan"))}),
+        (load.Lengths, {"mean": 9, "min": 20, "max": 5}),
+        (load.Lengths, {"mean": 9, "stdev": -1}),
+        (load.Synthetic, {"turns": 0}),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(kind, wrong):
+    """Said where they are written, not by a process that breaks later."""
+    with pytest.raises(CourseError):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize(
     "item", [5, [], ["text"], [{"role": "system", "content": "s"}], [{"content": "x"}]]
 )
 def test_what_is_no_prompt_is_refused(item, tmp_path):
