@@ -331,7 +331,9 @@ def _pause(exchange: Exchange) -> float:
 
 def _retry_after(exchange: Exchange) -> float | None:
     """Return the seconds that ``Retry-After`` asks for, a number or a date (RFC 9110, 10.2.3)."""
-    value = exchange.headers.get("retry-after", "")
+    value = exchange.headers.get("retry-after")
+    if not value:
+        return None
     if value.replace(".", "", 1).isdigit():
         return float(value)
     try:

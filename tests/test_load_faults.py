@@ -16,6 +16,10 @@ QUIET = {"progress": False, "server_every_s": None}
 SMALL = load.Synthetic(input_tokens=8, output_tokens=4)
 TOKEN = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"length"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
+WRONG_CHUNK = (  # it ends as a stream does, but its chunks do not add up
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n" + TOKEN + b"\r\n"
+    b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+)
 
 
 def whole(body: bytes, status: str = "200 OK", *fields: str) -> bytes:
@@ -89,14 +93,16 @@ async def test_a_server_gets_only_the_fields_it_knows(serve, tmp_path, owner, kn
         b"data: {not json}\n\n" + TOKEN + DONE,
         b'data: {"choices":[{"delta":null}]}\n\n' + TOKEN + DONE,
         b'data: {"choices":[5]}\n\n' + TOKEN + DONE,
+        b'data: {"choices":[{"delta":{"content":5}}]}\n\n' + TOKEN + DONE,
         b"data: {\xff\xfe}\n\n" + DONE,
         b"",
+        WRONG_CHUNK,
     ],
 )
 async def test_a_conversation_survives_a_malformed_answer(serve, tmp_path, body):
     """An answer that cannot become history ends its conversation, not the run."""
     run = await load.run(
-        await serve(lambda asked: whole(body)),
+        await serve(lambda asked: body if body == WRONG_CHUNK else whole(body)),
         load.Synthetic(input_tokens=8, output_tokens=4, turns=2),
         load.ClosedLoop(users=2),
         requests=6,
