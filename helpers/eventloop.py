@@ -34,7 +34,8 @@ class _Streams(selectors.DefaultSelector):
                 select.select((self.epoll,), (), (), wait)
             ready = poll(None if wait == math.inf else max(int(wait * 1000), 0) / 1000)
             for descriptor, _ in ready:
-                if callbacks[descriptor]():
+                callback = callbacks.get(descriptor)  # none: removed by one before it
+                if callback and callback():
                     given = True
             given = given or wait <= 0
         return super().select(0)

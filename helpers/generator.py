@@ -2,9 +2,9 @@
 
 ``python -m helpers.generator`` reads a spec (one line of JSON) from standard input, gets ready,
 says so, waits for ``go``, and writes a line of JSON for each finished request, then one about
-itself. It needs nothing but Python 3.10 and its standard library (uvloop is used where it exists),
-so the same module runs beside a notebook, in a cluster's worker and on the rented instance. The
-end of standard input stops it: it never outlives the process that started it.
+itself. It needs nothing but Python 3.10 and its standard library (for TLS and proxies aiohttp, and
+uvloop where it exists), so the same module runs beside a notebook, in a cluster's worker and on the
+rented instance. The end of standard input stops it: it never outlives the process that started it.
 """
 
 import asyncio

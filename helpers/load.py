@@ -140,6 +140,8 @@ async def run(
     except (asyncio.CancelledError, KeyboardInterrupt):
         cancelled = True
     finally:
+        if executor:
+            following.cancel()
         for part in parts:
             part.stop()
         for sampler in samplers:

@@ -161,7 +161,7 @@ class Generator:
             "lag_max_ms": round(lags[-1] * 1e3, 3),
             "round_trip_ms": [round(trip * 1e3, 3) for trip in self.round_trips[1:]],
             "transport": type(self.transport).__name__,
-            "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            "loop": type(asyncio.get_running_loop()).__module__,
             "python": sys.version.split()[0],
             "exact_lengths": self.exact,
         }
@@ -286,11 +286,16 @@ class Generator:
             "status": exchange.status,
             "finish": reply.finish,
             "cause": reply.cause,
-            "error": reply.error,
+            "error": self._without_key(reply.error),
             "retry_after_s": _retry_after(exchange),
             "reconnects": exchange.reconnects,
         }
         return json_line(record)
+
+    def _without_key(self, text: str) -> str:
+        """Some servers repeat the key they refuse; a run's file holds none."""
+        key = self.spec["api_key"]
+        return text.replace(key, "***") if len(key) > 4 else text
 
 
 def _share(total: int | None, shard: int, shards: int) -> int:
@@ -328,7 +333,9 @@ def _pause(exchange: Exchange) -> float:
 
 def _retry_after(exchange: Exchange) -> float | None:
     """Return the seconds that ``Retry-After`` asks for, a number or a date (RFC 9110, 10.2.3)."""
-    value = exchange.headers.get("retry-after", "")
+    value = exchange.headers.get("retry-after")
+    if not value:
+        return None
     if value.replace(".", "", 1).isdigit():
         return float(value)
     try:

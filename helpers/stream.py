@@ -64,9 +64,9 @@ def message(exchange: Exchange) -> dict:
     Raises:
         ValueError: the pieces are not those of an answer.
     """
-    body = b"".join([payload for _, payload in exchange.pieces()])
     text, calls = [], {}
     try:
+        body = b"".join([payload for _, payload in exchange.pieces()])
         for line in body.splitlines():
             if not line.startswith(b"data:") or line.endswith(b"[DONE]"):
                 continue
@@ -78,9 +78,9 @@ def message(exchange: Exchange) -> dict:
                     call["id"] = part.get("id") or call.get("id")
                     for key, value in part.get("function", {}).items():
                         call["function"][key] = call["function"].get(key, "") + (value or "")
-    except (AttributeError, LookupError, TypeError) as error:
+        whole = {"role": "assistant", "content": "".join(text)}
+    except (ProtocolError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"not an answer: {error!r}") from None
-    whole = {"role": "assistant", "content": "".join(text)}
     return whole | ({"tool_calls": list(calls.values())} if calls else {})
 
 

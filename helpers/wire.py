@@ -128,8 +128,9 @@ class _Connection:
     def _check(self, data: bytes) -> None:
         exchange = self.exchange
         if not self.streaming and len(exchange.reads) == 1:
-            self.streaming = bool(CHUNKED_HEAD.match(data))
-            if self.streaming and not data.endswith(b"\r\n\r\n"):
+            head = CHUNKED_HEAD.match(data)
+            self.streaming = bool(head)
+            if head and (head.end() == len(data) or not data.endswith(b"\r\n\r\n")):
                 return
         tail = data if len(data) >= len(STREAM_END) else b"".join(exchange.reads[-3:])
         if self.streaming and self.response is None and tail.endswith(STREAM_END):

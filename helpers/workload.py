@@ -35,6 +35,10 @@ class Lengths:
     min: int = 1
     max: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.stdev < 0 or self.min < 1 or (self.max is not None and self.max < self.min):
+            raise CourseError(f"no length is like this: {self}", "stdev 0 or more, 1 <= min <= max")
+
     def draw(self, chance: random.Random) -> int:
         """Return one length."""
         length = max(self.min, round(chance.gauss(self.mean, self.stdev)))

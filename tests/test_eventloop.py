@@ -109,6 +109,29 @@ def test_a_busy_reader_does_not_keep_timers_waiting(loop):
     theirs.close()
 
 
+def test_a_reader_may_remove_another(loop):
+    """Two sockets are readable at once and the first one's reader removes the second."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    called = []
+
+    def read(number):
+        called.append(number)
+        loop.remove_reader(pairs[0][0])
+        loop.remove_reader(pairs[1][0])
+
+    async def main():
+        for number, (ours, theirs) in enumerate(pairs):
+            theirs.send(b"x")
+            loop.add_reader(ours, read, number)
+        await asyncio.sleep(0.02)
+
+    loop.run_until_complete(main())
+    assert len(called) == 1
+    for pair in pairs:
+        for one in pair:
+            one.close()
+
+
 def test_the_lag_probe_sees_a_blocked_loop(loop):
     """A loop that is busy for 50 ms stamps late by as much, and says so."""
     lags = []

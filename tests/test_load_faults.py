@@ -3,11 +3,12 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
 
-from helpers import load
+from helpers import load, shards
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 
@@ -15,6 +16,10 @@ QUIET = {"progress": False, "server_every_s": None}
 SMALL = load.Synthetic(input_tokens=8, output_tokens=4)
 TOKEN = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"length"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
+WRONG_CHUNK = (  # it ends as a stream does, but its chunks do not add up
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n" + TOKEN + b"\r\n"
+    b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+)
 
 
 def whole(body: bytes, status: str = "200 OK", *fields: str) -> bytes:
@@ -25,10 +30,10 @@ def whole(body: bytes, status: str = "200 OK", *fields: str) -> bytes:
 
 @pytest.fixture
 async def serve():
-    """Start a server; ``answer(body)`` gives the bytes of each answer, ``owner`` its name."""
+    """Start a server; ``answer(body)`` gives the bytes of each answer."""
     servers = []
 
-    async def start(answer, owner: str = "somebody") -> Endpoint:
+    async def start(answer, owner: str = "somebody", hang_up: bool = False) -> Endpoint:
         async def handle(reader, writer):
             try:
                 while head := await reader.readuntil(b"\r\n\r\n"):
@@ -37,6 +42,8 @@ async def serve():
                     models = json.dumps({"data": [{"id": "m", "owned_by": owner}]}).encode()
                     writer.write(answer(json.loads(body)) if body else whole(models))
                     await writer.drain()
+                    if body and hang_up:
+                        break
             except (asyncio.IncompleteReadError, ConnectionError):
                 pass
             finally:
@@ -86,14 +93,16 @@ async def test_a_server_gets_only_the_fields_it_knows(serve, tmp_path, owner, kn
         b"data: {not json}\n\n" + TOKEN + DONE,
         b'data: {"choices":[{"delta":null}]}\n\n' + TOKEN + DONE,
         b'data: {"choices":[5]}\n\n' + TOKEN + DONE,
+        b'data: {"choices":[{"delta":{"content":5}}]}\n\n' + TOKEN + DONE,
         b"data: {\xff\xfe}\n\n" + DONE,
         b"",
+        WRONG_CHUNK,
     ],
 )
 async def test_a_conversation_survives_a_malformed_answer(serve, tmp_path, body):
     """An answer that cannot become history ends its conversation, not the run."""
     run = await load.run(
-        await serve(lambda asked: whole(body)),
+        await serve(lambda asked: body if body == WRONG_CHUNK else whole(body)),
         load.Synthetic(input_tokens=8, output_tokens=4, turns=2),
         load.ClosedLoop(users=2),
         requests=6,
@@ -128,6 +137,36 @@ async def test_retry_after_is_kept_and_never_outlasts_the_run(serve, tmp_path, v
     assert run.ends[0]["wall_s"] < 3
 
 
+async def test_a_server_that_repeats_the_key_puts_it_in_no_file(serve, tmp_path):
+    """A refusal that quotes the key is recorded without it."""
+    refusal = whole(b'{"error":{"message":"wrong key: pl4nted-k3y"}}', "401 Unauthorized")
+    endpoint = replace(await serve(lambda asked: refusal), api_key="pl4nted-k3y")
+    path = tmp_path / "run.jsonl"
+    run = await load.run(
+        endpoint, SMALL, load.Interval(every_s=0.01), requests=2, path=path, **QUIET
+    )
+    assert [record.cause for record in run.records] == ["http 401"] * 2
+    assert "wrong key: ***" in run.records[0].error and "pl4nted" not in path.read_text()
+
+
+async def test_a_server_that_is_gone_ends_the_run(serve, tmp_path, monkeypatch):
+    """Nothing but dead connections for a while: the run says so and is not taken for complete."""
+    program = (
+        "import helpers.play\nhelpers.play.GIVE_UP_S = 0.3\n"
+        "from helpers.generator import main\nmain()"
+    )
+    monkeypatch.setattr(shards, "COMMAND", ["-c", program])
+    run = await load.run(
+        await serve(lambda asked: b"", hang_up=True),
+        SMALL,
+        load.Interval(every_s=0.05),
+        requests=1000,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    assert 2 < len(run.records) < 500 and run.interrupted and "the server was gone" in repr(run)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -143,6 +182,27 @@ async def test_nonsense_is_refused_before_anything_is_sent(wrong):
     endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", model="m")
     with pytest.raises(CourseError, match="must be above 0"):
         await load.run(endpoint, SMALL, load.ClosedLoop(users=1), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (load.ClosedLoop, {"users": 1.5}),
+        (load.ClosedLoop, {"users": 1, "think_time_s": -1}),
+        (load.Poisson, {"rate_per_s": float("nan")}),
+        (load.Replay, {"times_s": ()}),
+        (load.Replay, {"times_s": (2.0, 1.0)}),
+        (load.Replay, {"times_s": (-1.0, 1.0)}),
+        (load.Replay, {"times_s": (0.0, float("nan"))}),
+        (load.Lengths, {"mean": 9, "min": 20, "max": 5}),
+        (load.Lengths, {"mean": 9, "stdev": -1}),
+        (load.Synthetic, {"turns": 0}),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(kind, wrong):
+    """Said where they are written, not by a process that breaks later."""
+    with pytest.raises(CourseError):
+        kind(**wrong)
 
 
 @pytest.mark.parametrize(
