@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from helpers.errors import CourseError
 
 # What each server calls it; the first name that is there is taken.
-_NAMES = {
+NAMES = {
     "running": ("vllm:num_requests_running", "llamacpp:requests_processing"),
     "waiting": ("vllm:num_requests_waiting", "llamacpp:requests_deferred"),
     "kv_cache_usage": ("vllm:kv_cache_usage_perc", "llamacpp:kv_cache_usage_ratio"),
@@ -65,7 +65,7 @@ class ServerMetrics:
 
 
 def parse(text: str) -> ServerMetrics:
-    """Read Prometheus text; values of several engines or models on one server are added up.
+    """Read Prometheus text; counts of several engines on one server are added up, shares averaged.
 
     Raises:
         CourseError: the text is no such text.
@@ -73,17 +73,19 @@ def parse(text: str) -> ServerMetrics:
     >>> parse("llamacpp:requests_processing 3\\n").running
     3.0
     """
-    found: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+                found.setdefault(sample.name, []).append(sample.value)
     except (ValueError, LookupError, TypeError, AttributeError):
         raise CourseError("the server's /metrics is not Prometheus text") from None
     values = {
-        field: next((found[name] for name in names if name in found), None)
-        for field, names in _NAMES.items()
+        field: next((sum(found[name]) for name in names if name in found), None)
+        for field, names in NAMES.items()
     }
+    if usage := next((found[name] for name in NAMES["kv_cache_usage"] if name in found), None):
+        values["kv_cache_usage"] = sum(usage) / len(usage)
     return ServerMetrics(**values)
 
 

@@ -135,7 +135,7 @@ def wait_ready(
         try:
             listing = requests.get(f"{base_url}/models", headers=headers, timeout=10)
             if listing.ok:
-                model = listing.json()["data"][0]["id"]
+                model = _served(listing.json()["data"])
                 request = {"model": model, "prompt": "Hi", "max_tokens": 1}
                 reply = requests.post(
                     f"{base_url}/completions", json=request, headers=headers, timeout=120
@@ -165,6 +165,11 @@ def wait_ready(
         f"{log().strip()[-1000:]}",
         "destroy the instance if the log shows no progress: `python -m helpers destroy`",
     )
+
+
+def _served(models: list[dict]) -> str:
+    """The first adapter, if one is served: vLLM lists it after the model that it changes."""
+    return next((one["id"] for one in models if one.get("parent")), models[0]["id"])
 
 
 def _remedy(log: str) -> str:
@@ -217,6 +222,21 @@ def endpoint(
 
 def metrics(endpoint: Endpoint) -> ServerMetrics | None:
     """What the server says of itself now: vLLM's and llama.cpp's metrics under the same names.
+
+    ====================  =======================================  ===============================
+    here                  vLLM (each begins with ``vllm:``)        llama.cpp (``llamacpp:``)
+    ====================  =======================================  ===============================
+    running               num_requests_running                     requests_processing
+    waiting               num_requests_waiting                     requests_deferred
+    kv_cache_usage        kv_cache_usage_perc, a share of 1        kv_cache_usage_ratio, once
+    prompt_tokens_total   prompt_tokens_total                      prompt_tokens_total
+    output_tokens_total   generation_tokens_total                  tokens_predicted_total
+    prefix_cache_hits     prefix_cache_hits_total, tokens
+    prefix_cache_queries  prefix_cache_queries_total, tokens
+    ttft_s_sum, _count    time_to_first_token_seconds_sum, _count
+    itl_s_sum, _count     inter_token_latency_seconds_sum, _count  tokens_predicted_seconds_total
+                          (once time_per_output_token_seconds)
+    ====================  =======================================  ===============================
 
     Args:
         endpoint: the server.

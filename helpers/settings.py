@@ -46,12 +46,15 @@ class Settings(BaseSettings):
     rehearsal_home: Path = platformdirs.user_state_path(_APP)
     rehearsal_idle_s: float = Field(1800, gt=0)
     model_cache: Path = platformdirs.user_cache_path(_APP)
+    engine: Literal["llamacpp", "vllm"] = "llamacpp"
+    vllm_env: Path = PROJECT / ".venv-vllm"
     local_model: str = ""
     sky_python: Path = PROJECT / ".venv-sky" / "bin" / "python"
 
     def model_post_init(self, _context) -> None:
         """Expand ``~`` in every path."""
-        for name in ("ssh_key", "runs_dir", "rehearsal_home", "model_cache", "sky_python"):
+        paths = ("ssh_key", "runs_dir", "rehearsal_home", "model_cache", "vllm_env", "sky_python")
+        for name in paths:
             object.__setattr__(self, name, getattr(self, name).expanduser())
 
     def require(self, name: str, url: str) -> str:

@@ -5,6 +5,7 @@ import shutil
 
 import psutil
 import pytest
+import vllm_server
 
 from helpers import guard, providers, rehearsal, serving, ssh
 from helpers import settings as settings_module
@@ -29,6 +30,7 @@ def home(tmp_path_factory):
         for name in ("PROVIDER", "VAST_API_KEY", "RUNPOD_API_KEY", "HF_TOKEN", "SSH_PASSPHRASE"):
             patch.delenv(name, raising=False)
         patch.delenv("LOCAL_MODEL", raising=False)
+        patch.delenv("ENGINE", raising=False)
         patch.delenv("SSH_AUTH_SOCK", raising=False)
         patch.setitem(settings_module.Settings.model_config, "env_file", None)
         for name, value in mine.items():
@@ -64,6 +66,16 @@ def endpoint(provider, instance, settings):
         yield serving.endpoint(
             tunnel.base_url, hardware=instance.hardware, source=provider.name, poll_s=0.3
         )
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory):
+    """Real vLLM on the CPU, one server for all tests that take it as it is."""
+    details = "--enable-prompt-tokens-details"  # how much of a prompt came from the cache
+    with vllm_server.serve(
+        tmp_path_factory.mktemp("vllm"), "--max-num-seqs", "32", details, api_key="a-test-key"
+    ) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,55 +1,11 @@
 """The load generator against real vLLM, in the environment that ``vllm_env.sh`` makes."""
 
-import os
-import socket
-import subprocess
-import time
-import urllib.request
-from pathlib import Path
-
 import pytest
+from vllm_server import needs_vllm
 
 from helpers import load, measure
-from helpers.endpoint import Endpoint
-from helpers.settings import PROJECT
 
-VLLM_ENV = Path(os.environ.get("VLLM_ENV", PROJECT / ".venv-vllm"))
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        not (VLLM_ENV / "model" / "config.json").exists(),
-        reason="no vLLM environment: bash tests/vllm_env.sh",
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def vllm(tmp_path_factory):
-    """A running `vllm serve` on the CPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = f"--served-model-name m --host 127.0.0.1 --port {port} --max-model-len 1024"
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    command = [VLLM_ENV / "bin" / "vllm", "serve", VLLM_ENV / "model", *words.split()]
-    server = subprocess.Popen(
-        [*command, "--enforce-eager", "--max-num-seqs", "32"],
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-    )
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 240
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{url}/health").close()
-            break
-        except OSError:
-            time.sleep(1)
-    else:
-        pytest.fail(log.read_text()[-2000:])
-    yield Endpoint(base_url=f"{url}/v1", model="m", engine="vLLM", hardware="CPU")
-    server.terminate()
-    server.wait(30)
+pytestmark = needs_vllm
 
 
 async def test_our_numbers_are_the_servers(vllm, tmp_path):
@@ -57,7 +13,7 @@ async def test_our_numbers_are_the_servers(vllm, tmp_path):
     work = load.Synthetic(input_tokens=64, output_tokens=48)
     for users in (1, 8):
         run = await load.run(
-            vllm,
+            vllm.endpoint,
             work,
             load.ClosedLoop(users=users),
             requests=4 * users + 4,
@@ -68,4 +24,6 @@ async def test_our_numbers_are_the_servers(vllm, tmp_path):
         table = measure.agreement(run)
         print(f"\n{run}\n{table.round(4)}")
         assert table.loc["output tokens", "ratio"] == 1
-        assert table["ratio"].to_list() == pytest.approx([1, 1, 1], rel=0.05)
+        assert table.loc["time per output token mean, ms", "ratio"] == pytest.approx(1, rel=0.1)
+        # The server's clock starts when it has read the request, on cores that we share.
+        assert 0.95 < table.loc["TTFT mean, ms", "ratio"] < 1.5

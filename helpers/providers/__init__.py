@@ -246,7 +246,10 @@ def configured(settings: Settings) -> list[Provider]:
 
     found = []
     if rehearsal.holds_rentals(settings):
-        found.append(connect(settings.model_copy(update={"provider": "rehearsal"})))
+        running = rehearsal.running(settings)  # whatever ENGINE is now, its machines are ours
+        engine = running.engine if running else settings.engine
+        mine = {"provider": "rehearsal", "engine": engine}
+        found.append(connect(settings.model_copy(update=mine)))
     for name in ("vast", "runpod"):
         if getattr(settings, f"{name}_api_key") is not None:
             found.append(connect(settings.model_copy(update={"provider": name})))

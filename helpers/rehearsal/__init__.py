@@ -21,11 +21,15 @@ START_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Server:
-    """Where the rehearsal answers: its URL, and the random token that is its API key."""
+    """Where the rehearsal answers: its URL, and the random token that is its API key.
+
+    ``engine`` is what serves the model on the machines that it rents out.
+    """
 
     url: str
     token: str = field(repr=False)
     pid: int = 0
+    engine: str = "llamacpp"
 
     def call(self, method: str, path: str, timeout_s: float = 5.0) -> requests.Response:
         """One authorised request to the rehearsal itself."""
@@ -55,12 +59,19 @@ def ensure(settings: Settings) -> Server:
     """The running rehearsal, started first when there is none; its model is fetched first.
 
     Raises:
-        CourseError: when it does not start or its model cannot be had.
+        CourseError: when it does not start, its model or engine cannot be had, or the one that
+            runs was started with another ``ENGINE``.
     """
     home = settings.rehearsal_home
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(home / "start.lock"):  # two notebooks may come at once
         if server := running(settings):
+            if server.engine != settings.engine:
+                raise CourseError(
+                    f"the running rehearsal serves with {server.engine}, and ENGINE is "
+                    f"{settings.engine}",
+                    "python -m helpers rehearse --stop, then run it again",
+                )
             return server
         model.path(settings)
         with (home / "server.log").open("wb") as log:
@@ -139,4 +150,6 @@ def _environment(settings: Settings) -> dict[str, str]:
         "REHEARSAL_IDLE_S": str(settings.rehearsal_idle_s),
         "MODEL_CACHE": str(settings.model_cache),
         "LOCAL_MODEL": settings.local_model,
+        "ENGINE": settings.engine,
+        "VLLM_ENV": str(settings.vllm_env),
     }

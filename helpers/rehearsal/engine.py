@@ -12,10 +12,14 @@ import sys
 import threading
 from pathlib import Path
 
+from helpers.rehearsal import engine_vllm, tool_choice
+
 # vLLM's default (256) is meant for a GPU: a laptop's throughput is flat from 8 sequences on.
 DEFAULT_SLOTS, MAX_SLOTS = 8, 32
 DEFAULT_CONTEXT = 2048
 HTTP_THREADS = 128
+# Prompts that left their slot are kept for a later one like them: llama.cpp's limit is 8 GiB.
+PROMPT_CACHE_MIB = 128
 # What makes SmolLM2-135M call functions; assets/tool_calling/README.md says how it was trained.
 TOOL_CALLING = Path(__file__).parents[2] / "assets" / "tool_calling"
 TOOL_CALLER = "SmolLM2-135M-Instruct"
@@ -31,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     options, ignored = _parser().parse_known_args(argv)
     if fault := os.environ.get("REHEARSAL_FAULT"):
         sys.exit(_LAST_WORDS[fault])
+    if os.environ["REHEARSAL_VLLM_ENV"]:
+        engine_vllm.serve(sys.argv[1:] if argv is None else argv)
     _die_with_the_instance()
     import xllamacpp
 
@@ -54,10 +60,14 @@ def main(argv: list[str] | None = None) -> None:
     (models / model.name).symlink_to(model)
     params.model.path = str(models / model.name)
     params.model_alias = {name}
-    params.hostnames = [str(socket)]
+    # With tools, clients come through ``tool_choice``, and llama.cpp listens behind it.
+    listens = socket.with_name(f"engine-{socket.name}") if calls_tools else socket
+    listens.unlink(missing_ok=True)
+    params.hostnames = [str(listens)]
     params.n_parallel = slots
     params.n_ctx = slots * min(options.max_model_len, DEFAULT_CONTEXT)
     params.cont_batching = True
+    params.cache_ram_mib = PROMPT_CACHE_MIB
     params.endpoint_metrics = True
     # One thread serves one connection: waiting requests must leave some for /metrics.
     params.n_threads_http = slots + HTTP_THREADS
@@ -70,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         params.use_jinja = True
     server = xllamacpp.Server(params)
     _say(f"rehearsal: ready on port {options.port} of this instance, {slots} slots")
+    if calls_tools:
+        tool_choice.serve(socket, listens)
     threading.Event().wait()  # the server runs in threads of its own until the process ends
     del server
 

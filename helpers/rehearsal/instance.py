@@ -66,6 +66,7 @@ class Machine:
             "REHEARSAL_MODEL": self.config["model"],
             "REHEARSAL_SOCKETS": str(self.sockets),
             "REHEARSAL_ALIVE_FD": str(self.alive_fd),
+            "REHEARSAL_VLLM_ENV": self.config["vllm_env"],
             **self.config["env"],
         }
 

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from helpers.errors import CourseError
 from helpers.rehearsal import model, offers
 from helpers.rehearsal.faults import NOW, Faults
 from helpers.settings import Settings
@@ -260,7 +261,12 @@ class Market:
         if self.faults.take("image_failure"):
             rental.status, rental.message = "created", _CUDA_ERROR
             return
-        path = await asyncio.to_thread(model.path, self.settings)
+        settings = self.settings
+        try:
+            path = await asyncio.to_thread(model.path, settings)
+        except CourseError as error:  # it was there when the rehearsal started
+            rental.status, rental.message = "created", error.what
+            return
         sockets = self.sockets / str(rental.id)
         sockets.mkdir(mode=0o700, exist_ok=True)
         for fault in ("model_failure", "out_of_memory"):
@@ -272,6 +278,7 @@ class Market:
             "env": _machine_env(rental, self.url),
             "ssh_after_s": 10 if self.faults.take("ssh_late") else 0,
             "model": str(path),
+            "vllm_env": str(settings.vllm_env.absolute()) if settings.engine == "vllm" else "",
             "sockets": str(sockets),
         }
         (folder / "machine.json").write_text(json.dumps(machine))

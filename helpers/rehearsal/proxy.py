@@ -6,13 +6,16 @@ from aiohttp import web
 _OWN = {"host", "connection", "keep-alive", "transfer-encoding", "content-length"}
 
 
-async def forward(request: web.Request, socket: str, path: str) -> web.StreamResponse:
+async def forward(
+    request: web.Request, socket: str, path: str, body: bytes | None = None
+) -> web.StreamResponse:
     """Send a request on to the server behind a Unix socket, and its answer back as it comes.
 
     Args:
         request: what came in.
         socket: path of the socket that stands for the machine's port.
         path: what to ask for there, without the leading slash.
+        body: sent in place of the request's own.
     """
     connector = aiohttp.UnixConnector(path=socket)
     async with (
@@ -22,7 +25,7 @@ async def forward(request: web.Request, socket: str, path: str) -> web.StreamRes
             f"http://machine/{path}",
             params=request.query,
             headers=_end_to_end(request.headers),
-            data=await request.read(),
+            data=await request.read() if body is None else body,
             timeout=aiohttp.ClientTimeout(total=None),
         ) as answer,
     ):

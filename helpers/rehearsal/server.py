@@ -98,7 +98,8 @@ async def serve() -> None:
 
     file = home / "server.json"
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        json.dump({"url": market.url, "token": token, "pid": os.getpid()}, out)
+        server = {"url": market.url, "token": token, "pid": os.getpid()}
+        json.dump(server | {"engine": settings.engine}, out)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

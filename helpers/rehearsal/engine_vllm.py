@@ -1,0 +1,114 @@
+"""``ENGINE=vllm``: the real ``vllm serve`` in a rehearsal machine, in its build for CPUs.
+
+What the renter asked for goes to vLLM as it stands, but for what needs a GPU or belongs to another
+model's files. Its port becomes a Unix socket in the machine's private folder, as llama.cpp's is.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+TOOL_CALLING = Path(__file__).parents[2] / "assets" / "tool_calling"
+OWN_MODEL = "SmolLM2-135M-Instruct"  # in VLLM_ENV/model, where tests/vllm_env.sh puts it
+# Left out, each with its value: what needs a GPU, and what describes another model's files.
+_LEFT_OUT = (
+    *("--quantization", "--gpu-memory-utilization", "--kv-cache-dtype", "--dtype"),
+    *("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"),
+    *("--served-model-name", "--tokenizer", "--tokenizer-mode", "--config-format", "--load-format"),
+    *("--revision", "--chat-template", "--tool-call-parser", "--reasoning-parser"),
+)
+_SHORT = {"-q": "--quantization", "-tp": "--tensor-parallel-size"}
+_SHORT |= {"-pp": "--pipeline-parallel-size", "-dp": "--data-parallel-size"}
+# Runs in vLLM's environment. The pipe closes when the machine ends, however it ended; vLLM has
+# processes of its own, so the whole group goes. Python's tracker of shared memory stays out of the
+# group: it outlives the others for a moment and removes what they leave in /dev/shm.
+_RUN = """
+import os, signal, sys, threading
+from multiprocessing import resource_tracker
+group = os.getpgrp()
+os.setpgid(0, 0)
+resource_tracker.ensure_running()
+os.setpgid(0, group)
+def watch():
+    os.read(int(os.environ["REHEARSAL_ALIVE_FD"]), 1)
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=watch, daemon=True).start()
+sys.argv[0] = "vllm"
+from vllm.entrypoints.cli.main import main
+main()
+"""
+
+
+def serve(argv: list[str]) -> NoReturn:
+    """Become ``vllm serve`` with these arguments (the first is ``serve``)."""
+    folder, env = Path(os.environ["REHEARSAL_MODEL"]), Path(os.environ["REHEARSAL_VLLM_ENV"])
+    name = OWN_MODEL if folder == env / "model" else folder.name
+    # By a short name in the machine's own home, which is also what the log shows.
+    link = Path("models", name)
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder)
+    words, asked, dropped = arguments(argv[1:], link, name)
+    socket = Path(os.environ["REHEARSAL_SOCKETS"]) / f"{asked.port}.sock"
+    socket.unlink(missing_ok=True)
+    words = ["serve", *words, "--uds", str(socket)]
+    lines = [f"{name} on vLLM's CPU build answers in place of {asked.model}"]
+    if dropped:
+        lines.append(f"vLLM options without a meaning here: {shlex.join(dropped)}")
+    lines.append(shlex.join(["vllm", *words]))
+    for line in lines:
+        print(f"rehearsal: {line}", file=sys.stderr, flush=True)
+    ours = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, taken at the start
+        "VLLM_RPC_BASE_PATH": os.environ["REHEARSAL_SOCKETS"],  # goes with the machine
+    }
+    python = str(env / "bin" / "python")
+    os.execve(python, [python, "-P", "-c", _RUN, *words], ours | os.environ)  # noqa: S606
+
+
+def arguments(
+    words: list[str], folder: Path, name: str
+) -> tuple[list[str], argparse.Namespace, list[str]]:
+    """Split a renter's arguments.
+
+    Args:
+        words: what followed ``vllm serve``.
+        folder: the model's files, also the argument that names them.
+        name: the name under which it is served; an adapter's ends in ``-tools``.
+
+    Returns:
+        The arguments for the CPU build without its address, what was asked for (``model``,
+        ``port``), and what was left out.
+    """
+    words = [_SHORT.get(word, word) for word in words]
+    parser = argparse.ArgumentParser(prog="vllm serve", add_help=False, allow_abbrev=False)
+    tag = words.pop(0) if words and not words[0].startswith("-") else ""
+    parser.add_argument("--model", default=tag)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--enable-auto-tool-choice", action="store_true")
+    for option in _LEFT_OUT:
+        parser.add_argument(option)
+    asked, kept = parser.parse_known_args(words)
+    given = {option: getattr(asked, option[2:].replace("-", "_")) for option in _LEFT_OUT}
+    dropped = [word for pair in given.items() if pair[1] is not None for word in pair]
+
+    config = json.loads((folder / "config.json").read_text())
+    longest = config.get("max_position_embeddings", sys.maxsize)
+    kept = [str(folder), "--served-model-name", name, "--enforce-eager", *kept]
+    if asked.max_model_len:
+        kept += ["--max-model-len", str(min(asked.max_model_len, longest))]
+    if asked.enable_auto_tool_choice:
+        kept += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        if name == OWN_MODEL:  # what makes it call functions, as on llama.cpp
+            rank = json.loads((TOOL_CALLING / "adapter_config.json").read_text())["r"]
+            kept += ["--chat-template", str(TOOL_CALLING / "hermes.jinja"), "--enable-lora"]
+            kept += ["--max-lora-rank", str(rank), "--lora-modules", f"{name}-tools={TOOL_CALLING}"]
+    return kept, asked, dropped
