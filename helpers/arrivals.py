@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 
 from helpers.errors import CourseError
@@ -27,6 +28,11 @@ class ClosedLoop:
 
     def __post_init__(self) -> None:
         _positive(users=self.users)
+        if self.users != int(self.users):
+            raise CourseError(f"users is {self.users}", "a whole number of them")
+        object.__setattr__(self, "users", int(self.users))  # also of NumPy's numbers
+        if self.think_time_s < 0 or (self.ramp_s or 0) < 0:
+            raise CourseError("a time is below 0", "think_time_s and ramp_s are 0 or more")
 
     def __str__(self) -> str:
         think = f", {self.think_time_s:g} s think time" if self.think_time_s else ""
@@ -143,7 +149,9 @@ class Replay:
     def __post_init__(self) -> None:
         object.__setattr__(self, "times_s", tuple(self.times_s))
         _positive(speed=self.speed)
-        if not self.times_s or list(self.times_s) != sorted(self.times_s):
+        times = self.times_s
+        ordered = all(0 <= a <= b < math.inf for a, b in pairwise((0.0, *times)))
+        if not (times and ordered):
             raise CourseError("the trace is empty or not in order of time", "sort it by timestamp")
 
     def __str__(self) -> str:
@@ -164,11 +172,14 @@ class Replay:
             speed: 2 plays twice as fast.
 
         Raises:
-            CourseError: a line has no ``timestamp``.
+            CourseError: the file cannot be read, or a line has no ``timestamp``.
         """
         try:
             with Path(path).open() as lines:
-                stamps = sorted(json.loads(line)["timestamp"] * unit_s for line in lines)
+                filled = filter(str.strip, lines)
+                stamps = sorted(json.loads(line)["timestamp"] * unit_s for line in filled)
+        except OSError as error:
+            raise CourseError(f"{path} cannot be read: {error.strerror}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise CourseError(
                 f"{path} is not a trace: {error!r}", "one JSON object a line"

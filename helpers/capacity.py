@@ -1,5 +1,6 @@
 """How many customers, at which quality, for how much."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,8 +87,10 @@ class Capacity:
         a concurrent user for ``e2e_s`` of every ``think_time_s + e2e_s`` (interactive response
         time law; Denning and Buzen 1978).
         """
+        if not self.load:
+            return 0
         if self.unit == "users":
-            return int(self.load * (think_time_s + self.e2e_s) / self.e2e_s) if self.load else 0
+            return int(self.load * (think_time_s + self.e2e_s) / self.e2e_s)
         return int(self.load * (think_time_s + self.e2e_s))
 
 
@@ -159,7 +162,7 @@ def usd_per_million_tokens(usd_per_hour: float, tokens_per_s: float) -> float:
     >>> round(usd_per_million_tokens(0.36, 1000), 2)
     0.1
     """
-    return usd_per_hour / 3600 / tokens_per_s * 1e6
+    return usd_per_hour / 3600 / tokens_per_s * 1e6 if tokens_per_s else math.inf
 
 
 def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 ``python -m helpers.generator`` reads a spec (one line of JSON) from standard input, gets ready,
 says so, waits for ``go``, and writes a line of JSON for each finished request, then one about
-itself. It needs nothing but Python 3.10 and its standard library (uvloop is used where it exists),
-so the same module runs beside a notebook, in a cluster's worker and on the rented instance. The
-end of standard input stops it: it never outlives the process that started it.
+itself. It needs nothing but Python 3.10 and its standard library (for TLS and proxies aiohttp, and
+uvloop where it exists), so the same module runs beside a notebook, in a cluster's worker and on the
+rented instance. The end of standard input stops it: it never outlives the process that started it.
 """
 
 import asyncio
@@ -16,7 +16,9 @@ import threading
 from time import perf_counter as clock
 from time import time
 
+from helpers.eventloop import new_loop
 from helpers.play import Generator, json_line
+from helpers.wire import PlainTransport, transport_for
 
 
 class _Output:
@@ -37,14 +39,6 @@ class _Output:
     def flush(self) -> None:
         os.set_blocking(self.descriptor, True)
         self(b"")
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.SelectorEventLoop()
-    return uvloop.new_event_loop()
 
 
 def _raise_file_limit() -> None:
@@ -100,7 +94,8 @@ def main() -> None:
     _raise_file_limit()
     commands, out = _lines(0), _Output(1)
     spec = json.loads(next(commands))
-    _new_loop().run_until_complete(_main(spec, commands, out))
+    loop = new_loop(lean=transport_for(spec["base_url"]) is PlainTransport)
+    loop.run_until_complete(_main(spec, commands, out))
     out.flush()
 
 

@@ -63,7 +63,8 @@ async def run(
 ) -> Run:
     """Make the requests and return a record of each.
 
-    Cancelling (Ctrl-C, the notebook's stop button) ends the run and returns what was measured.
+    Cancelling (Ctrl-C, the notebook's stop button) ends the run and returns what was measured;
+    an executor's workers cannot be stopped, and what they have not returned by then is lost.
 
     Args:
         endpoint: the server.
@@ -90,6 +91,10 @@ async def run(
         requests = min(requests or len(arrivals.times_s), len(arrivals.times_s))
     if requests is None and duration_s is None:
         raise CourseError("the run has no end", "give requests=, duration_s= or both")
+    above_0 = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
+    for name, value in {**above_0, "processes": processes}.items():
+        if value is not None and not value > 0:
+            raise CourseError(f"{name} is {value}", f"{name} must be above 0")
     if there and (ssh is None or processes > 1 or executor):
         raise CourseError("there= needs ssh=, and neither processes= nor executor=")
     if isinstance(arrivals, ClosedLoop):
@@ -126,7 +131,7 @@ async def run(
         for part in parts:
             part.tell("go")
         while any(part.running for part in parts) or (executor and not following.done()):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
             bar.show()
             if file.problem:
                 break
@@ -135,6 +140,8 @@ async def run(
     except (asyncio.CancelledError, KeyboardInterrupt):
         cancelled = True
     finally:
+        if executor:
+            following.cancel()
         for part in parts:
             part.stop()
         for sampler in samplers:

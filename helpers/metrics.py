@@ -1,5 +1,6 @@
 """The server's own view: the Prometheus text of vLLM and of llama.cpp, read into one form."""
 
+import contextlib
 import threading
 import time
 import urllib.request
@@ -153,6 +154,7 @@ class GpuSampler:
     """
 
     FIELDS: ClassVar = {
+        "index": "gpu",
         "utilization.gpu": "gpu_busy",
         "memory.used": "memory_mib",
         "power.draw": "power_w",
@@ -177,9 +179,9 @@ class GpuSampler:
 
     def _follow(self) -> None:
         for line in self.channel.makefile("r"):
-            try:
-                values = [float(value) for value in line.split(",")]
-            except ValueError:
-                continue  # "[N/A]" or a message
-            reading = dict(zip(self.FIELDS.values(), values, strict=False))
-            self.file.add("gpu", {"t_s": round(time.perf_counter() - self.began, 3), **reading})
+            reading = {}
+            for name, value in zip(self.FIELDS.values(), line.split(","), strict=False):
+                with contextlib.suppress(ValueError):  # "[N/A]" or a message
+                    reading[name] = float(value)
+            if reading:
+                self.file.add("gpu", {"t_s": round(time.perf_counter() - self.began, 3), **reading})

@@ -48,7 +48,7 @@ class Difference:
         first, second = self.names
         if not self.real:
             return f"{self.measure}: no difference beyond noise ({span})"
-        return f"{self.measure}: {second} is {self.ratio.value - 1:+.0%} of {first} ({span})"
+        return f"{self.measure}: {second} against {first}: {self.ratio.value - 1:+.0%} ({span})"
 
 
 def interval(runs: Run | Sequence[Run], measure: str = "ttft_p95_ms", seed: int = 0) -> Interval:
@@ -79,12 +79,16 @@ def compare(
     """Say by how much a measure of two runs (or two sets of repeats) differs, if it does.
 
     A single run knows only the noise within itself: repeat runs to see that between them.
+
+    Raises:
+        CourseError: as for ``interval``, or the first is 0.
     """
     groups = [[g] if isinstance(g, Run) else list(g) for g in (first, second)]
-    drawn = [_draw(group, measure, seed) for seed, group in enumerate(groups)]
-    ratios = drawn[1] / drawn[0]
-    low, high = np.percentile(ratios, [2.5, 97.5])
     values = [interval(group, measure).value for group in groups]
+    drawn = [_draw(group, measure, seed) for seed, group in enumerate(groups)]
+    if not drawn[0].all():
+        raise CourseError(f"{groups[0][0].label}: {measure} is 0, nothing can be compared with it")
+    low, high = np.percentile(drawn[1] / drawn[0], [2.5, 97.5])
     return Difference(
         measure=measure,
         names=(groups[0][0].label, groups[1][0].label),

@@ -7,20 +7,28 @@ answers are read afterwards or in small slices between, and the garbage collecto
 import asyncio
 import gc
 import json
-import socket
 import statistics
 import sys
 from collections import deque
+from email.utils import formatdate, parsedate_to_datetime
 from time import perf_counter as clock
 from time import process_time
 
 from helpers import arrivals, stream, workload
+from helpers.eventloop import LagProbe
 from helpers.wire import Exchange, Interrupted, transport_for
 
-EXACT_LENGTHS = {"vllm", "llamacpp", "sglang"}  # servers (`owned_by`) that know `ignore_eos`
+# What makes an answer as long as asked, by server (`owned_by`). Never sent to one not named here:
+# hosted APIs refuse fields that they do not know.
+EXACT_LENGTHS = {
+    "vllm": ("ignore_eos", "min_tokens"),
+    "sglang": ("ignore_eos", "min_tokens"),
+    "llamacpp": ("ignore_eos",),
+}
 TICK_S, SLICE_S = 0.005, 0.0005  # finished answers are read in slices, to disturb no clock read
 PREPARED = 20_000  # request bodies built ahead at most
 BACK_OFF_S = 1.0  # pause of a closed-loop user after a failure without Retry-After
+LONGEST_S = 60.0  # the longest that is waited because of one, as in OpenAI's client
 GIVE_UP_S = 10.0  # the server is gone when nothing but dead connections came for so long
 _DEAD = {"refused", "reset", "closed early", "unreachable"}
 
@@ -58,7 +66,7 @@ class Generator:
         headers = {"Authorization": f"Bearer {spec['api_key']}", "User-Agent": "llm-serving-course"}
         kind = transport_for(spec["base_url"])
         self.transport = kind(spec["base_url"], headers, spec["timeout_s"])
-        self.round_trips, self.exact, self.unreachable = [], False, ""
+        self.round_trips, self.exact, self.unreachable = [], (), ""
         probe = self.transport.prepare("/models")
         for _ in range(6):
             exchange = await self.transport.fetch(probe)
@@ -66,7 +74,7 @@ class Generator:
                 self.unreachable = exchange.error
                 break
             self.round_trips.append(exchange.end - exchange.sent)
-            self.exact = any(name in _models(exchange) for name in EXACT_LENGTHS)
+            self.exact = next(map(EXACT_LENGTHS.get, _models(exchange) & EXACT_LENGTHS.keys()), ())
         for _ in range(self._ahead()):
             self.prepared.append(self._build(next(self.numbers)))
         if self.round_trips:
@@ -107,7 +115,7 @@ class Generator:
         self.start, self.stopped = start, asyncio.Event()
         if self.ended:  # stopped before the clock started
             self.stopped.set()
-        self.probe = _LagProbe(loop, self.lags)
+        self.probe = LagProbe(loop, self.lags)
         gc.collect()
         gc.freeze()
         gc.disable()  # its pauses would be measured as the server's
@@ -128,7 +136,7 @@ class Generator:
             gc.unfreeze()
             self.probe.close()
         while self.finished:
-            self._emit(*self.finished.popleft())
+            self.out(self._line(*self.finished.popleft()))
         await self.transport.close()
         if self.broken:
             raise self.broken
@@ -152,7 +160,7 @@ class Generator:
             "lag_max_ms": round(lags[-1] * 1e3, 3),
             "round_trip_ms": [round(trip * 1e3, 3) for trip in self.round_trips[1:]],
             "transport": type(self.transport).__name__,
-            "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            "loop": type(asyncio.get_running_loop()).__module__,
             "python": sys.version.split()[0],
             "exact_lengths": self.exact,
         }
@@ -207,16 +215,22 @@ class Generator:
             last = turn == len(talk.turns) - 1
             exchange = await self._one(request, (number, user, turn, scheduled))
             failed = exchange.cause or _status(exchange) != 200
-            pause = (
-                (_pause(exchange) if failed else self.arrivals.think_time_s) if self.closed else 0
-            )
-            if pause:
-                await asyncio.sleep(pause)
+            if self.closed:
+                await self._rest(_pause(exchange) if failed else self.arrivals.think_time_s)
             if failed or last or not self._more():
                 return
             message, cap = talk.turns[turn + 1]
-            messages += [stream.message(exchange), message]
+            try:
+                messages += [stream.message(exchange), message]
+            except ValueError:  # malformed, and recorded as such
+                return
             request, scheduled = self._request(talk, messages, cap), None
+
+    async def _rest(self, seconds: float) -> None:
+        """Let a user pause, at the longest until nothing new is to be sent."""
+        seconds = min(seconds, self.start + self.duration - clock())
+        if seconds > 0:  # a sleep of nothing would still cost a turn of the event loop
+            await asyncio.sleep(seconds)
 
     async def _one(self, request, about: tuple) -> Exchange:
         self.left -= 1
@@ -242,15 +256,16 @@ class Generator:
         if not self.ticking:
             return
         self.probe.send()
-        until = clock() + SLICE_S
+        lines, until = [], clock() + SLICE_S
         while self.finished and clock() < until:
-            self._emit(*self.finished.popleft())
+            lines.append(self._line(*self.finished.popleft()))
         self.ticks += 1
-        tell = self.ticks % 100 == 0
-        self.out(json_line({"type": "running", "count": len(self.tasks)}) if tell else b"")
+        if self.ticks % 100 == 0:
+            lines.append(json_line({"type": "running", "count": len(self.tasks)}))
+        self.out(b"".join(lines))
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
-    def _emit(self, about: tuple, exchange: Exchange) -> None:
+    def _line(self, about: tuple, exchange: Exchange) -> bytes:
         reply = stream.read(exchange)
         number, user, turn, scheduled = about
         sent = exchange.sent
@@ -270,37 +285,16 @@ class Generator:
             "status": exchange.status,
             "finish": reply.finish,
             "cause": reply.cause,
-            "error": reply.error,
+            "error": self._without_key(reply.error),
             "retry_after_s": _retry_after(exchange),
             "reconnects": exchange.reconnects,
         }
-        self.out(json_line(record))
+        return json_line(record)
 
-
-class _LagProbe:
-    """How long bytes that have arrived wait until the event loop stamps them, sampled."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, lags: list[float]) -> None:
-        self.loop, self.lags = loop, lags
-        self.ours, self.theirs = socket.socketpair()
-        self.ours.setblocking(False)
-        self.sent = 0.0
-        loop.add_reader(self.ours, self._arrived)
-
-    def send(self) -> None:
-        if not self.sent:
-            self.sent = clock()
-            self.theirs.send(b".")
-
-    def _arrived(self) -> None:
-        self.lags.append(clock() - self.sent)
-        self.ours.recv(16)
-        self.sent = 0.0
-
-    def close(self) -> None:
-        self.loop.remove_reader(self.ours)
-        self.ours.close()
-        self.theirs.close()
+    def _without_key(self, text: str) -> str:
+        """Some servers repeat the key they refuse; a run's file holds none."""
+        key = self.spec["api_key"]
+        return text.replace(key, "***") if len(key) > 4 else text
 
 
 def _share(total: int | None, shard: int, shards: int) -> int:
@@ -329,17 +323,21 @@ def _status(exchange: Exchange) -> int:
     return int(first) if first.isdigit() else 0
 
 
-async def _rest(seconds: float) -> None:
-    if seconds:  # a sleep of nothing would still cost a turn of the event loop
-        await asyncio.sleep(seconds)
-
-
 def _pause(exchange: Exchange) -> float:
     """Return how long a user waits after a failure, in seconds."""
     stream.read(exchange)  # finds the headers
-    return _retry_after(exchange) or BACK_OFF_S
+    asked = _retry_after(exchange)
+    return BACK_OFF_S if asked is None else min(asked, LONGEST_S)
 
 
 def _retry_after(exchange: Exchange) -> float | None:
+    """Return the seconds that ``Retry-After`` asks for, a number or a date (RFC 9110, 10.2.3)."""
     value = exchange.headers.get("retry-after", "")
-    return float(value) if value.replace(".", "", 1).isdigit() else None
+    if value.replace(".", "", 1).isdigit():
+        return float(value)
+    try:
+        until = parsedate_to_datetime(value).timestamp()
+        sent = parsedate_to_datetime(exchange.headers.get("date", formatdate())).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return max(0.0, until - sent)

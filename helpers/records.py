@@ -199,9 +199,9 @@ class Run:
 
     @property
     def interrupted(self) -> bool:
-        """The run did not end by itself."""
+        """The run did not come to its end: it was stopped, or the server was gone."""
         ended = [end["ended"] for end in self.ends]
-        return len(ended) < self.header.get("processes", 1) or "interrupted" in ended
+        return len(ended) < self.header.get("processes", 1) or set(ended) != {"complete"}
 
     @property
     def round_trip_ms(self) -> float:
@@ -253,7 +253,8 @@ class Run:
     def __repr__(self) -> str:
         failed = sum(record.cause not in ("", "interrupted") for record in self.records)
         tokens = sum(record.output_tokens for record in self.records)
-        cut = ", interrupted" if self.interrupted else ""
+        gone = any(end["ended"] == "server gone" for end in self.ends)
+        cut = ", the server was gone" if gone else ", interrupted" if self.interrupted else ""
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
         return (
             f"Run({self.label}: {len(self.records)} requests, {failed} failed, {tokens} output "

@@ -22,7 +22,7 @@ READY_S = 60.0  # a generator that is not ready by then never will be
 START_IN_S = 3.0  # the time an executor's workers get to begin together
 # What the generator consists of; it needs Python's standard library and no more.
 PARTS = ("__init__", "errors", "arrivals", "workload", "http1", "wire", "general", "stream")
-PARTS += ("play", "generator")
+PARTS += ("eventloop", "play", "generator")
 COMMAND = ["-m", "helpers.generator"]
 
 

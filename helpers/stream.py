@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import dataclass
+from itertools import compress, repeat
+from operator import add
 
 from helpers.http1 import ProtocolError
 from helpers.wire import CHUNKED_HEAD, STREAM_END, Exchange
@@ -32,16 +34,20 @@ def read(exchange: Exchange) -> Reply:
     tokens there were is what the server's ``usage`` says.
     """
     reply = Reply([], cause=exchange.cause, error=exchange.error)
-    pieces = _usual_stream(exchange)
-    usual = pieces is not None
-    if not usual:
-        pieces = []
+    usual = _usual_stream(exchange)
+    if usual:
+        times, payloads, body, events = usual
+    else:
+        times, payloads = [], []
         try:
-            pieces.extend(exchange.pieces())
+            for time, payload in exchange.pieces():
+                times.append(time)
+                payloads.append(payload)
         except ProtocolError as error:
             reply.cause, reply.error = reply.cause or "malformed", reply.error or str(error)
-    body = b"".join([payload for _, payload in pieces])
-    reply.token_times = _token_times(pieces, body)
+        body = b"".join(payloads)
+        events = body.count(b"data:")
+    reply.token_times = _token_times(times, payloads, body, events)
     _read_usage(reply, body)
     at = body.rfind(b'"finish_reason":')
     finish = body[at + 16 : at + 40].strip(b' "').partition(b'"')[0]
@@ -53,26 +59,35 @@ def read(exchange: Exchange) -> Reply:
 
 
 def message(exchange: Exchange) -> dict:
-    """Return the assistant's message of a good answer, put together from its pieces."""
+    """Return the assistant's message of a good answer, put together from its pieces.
+
+    Raises:
+        ValueError: the pieces are not those of an answer.
+    """
     body = b"".join([payload for _, payload in exchange.pieces()])
     text, calls = [], {}
-    for line in body.splitlines():
-        if not line.startswith(b"data:") or line.endswith(b"[DONE]"):
-            continue
-        for choice in json.loads(line[5:]).get("choices", ()):
-            delta = choice.get("delta", {})
-            text.append(delta.get("content") or "")
-            for part in delta.get("tool_calls") or ():
-                call = calls.setdefault(part["index"], {"type": "function", "function": {}})
-                call["id"] = part.get("id") or call.get("id")
-                for key, value in part.get("function", {}).items():
-                    call["function"][key] = call["function"].get(key, "") + (value or "")
+    try:
+        for line in body.splitlines():
+            if not line.startswith(b"data:") or line.endswith(b"[DONE]"):
+                continue
+            for choice in json.loads(line[5:]).get("choices") or ():
+                delta = choice.get("delta") or {}
+                text.append(delta.get("content") or "")
+                for part in delta.get("tool_calls") or ():
+                    call = calls.setdefault(part["index"], {"type": "function", "function": {}})
+                    call["id"] = part.get("id") or call.get("id")
+                    for key, value in part.get("function", {}).items():
+                        call["function"][key] = call["function"].get(key, "") + (value or "")
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"not an answer: {error!r}") from None
     whole = {"role": "assistant", "content": "".join(text)}
     return whole | ({"tool_calls": list(calls.values())} if calls else {})
 
 
-def _usual_stream(exchange: Exchange) -> list[tuple[float, bytes]] | None:
-    """Return the reads with their chunk sizes left in, if that cannot matter, else ``None``.
+def _usual_stream(exchange: Exchange) -> tuple[list[float], list[bytes], bytes, int] | None:
+    """Return times, reads, all of them joined, and the number of events; else ``None``.
+
+    The chunk sizes are left in, if that cannot matter.
 
     It cannot when each chunk is one event, each event is ``data: {...}``, and the stream ends as
     it should: nearly every answer. A few searches in C then stand for taking the framing off
@@ -83,61 +98,61 @@ def _usual_stream(exchange: Exchange) -> list[tuple[float, bytes]] | None:
     head = CHUNKED_HEAD.match(exchange.reads[0])
     if not head:
         return None
-    reads = [exchange.reads[0][head.end() :], *exchange.reads[1:]]
+    first, times, reads = exchange.reads[0][head.end() :], exchange.times, exchange.reads[1:]
+    times, reads = (times, [first, *reads]) if first else (times[1:], reads)
     body = b"".join(reads)
     events = body.count(b"data: {")
     if not (
         body.endswith(STREAM_END)
         and body.count(b"}\n\n\r\n") == events
         and body.count(b"\n") == 4 * (events + 1) + 2  # two ends of line of the event, two of the
-        and body.count(b"\r") == 2 * (events + 1) + 2  # chunk; with [DONE], and the last chunk's
-        and b'"error"' not in body
+        and b'"error"' not in body  # chunk; with [DONE], and the last chunk's
     ):
         return None
     exchange.status = 200
-    return list(zip(exchange.times, reads, strict=True))
+    return times, reads, body, events + 1
 
 
-def _token_times(pieces: list[tuple[float, bytes]], body: bytes) -> list[float]:
-    if not all([payload.endswith(b"\n") for _, payload in pieces]):
-        pieces = list(_whole_lines(pieces))
-    counts: list[int] = []
-    for key in _text_keys(body):
-        found = [payload.count(key) for _, payload in pieces]
-        empty = key + b'"'
-        found[0] -= pieces[0][1].count(empty)  # the role comes with an empty text, at the start
-        if body.count(empty, len(pieces[0][1])):
-            found[1:] = [
-                n and n - p.count(empty) for n, (_, p) in zip(found[1:], pieces[1:], strict=True)
-            ]
-        counts = [a + b for a, b in zip(counts, found, strict=True)] if counts else found
+def _token_times(
+    times: list[float], payloads: list[bytes], body: bytes, events: int
+) -> list[float]:
+    if not all(map(bytes.endswith, payloads, repeat(b"\n"))):
+        payloads = list(_whole_lines(payloads))
+    counts = _texts(payloads, body, events)
     if max(counts, default=0) <= 1:
-        return [time for n, (time, _) in zip(counts, pieces, strict=False) if n]
-    return [time for n, (time, _) in zip(counts, pieces, strict=True) for _ in range(n)]
+        return list(compress(times, counts))
+    return [time for n, time in zip(counts, times, strict=True) for _ in range(n)]
 
 
-def _whole_lines(pieces: list[tuple[float, bytes]]):
-    """Yield the pieces cut at ends of lines: a line belongs to the read that completes it."""
+def _whole_lines(payloads: list[bytes]):
+    """Yield the payloads cut at ends of lines: a line belongs to the read that completes it."""
     rest = b""
-    for time, payload in pieces:
+    for payload in payloads:
         data = rest + payload
         cut = data.rfind(b"\n") + 1
         rest = data[cut:]
-        yield time, data[:cut]
+        yield data[:cut]
 
 
-def _text_keys(body: bytes) -> list[bytes]:
-    """Return the keys that carry text in this answer."""
-    space, found, missing = b" " if b'"choices": ' in body[:2048] else b"", [], body.count(b"data:")
+def _texts(payloads: list[bytes], body: bytes, events: int) -> list[int]:
+    """Count the pieces of text that came with each payload."""
+    space = b" " if b'"choices": ' in body[:2048] else b""
+    counts, unexplained = [0] * len(payloads), events
     for name in _KEYS:
         key = b'"%s":%s"' % (name.encode(), space)
-        count = body.count(key)
-        if count:
-            found.append(key)
-        missing -= count
-        if missing < 4:  # all events but the role, the finish, usage and [DONE] are explained
+        found = list(map(bytes.count, payloads, repeat(key)))
+        if total := sum(found):
+            empty = key + b'"'
+            found[0] -= payloads[0].count(empty)  # the role comes with an empty text, at the start
+            if body.count(empty, len(payloads[0])):
+                found[1:] = [
+                    n and n - p.count(empty) for n, p in zip(found[1:], payloads[1:], strict=True)
+                ]
+            counts = list(map(add, counts, found))
+        unexplained -= total
+        if unexplained < 4:  # the role, the finish, usage and [DONE]
             break
-    return found
+    return counts
 
 
 def _read_usage(reply: Reply, body: bytes) -> None:
@@ -146,7 +161,7 @@ def _read_usage(reply: Reply, body: bytes) -> None:
     while (at := body.rfind(b'"usage"', 0, at)) >= 0:
         line = body[body.rfind(b"\n", 0, at) + 1 : body.find(b"\n", at)]
         try:
-            usage = json.loads(line.removeprefix(b"data:"))["usage"] or {}
+            usage = json.loads(line.removeprefix(b"data:").decode())["usage"] or {}
         except (ValueError, KeyError):
             continue
         if "completion_tokens" in usage:

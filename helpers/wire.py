@@ -20,6 +20,7 @@ CHUNKED_HEAD = re.compile(  # a complete 200 head that announces a chunked body
     rb"HTTP/1\.1 200[^\r\n]*\r\n(?:[^\r\n]+\r\n)*?(?i:transfer-encoding):[ \t]*(?i:chunked)\r\n"
     rb"(?:[^\r\n]+\r\n)*\r\n"
 )
+READ = 1 << 16  # bytes at a time
 STREAM_END = b"data: [DONE]\n\n\r\n0\r\n\r\n"  # how every OpenAI stream ends, with its framing
 
 
@@ -64,51 +65,72 @@ class Exchange:
                 yield time, payload
 
 
-class _Connection(asyncio.Protocol):
-    """One keep-alive connection, one request at a time."""
+class _Connection:
+    """One keep-alive connection, one request at a time.
 
-    def __init__(self) -> None:
+    Args:
+        sock: connected and non-blocking.
+        loop: the running event loop; ``helpers.eventloop`` reads at the least cost.
+    """
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self.sock, self.receive, self.loop = sock, sock.recv, loop
         self.exchange: Exchange | None = None
-        self.alive = False
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        self.transport, self.alive = transport, True
+        self.alive, self.writing = True, False
+        loop.add_reader(sock, self._readable)
 
     def send(self, payload: bytes, exchange: Exchange, timeout_s: float) -> asyncio.Future:
         """Write the request now, in this very call, so that ``sent`` is when its bytes left."""
-        loop = asyncio.get_running_loop()
         self.exchange, self.streaming, self.checked = exchange, False, 0
         self.response: Response | None = None
-        self.waiter = loop.create_future()
-        self.timer = loop.call_later(timeout_s, self._fail, "timeout", f"no end in {timeout_s:g} s")
+        self.waiter = self.loop.create_future()
+        late = self._fail, "timeout", f"no end in {timeout_s:g} s"
+        self.timer = self.loop.call_later(timeout_s, *late)
         exchange.sent = clock()
-        try:
-            sent = self.sock.send(payload)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._fail("reset", str(error))
-            return self.waiter
-        if sent < len(payload):
-            self.transport.write(payload[sent:])
+        self._write(payload)
         return self.waiter
 
-    def data_received(self, data: bytes) -> None:
-        now, exchange = clock(), self.exchange
-        if exchange is None:  # an answer nobody asked for
-            self.transport.abort()
+    def _write(self, payload: bytes) -> None:
+        try:
+            payload = payload[self.sock.send(payload) :]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._fail("reset", str(error))
             return
-        exchange.times.append(now)
+        if payload:  # the socket's buffer is full
+            self.loop.add_writer(self.sock, self._write, payload)
+        elif self.writing:
+            self.loop.remove_writer(self.sock)
+        self.writing = bool(payload)
+
+    def _readable(self) -> bool:
+        """Stamp and keep what there is; return whether the answer has come to its end."""
+        exchange = self.exchange
+        try:
+            data = self.receive(READ)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._lost(error)
+            return True
+        if not data or exchange is None:  # the end, or an answer nobody asked for
+            self._lost(None)
+            return True
+        exchange.times.append(clock())
         exchange.reads.append(data)
         # Within a chunked stream only a read that ends in an empty line can be its last.
-        if not self.streaming or data.endswith(b"\r\n\r\n") or len(data) < 4:
-            self._check(data)
+        if self.streaming and not data.endswith(b"\r\n\r\n") and len(data) >= 4:
+            return False
+        self._check(data)
+        return self.exchange is None
 
     def _check(self, data: bytes) -> None:
         exchange = self.exchange
         if not self.streaming and len(exchange.reads) == 1:
-            self.streaming = bool(CHUNKED_HEAD.match(data))
-            if self.streaming and not data.endswith(b"\r\n\r\n"):
+            head = CHUNKED_HEAD.match(data)
+            self.streaming = bool(head)
+            if head and (head.end() == len(data) or not data.endswith(b"\r\n\r\n")):
                 return
         tail = data if len(data) >= len(STREAM_END) else b"".join(exchange.reads[-3:])
         if self.streaming and self.response is None and tail.endswith(STREAM_END):
@@ -125,9 +147,9 @@ class _Connection(asyncio.Protocol):
         if self.response.done:
             self._finish(keep=self.response.keep_alive and not self.response.rest)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self.alive = False
+    def _lost(self, error: Exception | None) -> None:
         if self.exchange is None:
+            self.close()
             return
         response = Response()
         try:
@@ -162,8 +184,13 @@ class _Connection(asyncio.Protocol):
                 self.waiter.set_result(None)
 
     def close(self) -> None:
-        self.alive = False
-        self.transport.abort()
+        """Close it, whatever is on its way."""
+        if self.alive:
+            self.alive = False
+            self.loop.remove_reader(self.sock)
+            if self.writing:
+                self.loop.remove_writer(self.sock)
+            self.sock.close()
 
 
 class PlainTransport:
@@ -252,7 +279,6 @@ class PlainTransport:
         if not self.addresses:
             self.addresses = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         for family, kind, proto, _, address in self.addresses:
-            # A socket of our own, so that `send` can write to it directly (see there).
             sock = socket.socket(family, kind, proto)
             sock.setblocking(False)
             try:
@@ -266,9 +292,7 @@ class PlainTransport:
                 raise
             if family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _, connection = await loop.create_connection(_Connection, sock=sock)
-            connection.sock = sock
-            return connection
+            return _Connection(sock, loop)
         raise failure
 
 

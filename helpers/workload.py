@@ -35,6 +35,10 @@ class Lengths:
     min: int = 1
     max: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.stdev < 0 or self.min < 1 or (self.max is not None and self.max < self.min):
+            raise CourseError(f"no length is like this: {self}", "stdev 0 or more, 1 <= min <= max")
+
     def draw(self, chance: random.Random) -> int:
         """Return one length."""
         length = max(self.min, round(chance.gauss(self.mean, self.stdev)))
@@ -92,6 +96,8 @@ class Synthetic:
                 object.__setattr__(self, name, Lengths(**value))
             elif isinstance(value, int) and value < 1:
                 raise CourseError(f"{name} is {value}", f"{name} must be 1 or more")
+        if self.turns < 1:
+            raise CourseError(f"turns is {self.turns}", "turns must be 1 or more")
 
     def __str__(self) -> str:
         turns = f", {self.turns} turns" if self.turns > 1 else ""
@@ -134,6 +140,9 @@ class Prompts:
         object.__setattr__(self, "items", tuple(self.items))
         if not self.items:
             raise CourseError("there are no prompts", "give at least one")
+        if bad := [item for item in self.items if not _is_prompt(item)]:
+            hint = "a prompt is a string or a list of chat messages, one of the user's among them"
+            raise CourseError(f"this is no prompt: {str(bad[0])[:60]!r}", hint)
 
     def __str__(self) -> str:
         return f"{len(self.items)} prompts, up to {self.output_tokens} out"
@@ -143,13 +152,21 @@ class Prompts:
         """Read a JSONL file whose lines have ``prompt`` or ``messages``; options as for the class.
 
         Raises:
-            CourseError: a line has neither.
+            CourseError: the file cannot be read, or a line has neither.
         """
+        try:
+            lines = Path(path).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CourseError(f"{path} cannot be read: {error}") from None
         items = []
-        for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 item = json.loads(line)
                 items.append(item.get("messages") or item["prompt"])
+                if not _is_prompt(items[-1]):
+                    raise ValueError
             except (AttributeError, KeyError, ValueError):
                 hint = 'write {"prompt": "..."} or {"messages": [...]} on each line'
                 raise CourseError(f"{path}, line {number} is no prompt", hint) from None
@@ -159,8 +176,10 @@ class Prompts:
         """Return conversation number ``index``."""
         item = self.items[index % len(self.items)]
         messages = [_message("user", item)] if isinstance(item, str) else item
-        opening = [message for message in messages if message["role"] in ("system", "developer")]
-        turns = [message for message in messages if message["role"] == "user"]
+        opening = [
+            message for message in messages if message.get("role") in ("system", "developer")
+        ]
+        turns = [message for message in messages if message.get("role") == "user"]
         turns = [(turn, self.output_tokens) for turn in turns]
         return Conversation(opening=opening, turns=turns, tools=tuple(self.tools))
 
@@ -241,7 +260,7 @@ def body(
     tools: tuple[dict, ...],
     messages: list[dict],
     max_tokens: int,
-    exact: bool,
+    exact: tuple[str, ...],
 ) -> bytes:
     """Return the body of a streaming chat completion.
 
@@ -251,7 +270,7 @@ def body(
         tools: of the conversation.
         messages: the chat so far.
         max_tokens: cap of the answer.
-        exact: the server knows ``ignore_eos``.
+        exact: which of ``ignore_eos`` and ``min_tokens`` the server knows; others may refuse them.
     """
     fields = {
         "model": model,
@@ -263,8 +282,9 @@ def body(
     }
     if tools:
         fields["tools"] = tools
-    if work.ignore_eos and exact:
-        fields["ignore_eos"] = True
+    if work.ignore_eos:
+        wanted = {"ignore_eos": True, "min_tokens": max_tokens}
+        fields |= {name: wanted[name] for name in exact}
     return json.dumps(fields).encode()
 
 
@@ -276,6 +296,12 @@ def _filled(ask: str, chance: random.Random) -> str:
 
 def _message(role: str, content: str) -> dict:
     return {"role": role, "content": content}
+
+
+def _is_prompt(item: object) -> bool:
+    if isinstance(item, list | tuple) and all(isinstance(message, dict) for message in item):
+        return any(message.get("role") == "user" for message in item)
+    return isinstance(item, str)
 
 
 def _text(chance: random.Random, words: int) -> str:

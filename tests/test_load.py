@@ -1,6 +1,7 @@
 """The load generator against the rehearsal's real engine and against the paced server."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import urllib.request
 from itertools import islice, pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from helpers import load, measure, metrics, ssh
 from helpers.arrivals import from_spec, to_spec
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
+from helpers.export import most_at_once
 from helpers.records import Run
 
 QUIET = {"progress": False, "server_every_s": None}
@@ -337,6 +340,65 @@ async def test_from_the_instance_itself(endpoint, instance, settings, tmp_path):
         )
     assert len(run.ok) == 6 and sum(record.output_tokens for record in run.records) == 24
     assert run.header["route"] == "/chat/completions" and not run.gpu
+
+
+async def test_five_thousand_streams_at_once(paced, tmp_path):
+    """One process carries 5,000 open streams at a token a second: none lost, little memory."""
+    resource = pytest.importorskip("resource")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < 6000:
+        pytest.skip("the system allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the server's too
+    task = asyncio.create_task(
+        load.run(
+            paced("--ttft", "6", "--itl", "1"),
+            load.Synthetic(input_tokens=8, output_tokens=4),
+            load.ClosedLoop(users=5000),
+            requests=5000,
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+    )
+    peak = 0.0
+    while not task.done():
+        await asyncio.sleep(0.2)
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "helpers.generator" in child.cmdline():
+                    peak = max(peak, child.memory_info().rss / 1e6)
+    run = await task
+    print(f"\n{run}, peak {peak:.0f} MB, most at once {most_at_once(run)}")
+    assert len(run.ok) == 5000 and sum(record.output_tokens for record in run.ok) == 20_000
+    assert most_at_once(run) == 5000 and 0 < peak < 1500
+
+
+async def test_the_gpu_is_watched_over_ssh(endpoint, instance, settings, tmp_path):
+    """Where the instance has an ``nvidia-smi``, the run holds what it says, as far as it does."""
+    script = (
+        "#!/bin/sh\nwhile :; do echo '0, 97, 5123, 71.54'; echo '1, [N/A], 0, 9'; sleep 0.1; done"
+    )
+    with ssh.connect(instance, settings) as client:
+        with client.open_sftp() as files:
+            with files.open("bin/nvidia-smi", "w") as program:
+                program.write(script)
+            files.chmod("bin/nvidia-smi", 0o755)
+        try:
+            run = await load.run(
+                endpoint,
+                SMALL,
+                load.ClosedLoop(users=1),
+                requests=4,
+                ssh=client,
+                path=tmp_path / "run.jsonl",
+                **QUIET,
+            )
+        finally:
+            with client.open_sftp() as files:
+                files.remove("bin/nvidia-smi")
+    first, second = run.gpu[:2]
+    assert first.pop("t_s") >= 0 and second.pop("t_s") >= 0
+    assert first == {"gpu": 0, "gpu_busy": 97, "memory_mib": 5123, "power_w": 71.54}
+    assert second == {"gpu": 1, "memory_mib": 0, "power_w": 9}
 
 
 async def test_an_executor_of_two_workers_gives_the_same(paced, tmp_path):

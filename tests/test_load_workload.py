@@ -54,12 +54,19 @@ def test_a_spec_makes_the_same_requests(work):
 
 
 def test_the_body_is_the_apis():
-    """Usage is asked for, tools are sent, and lengths are fixed only where the server knows how."""
+    """Usage is asked for, tools are sent, and lengths are fixed only in words the server knows."""
     work = load.Synthetic(tools=(TOOL,))
-    plain = json.loads(workload.body(work, "m", work.tools, [], 5, exact=False))
+    plain = json.loads(workload.body(work, "m", work.tools, [], 5, exact=()))
     assert plain["stream_options"] == {"include_usage": True} and plain["tools"] == [TOOL]
-    assert plain["max_tokens"] == 5 and "ignore_eos" not in plain
-    assert json.loads(workload.body(work, "m", (), [], 5, exact=True))["ignore_eos"] is True
+    assert plain["max_tokens"] == 5 and not plain.keys() & {"ignore_eos", "min_tokens"}
+    exact = json.loads(
+        workload.body(work, "m", work.tools, [], 5, exact=("ignore_eos", "min_tokens"))
+    )
+    assert (exact["ignore_eos"], exact["min_tokens"]) == (True, 5)
+    free = load.Synthetic(ignore_eos=False)
+    assert "min_tokens" not in json.loads(
+        workload.body(free, "m", (), [], 5, exact=("min_tokens",))
+    )
 
 
 def test_prompts_from_a_file(tmp_path):

@@ -121,6 +121,17 @@ def test_compare_says_noise_when_it_is_noise():
     assert slower.real and slower.ratio.value == pytest.approx(2) and "+100%" in str(slower)
 
 
+def test_nothing_is_compared_with_nothing():
+    """A run without a token is no measure for another, and costs without end."""
+    nothing = closed_loop(each=5, ttft_s=0.0, gap_s=0.0, failed=5)
+    for index, record in enumerate(nothing.records):
+        nothing.records[index] = replace(record, token_us=(), output_tokens=0)
+    with pytest.raises(CourseError, match="is 0"):
+        measure.compare(nothing, closed_loop())
+    assert measure.usd_per_million_tokens(1, 0) == math.inf
+    assert measure.capacity([nothing]).customers(10) == 0
+
+
 def test_export_has_the_form_of_vllms_own():
     """Every key of a result that `vllm bench serve --save-detailed` 0.32 wrote, with our values."""
     run = closed_loop()
