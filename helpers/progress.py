@@ -13,17 +13,19 @@ class Progress:
 
     Args:
         keep: keep every different line, also in a notebook.
+        shown: show anything at all.
 
     >>> with Progress() as say:
     ...     say("loading")  # doctest: +ELLIPSIS
        0 s  loading
     """
 
-    def __init__(self, keep: bool = False) -> None:
+    def __init__(self, keep: bool = False, shown: bool = True) -> None:
         self._began = time.monotonic()
         self._last = ""
         self._keep = keep
-        self._display = None if keep else _notebook_display()
+        self._shown = shown
+        self._display = None if keep or not shown else _notebook_display()
         self._open_line = False
 
     @property
@@ -33,6 +35,8 @@ class Progress:
 
     def __call__(self, line: str) -> None:
         """Show a line (its first line, if there are several)."""
+        if not self._shown:
+            return
         line = line.strip().splitlines()[0] if line.strip() else ""
         text = f"{time.monotonic() - self._began:4.0f} s  {line}"
         if self._display is not None:

@@ -10,6 +10,7 @@ from helpers.tools_talk import Reply, read, read_stream
 if TYPE_CHECKING:
     import openai
 
+_KEY = "pass the key that it was started with: Endpoint(api_key=...)"
 _FLAGS = "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes (or mistral, ...)"
 
 
@@ -51,7 +52,8 @@ async def ask(
         ) from None
     except openai.APIStatusError as error:
         said = str(error)[:300]
-        hint = _FLAGS if "tool" in said.lower() else "read the server's log"
+        hint = _KEY if error.status_code == 401 else "read the server's log"
+        hint = _FLAGS if "tool" in said.lower() else hint
         raise CourseError(f"the server refuses the request: {said}", hint) from None
     except (openai.OpenAIError, httpx.HTTPError) as error:
         raise CourseError(f"the model server does not answer: {error}"[:300]) from None

@@ -138,7 +138,7 @@ async def evaluate(
         raise CourseError("there is no question to ask", "give at least one")
     free, done, began = asyncio.Semaphore(users), [], clock()
     async with connect(endpoint) as client:
-        with Progress() as say:
+        with Progress(shown=progress) as say:
 
             async def one(question: Question) -> Verdict:
                 async with free:
@@ -151,8 +151,7 @@ async def evaluate(
                         verdict = Verdict(question=question, got=error.what, right_tool=False,
                                           cause=REFUSED, seconds=clock() - start)  # fmt: skip
                 done.append(verdict)
-                if progress:
-                    say(f"{len(done)} of {len(chosen)} questions")
+                say(f"{len(done)} of {len(chosen)} questions")
                 return verdict
 
             verdicts = await asyncio.gather(*map(one, chosen))

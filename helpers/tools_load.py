@@ -63,10 +63,9 @@ async def crowd(
             except CourseError as error:
                 return Conversation(messages=messages, stopped=error.what, began=began)
 
-        with Progress() as say:
+        with Progress(shown=progress) as say:
             for count in users:
-                if progress:
-                    say(f"{count} users, {count * conversations_per_user} conversations")
+                say(f"{count} users, {count * conversations_per_user} conversations")
                 asked, found[count] = unseen(work, count), []
                 chats = iter([asked.conversation(n) for n in range(count * conversations_per_user)])
                 await asyncio.gather(*(_user(chats, converse, found[count]) for _ in range(count)))

@@ -4,8 +4,10 @@ It stands for a model that an attacker has talked into the worst, and for every 
 answer has to be known beforehand.
 """
 
+import asyncio
 import itertools
 import json
+import threading
 from collections.abc import Callable, Iterator
 
 from aiohttp import web
@@ -14,7 +16,7 @@ from helpers.endpoint import Endpoint
 
 
 class Puppet:
-    """Serve given answers while in its ``async with``, one a request, the last one for ever.
+    """Serve given answers while in its ``with``, one a request, the last one for ever.
 
     Args:
         *answers: each a message (``content``, ``tool_calls``; see ``calls`` and ``says``),
@@ -23,31 +25,37 @@ class Puppet:
 
     ``asked`` holds the requests that came.
 
-    >>> async def ask():
-    ...     async with Puppet(says("Hello")) as puppet:
-    ...         chat = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
-    ...         with puppet.endpoint.client() as client:
-    ...             return await asyncio.to_thread(client.chat.completions.create, **chat)
-    >>> import asyncio
-    >>> asyncio.run(ask()).choices[0].message.content
+    >>> with Puppet(says("Hello")) as puppet, puppet.endpoint.client() as client:
+    ...     chat = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    ...     client.chat.completions.create(**chat).choices[0].message.content
     'Hello'
     """
 
     def __init__(self, *answers: "dict | tuple[int, str] | Callable", finish: str = "stop") -> None:
         self.answers, self.finish, self.asked = list(answers), finish, []
 
-    async def __aenter__(self) -> "Puppet":
+    def __enter__(self) -> "Puppet":
+        # A loop of its own: the reader's may be waiting for the answer.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        self.endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="puppet")
+        return self
+
+    def __exit__(self, *_) -> None:
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(self) -> int:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._answer)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        port = self._runner.addresses[0][1]
-        self.endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="puppet")
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        await self._runner.cleanup()
+        return self._runner.addresses[0][1]
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -219,7 +219,7 @@ class ToolCalls:
         try:
             for ask in self.asks:
                 _filled(ask, random.Random(0))  # noqa: S311
-        except (LookupError, ValueError):
+        except (LookupError, ValueError, AttributeError):
             hint = "use {number}, {count} and {word}; write {{ and }} for braces"
             raise CourseError(f"this question cannot be filled in: {ask!r}", hint) from None
 

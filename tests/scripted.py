@@ -1,16 +1,20 @@
 """A model on strings and its answers, in few letters."""
 
+import asyncio
 import json
 
 from helpers.tools_puppet import Puppet
 
 
 class Scripted(Puppet):
-    """A puppet that gives itself and its endpoint."""
+    """A puppet that gives itself and its endpoint, and blocks no loop."""
 
     async def __aenter__(self):
-        await super().__aenter__()
+        await asyncio.to_thread(self.__enter__)
         return self, self.endpoint
+
+    async def __aexit__(self, *_):
+        await asyncio.to_thread(self.__exit__)
 
 
 def call(name, arguments="{}", id="call00001"):

@@ -10,7 +10,7 @@ import yaml
 from aiohttp import web
 from scripted import Scripted, call, said, wants
 
-from helpers import tools
+from helpers import plots_tools, tools
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.settings import ASSETS
@@ -159,6 +159,20 @@ async def test_scores_are_counted_by_kind():
                                                   "a call is missing"]  # fmt: skip
     assert "right tool: 2 of 3, 67 %" in str(found)
     assert all(one["temperature"] == 0 and one["tool_choice"] == "auto" for one in server.asked)
+
+
+async def test_the_picture_names_the_commonest_mistake():
+    """Its title is what a reader takes home; with nothing wrong it has to say that."""
+    asked = [question(X, kind="one"), question(Y, kind="one"), question(kind="none")]
+    async with Scripted(wants(call("ship", {"to": "x"}))) as (_, endpoint):
+        found = await tools.evaluate(endpoint, asked, progress=False)
+        fine = await tools.evaluate(endpoint, asked[:1], progress=False)
+    picture = plots_tools.mistakes(found)
+    assert picture.get_suptitle().startswith("2 of 3 questions went wrong, most often: ")
+    labels = [label.get_text() for label in picture.axes[0].get_xticklabels()]
+    assert [" ".join(label.split()) for label in labels] == ["right", "needless call",
+                                                             "wrong value"]  # fmt: skip
+    assert plots_tools.mistakes(fine).get_suptitle() == "All 1 questions right"
 
 
 async def test_a_forced_choice_is_for_questions_that_need_a_call():

@@ -6,7 +6,7 @@ import time
 import pytest
 from scripted import Scripted, call, said, wants
 
-from helpers import load, tools
+from helpers import load, plots_tools, tools
 
 
 @tools.tool
@@ -45,6 +45,11 @@ async def test_users_talk_at_the_same_time_and_all_are_answered():
     parts = table[["deciding_ms", "executing_ms", "answering_ms"]].sum(axis=1)
     assert (parts <= table["whole_p95_ms"] * 1.2).all()
     assert table.loc[4, "per_minute"] > 1.5 * table.loc[1, "per_minute"]
+    drawn = plots_tools.phases(table, "a puppet")
+    heights = [bar.get_height() for bar in drawn.axes[0].patches]
+    assert heights == pytest.approx(
+        [*table["deciding_ms"], *table["executing_ms"], *table["answering_ms"]]
+    )
 
 
 async def test_a_server_that_fails_under_load_is_counted():

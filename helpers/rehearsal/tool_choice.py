@@ -2,11 +2,12 @@
 
 llama.cpp holds a call to its tool's schema once the model has begun one. It does not make the model
 begin: with ``required`` its grammar lets any text stand before the call, until ``max_tokens`` cuts
-it off, and it reads a named function as ``auto``. So a request that forces a call gets the call's
-beginning as the start of the model's answer; from there llama.cpp's own grammar leads on, and its
-own parser reads the call, whole or streamed. Everything else passes as it came.
+it off, and it reads a named function as ``auto``. So a request that forces a call gets the first
+line of a call as the start of the model's answer; from there llama.cpp's own grammar leads on, and
+its own parser reads the call, whole or streamed. Everything else passes as it came.
 
-What differs from vLLM: the beginning counts as prompt tokens.
+What differs from vLLM: a named function is the only one that the model is shown, and the line
+counts as prompt tokens.
 """
 
 import json
@@ -32,29 +33,25 @@ def forced(body: dict) -> dict:
     >>> tools = [{"type": "function", "function": {"name": "ping"}}]
     >>> ping = {"type": "function", "function": {"name": "ping"}}
     >>> made = forced({"messages": [], "tools": tools, "tool_choice": ping})
-    >>> made["messages"][-1]["content"], made["tool_choice"]
-    ('<tool_call>\\n{"name": "ping", "arguments": ', 'required')
+    >>> made["messages"][-1], made["tool_choice"]
+    ({'role': 'assistant', 'content': '<tool_call>\\n'}, 'required')
     """
     choice = body.get("tool_choice") or "auto"
-    names = [tool["function"]["name"] for tool in body.get("tools") or ()]
+    tools = body.get("tools") or []
     made = dict(body)
     if isinstance(choice, dict):
         name = choice["function"]["name"]
-        if name not in names:
+        made["tools"] = [tool for tool in tools if tool["function"]["name"] == name]
+        if not made["tools"]:
             raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
-        begun = f'{CALL}{{"name": {json.dumps(name)}, "arguments": '
-    elif choice == "required":
-        if not names:
-            raise ValueError("tool_choice is 'required' without tools")
-        begun = CALL
-    elif choice in ("auto", "none"):
-        begun = ""
-    else:
+    elif choice not in ("auto", "none", "required"):
         raise ValueError(f"tool_choice is {choice!r}")
-    if begun:
-        made["messages"] = [*body["messages"], {"role": "assistant", "content": begun}]
+    elif choice == "required" and not tools:
+        raise ValueError("tool_choice is 'required' without tools")
+    if choice not in ("auto", "none"):
+        made["messages"] = [*body["messages"], {"role": "assistant", "content": CALL}]
         made["tool_choice"] = "required"
-    if names and (isinstance(choice, dict) or body.get("parallel_tool_calls") is False):
+    if tools and (isinstance(choice, dict) or body.get("parallel_tool_calls") is False):
         stop = body.get("stop") or []
         made["stop"] = [*([stop] if isinstance(stop, str) else stop), _ANOTHER]
     return made
