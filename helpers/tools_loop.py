@@ -21,6 +21,7 @@ from helpers.tools_schema import BadArguments, Tool, definitions, tool
 from helpers.tools_talk import Call, Conversation, Reply, Step, read, read_stream
 
 _NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
+_KEY = "pass the key that it was started with: Endpoint(api_key=...)"
 _FLAGS = "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes (or mistral, ...)"
 
 Approve = Callable[[Tool, dict], bool | Awaitable[bool]]
@@ -141,7 +142,8 @@ async def _ask(client, request: dict, stream: bool, limits: Limits) -> Reply:
         ) from None
     except openai.APIStatusError as error:
         said = str(error)[:300]
-        hint = _FLAGS if "tool" in said.lower() else "read the server's log"
+        hint = _KEY if error.status_code == 401 else "read the server's log"
+        hint = _FLAGS if "tool" in said.lower() else hint
         raise CourseError(f"the server refuses the request: {said}", hint) from None
     except (openai.OpenAIError, httpx.HTTPError) as error:
         raise CourseError(f"the model server does not answer: {error}"[:300]) from None
