@@ -138,7 +138,7 @@ def wait_ready(
         log: gives the server's log; its last line is shown, and stands in the error.
 
     Returns:
-        The model id to use in requests.
+        The model id to use in requests; with a LoRA adapter served, the adapter's.
 
     Raises:
         CourseError: when time is up, with the last thing the server said.

@@ -71,10 +71,9 @@ def endpoint(provider, instance, settings):
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory):
     """Real vLLM on the CPU, one server for all tests that take it as it is."""
-    details = "--enable-prompt-tokens-details"  # how much of a prompt came from the cache
-    with vllm_server.serve(
-        tmp_path_factory.mktemp("vllm"), "--max-num-seqs", "32", details, api_key="a-test-key"
-    ) as server:
+    arguments = ("--max-num-seqs", "32", vllm_server.DETAILS)
+    folder = tmp_path_factory.mktemp("vllm")
+    with vllm_server.serve(folder, *arguments, api_key="a-test-key") as server:
         yield server
 
 

@@ -5,7 +5,7 @@ import pytest
 from helpers import guard, providers, rehearsal, serving
 from helpers import settings as settings_module
 from helpers.errors import CourseError
-from helpers.rehearsal import engine_vllm
+from helpers.rehearsal import engine, engine_vllm
 from helpers.serving import ServingSpec
 
 
@@ -81,8 +81,8 @@ def test_the_own_model_gets_its_adapter_only_when_tools_are_asked_for(tmp_path):
     """The adapter belongs to one model, and costs time where nobody calls a function."""
     (tmp_path / "config.json").write_text("{}")
     words = ["--model", "m", "--enable-auto-tool-choice", "--tool-call-parser", "mistral"]
-    with_tools = engine_vllm.arguments(words, tmp_path, engine_vllm.OWN_MODEL)[0]
+    with_tools = engine_vllm.arguments(words, tmp_path, engine.TOOL_CALLER)[0]
     assert with_tools[with_tools.index("--tool-call-parser") + 1] == "hermes"
     assert "--lora-modules" in with_tools
     assert "--lora-modules" not in engine_vllm.arguments(words, tmp_path, "other")[0]
-    assert "--lora-modules" not in engine_vllm.arguments(["m"], tmp_path, engine_vllm.OWN_MODEL)[0]
+    assert "--lora-modules" not in engine_vllm.arguments(["m"], tmp_path, engine.TOOL_CALLER)[0]

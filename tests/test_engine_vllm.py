@@ -40,13 +40,15 @@ async def test_the_whole_rental_with_the_real_engine(on_vllm, tmp_path):
     provider, said = providers.connect(on_vllm), []
     course = models.spec(serving.MISTRAL_AWQ, on_vllm)
     gpus = ("--quantization", "awq", "--gpu-memory-utilization", "0.9")
-    spec = replace(course, extra_args=(*course.extra_args, *gpus))
+    key = ("--api-key", "a-key-of-the-test")
+    spec = replace(course, extra_args=(*course.extra_args, *gpus, *key))
     with (
         guard.rented(provider, spec, "tests", on_vllm, **SILENT) as machine,
         ssh.tunnel(machine, on_vllm) as tunnel,
     ):
         endpoint = serving.endpoint(
             tunnel.base_url,
+            api_key=key[1],
             hardware=machine.hardware,
             source=provider.name,
             progress=said.append,
@@ -58,6 +60,7 @@ async def test_the_whole_rental_with_the_real_engine(on_vllm, tmp_path):
         with ssh.connect(machine, on_vllm) as client:
             _, out, _ = client.exec_command("cat vllm.log")
             log = out.read().decode()
+            assert key[1] not in log
             assert f"answers in place of {serving.MISTRAL_AWQ}" in log
             assert "without a meaning here: --quantization awq --gpu-memory-utilization 0.9" in log
             work = load.Synthetic(input_tokens=16, output_tokens=24)
@@ -104,7 +107,7 @@ def test_nothing_is_left_of_a_server_that_was_still_loading(on_vllm, end, so_far
     machine = guard.rent(provider, ServingSpec(), "tests", mine, **SILENT)
     wait_for(lambda: so_far in provider.logs(machine.id, 50), 180)
     (daemon,) = [p for p in ours(mine.rehearsal_home) if "helpers.rehearsal.instance" in line(p)]
-    group = [p for p in psutil.process_iter() if os.getpgid(p.pid) == daemon.pid]
+    group = [p for p in psutil.process_iter() if group_of(p) == daemon.pid]
     shared = {name for p in group for name in re.findall(r"/dev/shm/\S+", maps(p))}
     assert len(group) > 3  # shell, tee, the one that answers, its engine
     assert shared or so_far != "Worker pid"
@@ -115,6 +118,14 @@ def test_nothing_is_left_of_a_server_that_was_still_loading(on_vllm, end, so_far
     _, alive = psutil.wait_procs(group, timeout=30)
     assert not alive
     wait_for(lambda: not any(Path(name).exists() for name in shared), 10)
+
+
+def group_of(process: psutil.Process) -> int:
+    """The process group it belongs to, 0 when it has gone."""
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return 0
 
 
 def maps(process: psutil.Process) -> str:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # An environment of its own with vLLM's CPU build, and the rehearsal's model in the form it reads:
 #     bash tests/vllm_env.sh && .venv/bin/pytest -m vllm
-# About 4 GB. It goes to .venv-vllm, or to $VLLM_ENV.
+# With ENGINE=vllm the rehearsal serves with it. About 4 GB, in .venv-vllm or in $VLLM_ENV.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 env=${VLLM_ENV:-$PWD/.venv-vllm}
@@ -42,9 +42,11 @@ from helpers import settings
 from helpers.rehearsal import model
 import contextlib, sys
 with contextlib.redirect_stdout(sys.stderr):
-    path = model.path(settings.load())
+    own = {'engine': 'llamacpp', 'local_model': ''}
+    path = model.path(settings.load().model_copy(update=own))
 print(path)")
-"$env/bin/python" - "$gguf" "$env/model" <<'PY'
+rm -rf "$env/model.part"
+"$env/bin/python" - "$gguf" "$env/model.part" <<'PY'
 import pathlib, sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -59,3 +61,4 @@ fresh.load_state_dict(loaded.state_dict())
 fresh.to(torch.bfloat16).save_pretrained(sys.argv[2])
 AutoTokenizer.from_pretrained(**where).save_pretrained(sys.argv[2])
 PY
+mv "$env/model.part" "$env/model"  # whole, or not there

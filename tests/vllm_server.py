@@ -23,6 +23,7 @@ from helpers.settings import PROJECT
 
 VLLM_ENV = Path(os.environ.get("VLLM_ENV", PROJECT / ".venv-vllm"))
 MODEL = VLLM_ENV / "model"
+DETAILS = "--enable-prompt-tokens-details"  # how much of a prompt came from the cache
 READY_S = 300  # half a minute on two free cores; several on a busy machine
 needs_vllm = [
     pytest.mark.vllm,

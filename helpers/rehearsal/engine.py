@@ -1,8 +1,9 @@
 """The rehearsal's model server: stands where ``vllm`` stands on a rented machine.
 
 The instance puts this on its PATH as ``vllm``, so that the very onstart script which starts vLLM
-on a GPU starts llama.cpp's server here. It listens on a Unix socket in the instance's private
-folder; the instance's SSH server forwards its port to it, and there is no other way in.
+on a GPU starts llama.cpp's server here, or with ``ENGINE=vllm`` vLLM on the CPU (``engine_vllm``).
+It listens on a Unix socket in the instance's private folder; the instance's SSH server forwards
+its port to it, and there is no other way in.
 """
 
 import argparse
@@ -11,8 +12,6 @@ import re
 import sys
 import threading
 from pathlib import Path
-
-from helpers.rehearsal import engine_vllm, tool_choice
 
 # vLLM's default (256) is meant for a GPU: a laptop's throughput is flat from 8 sequences on.
 DEFAULT_SLOTS, MAX_SLOTS = 8, 32
@@ -35,7 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     options, ignored = _parser().parse_known_args(argv)
     if fault := os.environ.get("REHEARSAL_FAULT"):
         sys.exit(_LAST_WORDS[fault])
-    if os.environ["REHEARSAL_VLLM_ENV"]:
+    if os.environ["REHEARSAL_VLLM_ENV"]:  # ENGINE=vllm
+        from helpers.rehearsal import engine_vllm
+
         engine_vllm.serve(sys.argv[1:] if argv is None else argv)
     _die_with_the_instance()
     import xllamacpp
@@ -83,6 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     server = xllamacpp.Server(params)
     _say(f"rehearsal: ready on port {options.port} of this instance, {slots} slots")
     if calls_tools:
+        from helpers.rehearsal import tool_choice
+
         tool_choice.serve(socket, listens)
     threading.Event().wait()  # the server runs in threads of its own until the process ends
     del server

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-TOOL_CALLING = Path(__file__).parents[2] / "assets" / "tool_calling"
-OWN_MODEL = "SmolLM2-135M-Instruct"  # in VLLM_ENV/model, where tests/vllm_env.sh puts it
+from helpers.rehearsal.engine import TOOL_CALLER, TOOL_CALLING
+
 # Left out, each with its value: what needs a GPU, and what describes another model's files.
 _LEFT_OUT = (
     *("--quantization", "--gpu-memory-utilization", "--kv-cache-dtype", "--dtype"),
@@ -29,10 +29,12 @@ _SHORT |= {"-pp": "--pipeline-parallel-size", "-dp": "--data-parallel-size"}
 _RUN = """
 import os, signal, sys, threading
 from multiprocessing import resource_tracker
-group = os.getpgrp()
-os.setpgid(0, 0)
+group, alone = os.getpgrp(), os.getsid(0) == os.getpid()  # alone on a terminal: cannot leave
+if not alone:
+    os.setpgid(0, 0)
 resource_tracker.ensure_running()
-os.setpgid(0, group)
+if not alone:
+    os.setpgid(0, group)
 def watch():
     os.read(int(os.environ["REHEARSAL_ALIVE_FD"]), 1)
     os.killpg(0, signal.SIGKILL)
@@ -46,7 +48,8 @@ main()
 def serve(argv: list[str]) -> NoReturn:
     """Become ``vllm serve`` with these arguments (the first is ``serve``)."""
     folder, env = Path(os.environ["REHEARSAL_MODEL"]), Path(os.environ["REHEARSAL_VLLM_ENV"])
-    name = OWN_MODEL if folder == env / "model" else folder.name
+    # The rehearsal's own model is where tests/vllm_env.sh puts it.
+    name = TOOL_CALLER if folder == env / "model" else folder.name
     # By a short name in the machine's own home, which is also what the log shows.
     link = Path("models", name)
     link.parent.mkdir(exist_ok=True)
@@ -65,11 +68,13 @@ def serve(argv: list[str]) -> NoReturn:
     ours = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, taken at the start
+        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),  # GiB
         "VLLM_RPC_BASE_PATH": os.environ["REHEARSAL_SOCKETS"],  # goes with the machine
     }
+    if asked.api_key:
+        ours["VLLM_API_KEY"] = asked.api_key  # neither in the log nor on the command line
     python = str(env / "bin" / "python")
-    os.execve(python, [python, "-P", "-c", _RUN, *words], ours | os.environ)  # noqa: S606
+    os.execve(python, [python, "-P", "-c", _RUN, *words], os.environ | ours)  # noqa: S606
 
 
 def arguments(
@@ -83,8 +88,8 @@ def arguments(
         name: the name under which it is served; an adapter's ends in ``-tools``.
 
     Returns:
-        The arguments for the CPU build without its address, what was asked for (``model``,
-        ``port``), and what was left out.
+        The arguments for the CPU build without address and key, what was asked for (``model``,
+        ``port``, ``api_key``), and what was left out.
     """
     words = [_SHORT.get(word, word) for word in words]
     parser = argparse.ArgumentParser(prog="vllm serve", add_help=False, allow_abbrev=False)
@@ -92,6 +97,7 @@ def arguments(
     parser.add_argument("--model", default=tag)
     parser.add_argument("--host")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--api-key")
     parser.add_argument("--max-model-len", type=int)
     parser.add_argument("--enable-auto-tool-choice", action="store_true")
     for option in _LEFT_OUT:
@@ -107,7 +113,7 @@ def arguments(
         kept += ["--max-model-len", str(min(asked.max_model_len, longest))]
     if asked.enable_auto_tool_choice:
         kept += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-        if name == OWN_MODEL:  # what makes it call functions, as on llama.cpp
+        if name == TOOL_CALLER:  # what makes it call functions, as on llama.cpp
             rank = json.loads((TOOL_CALLING / "adapter_config.json").read_text())["r"]
             kept += ["--chat-template", str(TOOL_CALLING / "hermes.jinja"), "--enable-lora"]
             kept += ["--max-lora-rank", str(rank), "--lora-modules", f"{name}-tools={TOOL_CALLING}"]
