@@ -39,15 +39,24 @@ copybutton_selector = (
 
 
 def told(app, name: str, source: list[str]) -> None:
-    """Hand the alternative texts of output pictures to where myst-nb looks for them."""
+    """Put alternative texts where myst-nb looks for them, and drop empty outputs."""
     if app.env.doc2path(name).suffix != ".ipynb":
         return
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
+        outputs = cell.get("outputs", [])
+        for output in outputs:
             if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
                 cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
+        if outputs:
+            cell["outputs"] = [o for o in outputs if not is_blank(o)]
     source[0] = json.dumps(notebook)
+
+
+def is_blank(output: dict) -> bool:
+    """A progress line that was taken back leaves an output without a word."""
+    data = output.get("data", {})
+    return list(data) == ["text/plain"] and not "".join(data["text/plain"]).strip()
 
 
 def setup(app) -> dict:

@@ -50,6 +50,13 @@ def test_every_picture_is_there_and_has_alternative_text(site, pages):
             assert (site / unquote(picture["src"])).is_file(), picture["src"]
 
 
+def test_no_output_is_empty(site, pages):
+    """A progress line that was taken back leaves no grey box."""
+    for name in CHAPTERS:
+        shown = pages[site / f"{name}.html"].select("div.cell_output pre")
+        assert shown and all(tag.text.strip() for tag in shown), name
+
+
 def test_links_and_anchors_lead_somewhere(site, pages):
     """Every internal link of every page."""
     anchors = {path: {tag["id"] for tag in page.select("[id]")} for path, page in pages.items()}

@@ -1,0 +1,237 @@
+"""A person's way through the course, in Chromium: JupyterLab and the reading site."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from helpers.settings import PROJECT
+
+pytestmark = pytest.mark.browser
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+CHAPTERS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+TOKEN = "of-this-test"
+RUN_S = 600  # notebook 04 on a busy machine
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's browser, headless."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium) -> Page:
+    """A fresh window; ``page.complaints`` collects errors of the console and failed answers."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    complaints = page.complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda asked: note_failed(asked, complaints))
+    page.on("response", lambda got: got.status < 400 or complaints.append(f"404: {got.url}"))
+    page.on("console", lambda line: line.type == "error" and complaints.append(line.text))
+    yield page
+    context.close()
+
+
+def note_failed(asked, complaints: list[str]) -> None:
+    """What is cut off because the reader goes on to another page has not failed."""
+    if asked.failure != "net::ERR_ABORTED":
+        complaints.append(f"failed: {asked.url}")
+
+
+# -- JupyterLab ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lab(own_rehearsal, tmp_path, monkeypatch):
+    """JupyterLab on a copy of the course without outputs; returns the folder's URL."""
+    folder = tmp_path / "course"
+    for name in ("notebooks", "assets"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("_build"))
+    for path in (folder / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.update(outputs=[], execution_count=None)
+        nbformat.write(notebook, path)
+    wished = {
+        "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page
+        "apputils-extension/notification": {"fetchNews": "false"},
+    }
+    for name, settings in wished.items():
+        file = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(settings))
+    for kind in ("CONFIG", "DATA", "RUNTIME"):
+        monkeypatch.setenv(f"JUPYTER_{kind}_DIR", str(tmp_path / kind.lower()))
+    options = {
+        "ServerApp.port": 0,
+        "IdentityProvider.token": TOKEN,
+        "ServerApp.root_dir": folder,
+        "ServerApp.allow_root": True,
+        "ServerApp.open_browser": False,
+        "LabApp.user_settings_dir": tmp_path / "settings",
+        "LabApp.workspaces_dir": tmp_path / "workspaces",
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+    }
+    line = [sys.executable, "-m", "jupyterlab"]
+    log = (tmp_path / "lab.log").open("wb")
+    server = subprocess.Popen(
+        [*line, *(f"--{name}={value}" for name, value in options.items())],
+        stdout=log, stderr=log, cwd=folder,
+    )  # fmt: skip
+    try:
+        yield until(lambda: address(tmp_path / "runtime"), 60)
+    finally:
+        server.terminate()  # its kernels end with it
+        server.wait(30)
+        log.close()
+
+
+def address(runtime: Path) -> str | None:
+    """Where the server listens, once it says so."""
+    for file in runtime.glob("jpserver-*.json"):
+        return json.loads(file.read_text())["url"]
+    return None
+
+
+def until(look, seconds: float):
+    """What ``look()`` returns, as soon as it is something."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+    return found
+
+
+def test_notebook_04_runs_from_the_menu(lab, page, tmp_path):
+    """Run All Cells, with the mouse: every cell ends without an error and the plots are there."""
+    [path] = [chapter for chapter in CHAPTERS if chapter.name.startswith("04")]
+    code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    plots = sum("image/png" in o.get("data", {}) for cell in code for o in cell.outputs)
+    page.goto(f"{lab}lab/tree/notebooks/{path.name}?token={TOKEN}")
+    notebook = page.locator(".jp-NotebookPanel:visible")
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=90_000)
+    assert notebook.locator(".jp-OutputArea-output img").count() == 0
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    last = notebook.locator(".jp-CodeCell .jp-InputPrompt").last
+    expect(last).not_to_have_text("[ ]:")
+    expect(last).to_have_text(f"[{len(code)}]:", timeout=1000 * RUN_S)
+
+    prompts = notebook.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+    assert prompts == [f"[{count}]:" for count in range(1, len(code) + 1)]
+    for kind in ("error", "stderr"):
+        mime = f'[data-mime-type="application/vnd.jupyter.{kind}"]'
+        assert notebook.locator(mime).all_inner_texts() == []
+    figures = notebook.locator(".jp-OutputArea-output img")
+    expect(figures).to_have_count(plots)
+    for figure in figures.all():
+        figure.scroll_into_view_if_needed()
+        assert figure.evaluate("image => image.complete && image.naturalWidth") > 300
+    drawings = notebook.locator(".jp-MarkdownCell img").all()
+    assert drawings and all(one.evaluate("image => image.naturalWidth") for one in drawings)
+    figures.nth(2).scroll_into_view_if_needed()
+    page.screenshot(path=tmp_path / "jupyterlab.png")
+    assert "rented now: 0" in notebook.locator(".jp-CodeCell").last.inner_text()
+
+
+# -- the reading site ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site's address; built here and served from this process."""
+    folder = tmp_path_factory.mktemp("site")
+    line = [sys.executable, "-m", "sphinx", "-q", "-W", "notebooks", folder]
+    subprocess.run(line, cwd=PROJECT, check=True, env={**os.environ, "NO_COLOR": "1"})
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_) -> None:
+        """No line for each request."""
+
+
+def test_the_site_is_read_from_first_to_last_page(site, page, tmp_path):
+    """By clicking "next"; each page loads whole, without a complaint of the browser."""
+    page.goto(f"{site}/index.html")
+    read = []
+    while True:
+        page.wait_for_load_state("networkidle")
+        read.append(Path(page.url).stem)
+        assert page.complaints == [], page.url
+        wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        assert wide <= 0, f"{page.url} is {wide} pixels too wide"
+        assert page.locator("article img").evaluate_all("all => all.every(i => i.naturalWidth)")
+        page.screenshot(path=tmp_path / f"{len(read)}.png", full_page=True)
+        onward = page.locator("a.right-next")
+        if not onward.count():
+            break
+        onward.click()
+    assert read == ["index", *(chapter.stem for chapter in CHAPTERS)]
+
+
+def test_code_is_copied_by_its_button(site, page):
+    """What lands in the clipboard is the code, without prompts or outputs."""
+    page.goto(f"{site}/04_throughput.html")
+    cell = page.locator("div.cell_input", has_text="# Works anywhere").first
+    cell.hover()
+    cell.locator("button.copybtn").click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.strip() == cell.locator("pre").inner_text().strip()
+    assert copied.startswith("# Works anywhere.") and "import" in copied
+
+
+def test_search_finds_a_word_of_the_course(site, page):
+    """Typed into the field, and answered by this site alone."""
+    page.goto(f"{site}/00_what_do_we_need.html")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("goodput")
+    page.keyboard.press("Enter")
+    found = page.locator("#search-results li a", has_text="04 - How many customers")
+    expect(found.first).to_be_visible(timeout=15_000)
+    found.first.click()
+    expect(page.locator("article h1")).to_contain_text("04 - How many customers")
+    assert page.complaints == []
+
+
+def test_dark_mode_can_be_switched_on(site, page, tmp_path):
+    """The background really is dark, and figures keep a background of their own."""
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{site}/04_throughput.html")
+    light = "+getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0]"
+    page.wait_for_function(f"{light} > 200")
+    page.get_by_role("button", name="Color mode").click()
+    page.get_by_role("button", name="Dark").click()
+    page.wait_for_function(f"{light} < 60", timeout=5_000)
+    figure = page.locator("div.cell_output img").first
+    figure.scroll_into_view_if_needed()
+    page.screenshot(path=tmp_path / "dark.png")
