@@ -93,7 +93,14 @@ def events(run: Run, marks: Mapping[str, float], every_s: float = 1.0) -> Pictur
             axes.axvline(at, color=GREY, linestyle="--")
             axes.annotate(f" {what}", (at, top), color=GREY, va="top")
         heights = [0.04 * top * (number + 1) for number in range(len(failed))]
-        axes.plot([r.end_s for r in failed], heights, "x", color=RED, label="a request lost")
+        axes.plot(
+            [r.end_s for r in failed],
+            heights,
+            "x",
+            color=RED,
+            markeredgewidth=2,
+            label="a request lost",
+        )
         axes.set_ylim(0, top)
         axes.set_xlabel("time since the start of the run, s")
         axes.set_ylabel("output tokens/s, all users")

@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     socket = Path(os.environ["REHEARSAL_SOCKETS"]) / f"{options.port}.sock"
     socket.unlink(missing_ok=True)
     params = xllamacpp.CommonParams()
+    # llama.cpp counts the computer's cores; threads beyond the machine's own wait for each other.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _cores()
     # By a short name in the machine's own home, which is also what the log shows.
     models = Path("models")
     models.mkdir(exist_ok=True)
@@ -69,8 +71,6 @@ def main(argv: list[str] | None = None) -> None:
     params.n_ctx = slots * min(options.max_model_len, DEFAULT_CONTEXT)
     params.cont_batching = True
     params.cache_ram_mib = PROMPT_CACHE_MIB
-    # llama.cpp counts the computer's cores; threads beyond the machine's own wait for each other.
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _cores()
     params.endpoint_metrics = True
     # One thread serves one connection: waiting requests must leave some for /metrics.
     params.n_threads_http = slots + HTTP_THREADS
