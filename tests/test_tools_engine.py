@@ -206,3 +206,20 @@ def test_what_goes_over_the_wire(caller):
     assert "feed_pet: Give an animal food." in seen.prompt
     assert seen.raw.startswith("<tool_call>")
     assert [call[1] for call in seen.calls] == ["feed_pet"]
+
+
+LEAST = (70, 40, 75)  # right tool, all arguments right, no call where none belongs
+SCORED = {}
+
+
+async def test_it_scores_as_its_card_says(caller):
+    """One adapter in two forms: if the conversion were wrong, the engines would score apart."""
+    found = SCORED[caller.title] = await tools.evaluate(caller, progress=False)
+    print(f"\n{found.title}\n{found.table().to_string()}\n{found}")
+    scores = found.overall()["percent"].to_list()
+    assert all(score >= least for score, least in zip(scores, LEAST, strict=True)), found
+    first, *others = SCORED.values()
+    for other in others:
+        table = tools.compare(first, other)
+        print(table.to_string())
+        assert table.loc["all", ["only the first", "only the second"]].sum() <= 18
