@@ -7,6 +7,7 @@ import sys
 
 import jsonschema
 import pytest
+import yaml
 
 from helpers.settings import ASSETS
 
@@ -47,12 +48,25 @@ def test_same_seed_same_data(data):
 
 
 def test_the_evaluation_is_of_tools_never_seen(data):
-    """A score on tools that were trained on would flatter."""
-    evaluated = {"get_weather", "convert_currency", "create_event", "book_table", "send_email"}
-    evaluated |= {"calculate", "search_documents", "track_parcel", "place_order"}
+    """A score on tools or questions that were trained on would flatter."""
+    evaluation = yaml.safe_load((ASSETS / "tool_questions.yaml").read_text())
     names = {name for family in data.FAMILIES for name in family["names"]}
-    assert not names & evaluated
+    assert not names & set(evaluation["tools"])
     assert not [f for f in data.HELD_OUT if f in data.TRAINED]
+    asked = {_words(question["ask"]) for question in evaluation["questions"] if "ask" in question}
+    rng, trained, needless = random.Random(2), [], 0
+    for _ in range(100):
+        sheet = data.sheet(rng, data.TRAINED, conversations=16)
+        assert not {t["function"]["name"] for t in sheet.tools} & set(evaluation["tools"])
+        for kind, messages in zip(sheet.kinds, sheet.conversations, strict=True):
+            said = {_words(m["content"]) for m in messages if m["role"] == "user"}
+            trained, needless = trained + list(said & asked), needless + (kind == "none")
+    assert not trained
+    assert needless > 400
+
+
+def _words(text):
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 @pytest.mark.parametrize("name", ["adapter.gguf", "adapter_model.safetensors"])

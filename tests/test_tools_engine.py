@@ -206,3 +206,16 @@ def test_what_goes_over_the_wire(caller):
     assert "feed_pet: Give an animal food." in seen.prompt
     assert seen.raw.startswith("<tool_call>")
     assert [call[1] for call in seen.calls] == ["feed_pet"]
+
+
+LEAST = (65, 20, 75)  # percent: right tool, all arguments right, no call where none belongs
+
+
+async def test_it_scores_as_its_card_says(caller):
+    """The adapter in vLLM's form calls as it does in llama.cpp's, which notebook 05 evaluates."""
+    if caller.model != "caller":
+        pytest.skip("notebook 05 evaluates it on the rehearsal's engine")
+    found = await tools.evaluate(caller, progress=False)
+    print(f"\n{found.title}\n{found.table().to_string()}\n{found}")
+    scores = found.overall()["percent"].to_list()
+    assert all(score >= least for score, least in zip(scores, LEAST, strict=True)), found
