@@ -100,7 +100,7 @@ async def test_no_call_where_none_belongs(caller, stream):
 async def test_two_calls_at_once(caller, stream):
     """Parallel calls come back as two, in order, each run with its own arguments."""
     talk = await tools.run_tools(
-        caller, "Where is parcel 7 and where is parcel 48213?", TOOLS, stream=stream
+        caller, "Where is parcel 7 and where is parcel 48213?", TOOLS, stream=stream, strict=True
     )
     assert [step.what for step in talk.steps if step.round == 1][1:] == [
         'track_parcel({"number": "7"})',
