@@ -87,9 +87,9 @@ def phases(table: pd.DataFrame, subtitle: str) -> Picture:
                           (0, 6), textcoords="offset points", ha="center", color=GREY)  # fmt: skip
         axes.set_xlabel("concurrent users")
         axes.set_ylabel("a conversation's mean time, ms")
-        axes.set_ylim(0, 1.2 * table.whole_p95_ms.max())
+        axes.set_ylim(0, 1.35 * table.whole_p95_ms.max())
         axes.grid(False, axis="x")
-        axes.legend(loc="upper left")
+        axes.legend(loc="upper left", ncols=4)
     return drawn
 
 

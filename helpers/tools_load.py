@@ -32,7 +32,8 @@ async def crowd(
 ) -> dict[int, list[Conversation]]:
     """Let more and more users talk to a model that calls functions.
 
-    Each user begins a new conversation when the one before has ended (a closed loop).
+    Each user begins a new conversation when the one before has ended (a closed loop). One
+    conversation goes ahead and is not counted: it opens the connection and warms the server.
 
     Args:
         endpoint: the server.
@@ -64,6 +65,7 @@ async def crowd(
                 return Conversation(messages=messages, stopped=error.what, began=began)
 
         with Progress(shown=progress) as say:
+            await converse(unseen(work, 0).conversation(0))
             for count in users:
                 say(f"{count} users, {count * conversations_per_user} conversations")
                 asked, found[count] = unseen(work, count), []
