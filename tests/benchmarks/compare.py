@@ -186,9 +186,10 @@ CLIENTS = {
 def measured(command: list, how: dict, log: Path) -> dict[str, float]:
     """Run a command; return wall and CPU seconds and the peak memory of its process tree."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    environment = dict(os.environ)
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # aiperf fails with these
+    environment = {name: value for name, value in os.environ.items() if name not in offline}
     if how.get("offline"):
-        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        environment |= offline
     with log.open("wb") as output:
         process = subprocess.Popen(
             list(map(str, command)),
@@ -203,7 +204,7 @@ def measured(command: list, how: dict, log: Path) -> dict[str, float]:
         watcher.join()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
-        raise SystemExit(f"{command[0]} failed:\n{log.read_text()[-2000:]}")
+        raise RuntimeError(f"{command[0]} failed:\n{log.read_text()[-2000:]}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"wall": time.perf_counter() - begin, "cpu": cpu, "peak_mb": peak[0]}
 
@@ -226,15 +227,20 @@ def compare(name: str, options) -> pd.DataFrame:
         ):
             continue
         server = PacedServer(scene["ttft"], scene["itl"])
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            short = measured(*make(server.url, scene, scene["short"], folder, options),
-                             folder / "log")  # fmt: skip
-            server.truth()
-            cost = measured(*make(server.url, scene, scene["requests"], folder, options),
-                            folder / "log")  # fmt: skip
-            truth, said = server.truth(), read(folder)
-        server.close()
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch)
+                short = measured(*make(server.url, scene, scene["short"], folder, options),
+                                 folder / "log")  # fmt: skip
+                server.truth()
+                cost = measured(*make(server.url, scene, scene["requests"], folder, options),
+                                folder / "log")  # fmt: skip
+                truth, said = server.truth(), read(folder)
+        except RuntimeError as failure:  # one tool that fails does not spoil the others' rows
+            print(f"{name}: {client}: {failure}", file=sys.stderr, flush=True)
+            continue
+        finally:
+            server.close()
         tokens = said["done"] * TOKENS
         more = (scene["requests"] - scene["short"]) * TOKENS
         rows[client] = {
