@@ -1,6 +1,5 @@
 """How many customers, at which quality, for how much."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -156,13 +155,18 @@ def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacit
     )
 
 
-def usd_per_million_tokens(usd_per_hour: float, tokens_per_s: float) -> float:
+def usd_per_million_tokens(usd_per_hour, tokens_per_s):
     """Return what a million tokens cost on a machine that is busy all the time.
 
-    >>> round(usd_per_million_tokens(0.36, 1000), 2)
+    Args:
+        usd_per_hour: its price; a number, or a column of a table.
+        tokens_per_s: its throughput, likewise; at 0 the answer is infinite.
+
+    >>> round(float(usd_per_million_tokens(0.36, 1000)), 2)
     0.1
     """
-    return usd_per_hour / 3600 / tokens_per_s * 1e6 if tokens_per_s else math.inf
+    with np.errstate(divide="ignore"):
+        return np.divide(usd_per_hour, tokens_per_s) / 3600 * 1e6
 
 
 def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarray:

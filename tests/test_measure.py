@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import pandas
 import pytest
 
 from helpers import measure
@@ -129,6 +130,8 @@ def test_nothing_is_compared_with_nothing():
     with pytest.raises(CourseError, match="is 0"):
         measure.compare(nothing, closed_loop())
     assert measure.usd_per_million_tokens(1, 0) == math.inf
+    column = measure.usd_per_million_tokens(pandas.Series([1, 0.36]), pandas.Series([0, 1000]))
+    assert column.to_list() == [math.inf, pytest.approx(0.1)]
     assert measure.capacity([nothing]).customers(10) == 0
 
 
