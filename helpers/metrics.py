@@ -82,7 +82,7 @@ def parse(text: str) -> ServerMetrics:
     except (ValueError, LookupError, TypeError, AttributeError):
         raise CourseError("the server's /metrics is not Prometheus text") from None
     values = {
-        field: next((sum(found[name]) for name in names if name in found), None)
+        field: next((sum(found[name], 0.0) for name in names if name in found), None)
         for field, names in NAMES.items()
     }
     if usage := next((found[name] for name in NAMES["kv_cache_usage"] if name in found), None):
