@@ -10,7 +10,8 @@ pytestmark = needs_vllm
 
 async def test_our_numbers_are_the_servers(vllm, tmp_path):
     """Output tokens equal its counter; TTFT and time per token agree with its histograms."""
-    work = load.Synthetic(input_tokens=64, output_tokens=48)
+    # Long prompts: what the client cannot see of TTFT, some 2 ms, is then a small part of it.
+    work = load.Synthetic(input_tokens=192, output_tokens=48)
     for users in (1, 8):
         run = await load.run(
             vllm.endpoint,
@@ -24,6 +25,4 @@ async def test_our_numbers_are_the_servers(vllm, tmp_path):
         table = measure.agreement(run)
         print(f"\n{run}\n{table.round(4)}")
         assert table.loc["output tokens", "ratio"] == 1
-        assert table.loc["time per output token mean, ms", "ratio"] == pytest.approx(1, rel=0.1)
-        # The server's clock starts when it has read the request, on cores that we share.
-        assert 0.95 < table.loc["TTFT mean, ms", "ratio"] < 1.5
+        assert table["ratio"].to_list() == pytest.approx([1, 1, 1], rel=0.05)
