@@ -4,6 +4,7 @@ Each function returns the ``Picture``; a notebook shows it, ``figure.savefig(pat
 """
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib import rc_context
@@ -18,6 +19,7 @@ from helpers.records import Run
 # Okabe and Ito's palette: told apart with every kind of colour vision.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 GREY = "#6e7781"
+COLOURS = BLUE, ORANGE, GREEN, RED, PURPLE, GREY
 STYLE = {
     "figure.facecolor": "white",  # opaque, so that it reads on GitHub's dark page as well
     "figure.dpi": 110,
@@ -167,13 +169,15 @@ def timeline(run: Run) -> Picture:
 
 
 def server_view(run: Run) -> Picture:
-    """What customers felt above what the server saw, on one time axis."""
+    """What customers felt above what the server saw, on one time axis; below, its GPUs if read."""
     times = [sample["t_s"] for sample in run.samples]
     waiting = [sample.get("waiting", 0) for sample in run.samples]
     queue = f"up to {max(waiting, default=0):.0f} requests wait inside the server"
     with rc_context(STYLE):
-        figure, panels = blank(f"While {run.label} ask, {queue}", run.title, rows=2, height=5)
-        top, below = panels
+        rows = 3 if run.gpu else 2
+        title = f"While {run.label} ask, {queue}"
+        figure, panels = blank(title, run.title, rows=rows, height=1.5 + 1.75 * rows)
+        top, below, *_ = panels
         seen = [record for record in run.ok if record.token_us]
         top.plot([r.origin_s for r in seen], [r.ttft_s * 1e3 for r in seen], "o", color=ORANGE)
         top.set_ylabel("TTFT of a request\nsent then, ms")
@@ -182,7 +186,7 @@ def server_view(run: Run) -> Picture:
         below.step(times, running, where="post", color=BLUE, label="running")
         below.step(times, waiting, where="post", color=RED, linestyle="--", label="waiting")
         below.set_ylabel("requests in the server")
-        below.set_xlabel("time since the start of the run, s")
+        panels[-1].set_xlabel("time since the start of the run, s")
         if any("kv_cache_usage" in sample for sample in run.samples):
             right = below.twinx()
             usage = [100 * sample.get("kv_cache_usage", 0) for sample in run.samples]
@@ -190,9 +194,28 @@ def server_view(run: Run) -> Picture:
             right.set_ylim(0, 100)
             right.set_ylabel("KV cache in use, %", color=GREEN)
             right.grid(visible=False)
-        below.set_ylim(top=1.3 * max([*running, *waiting, 1]))  # room for the legend
+        below.set_ylim(0, 1.3 * max([*running, *waiting, 1]))  # room for the legend
         below.legend(loc="upper right", ncols=2)
+        if run.gpu:
+            _gpus(panels[-1], run.gpu)
     return figure
+
+
+def _gpus(axes: Axes, readings: Sequence[dict]) -> None:
+    """How busy each GPU was, from ``nvidia-smi``."""
+    numbers = sorted({reading.get("gpu", 0) for reading in readings})
+    for number, color in zip(numbers, cycle(COLOURS), strict=False):
+        own = [r for r in readings if r.get("gpu", 0) == number and "gpu_busy" in r]
+        axes.step(
+            [r["t_s"] for r in own],
+            [r["gpu_busy"] for r in own],
+            where="post",
+            color=color,
+            label=f"GPU {number:.0f}",
+        )
+    axes.set_ylim(0, 105)
+    axes.set_ylabel("GPU busy,\n% of the time")
+    axes.legend(loc="lower right", ncols=4)
 
 
 def loops(closed: Run, opened: Run) -> Picture:
@@ -258,15 +281,21 @@ def ways(runs: Sequence[Run]) -> Picture:
         title = f"{slow[:1].upper()}{slow[1:]}: {added:.1f} ms more than {runs[best].label}"
         title = title if real else "The ways differ by no more than noise"
         figure, axes = blank(title, runs[0].title, height=1.6 + 0.5 * len(runs))
-        for row, middle in enumerate(middles):
-            error = [[max(middle.value - middle.low, 0)], [max(middle.high - middle.value, 0)]]
-            axes.barh(row, middle.value, xerr=error, color=BLUE, capsize=3, height=0.6)
-            axes.annotate(f" {middle.value:.1f} ms", (middle.high, row), va="center")
-        axes.set_yticks(range(len(runs)), [run.label for run in runs])
-        axes.invert_yaxis()
-        axes.margins(x=0.12)
+        bars(axes, middles, [run.label for run in runs], "{:.1f} ms")
         axes.set_xlabel("median time to first token (TTFT), ms (bar: 95 % interval)")
     return figure
+
+
+def bars(axes: Axes, values: Sequence[measure.Interval], labels: Sequence[str], form: str) -> None:
+    """A bar a value with its interval, the first on top, each with its value as ``form`` has it."""
+    for row, found in enumerate(values):
+        error = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
+        axes.barh(row, found.value, xerr=error, color=BLUE, capsize=3, height=0.6)
+        axes.annotate(" " + form.format(found.value), (found.high, row), va="center")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.grid(axis="y", visible=False)
 
 
 def blank(

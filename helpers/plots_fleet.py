@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from helpers import measure
 from helpers.fleet import Fleet
 from helpers.picture import Picture
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE, blank
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, STYLE, bars, blank
 from helpers.records import Run
 
 _LINES = ((ORANGE, "--"), (RED, ":"), (PURPLE, "-."), (BLUE, "-"), (GREEN, "-"))
@@ -21,14 +21,7 @@ def replicas(runs: Sequence[Run]) -> Picture:
     with rc_context(STYLE):
         title = f"{runs[-1].label} give {times:.2f} times the tokens of {runs[0].label}"
         figure, axes = blank(title, runs[-1].title, height=1.6 + 0.5 * len(runs))
-        for row, rate in enumerate(rates):
-            error = [[max(rate.value - rate.low, 0)], [max(rate.high - rate.value, 0)]]
-            axes.barh(row, rate.value, xerr=error, color=BLUE, capsize=3, height=0.6)
-            axes.annotate(f" {rate.value:.0f}", (rate.high, row), va="center")
-        axes.set_yticks(range(len(runs)), [run.label for run in runs])
-        axes.invert_yaxis()
-        axes.margins(x=0.12)
-        axes.grid(axis="y", visible=False)
+        bars(axes, rates, [run.label for run in runs], "{:.0f}")
         axes.set_xlabel("output tokens/s, all users (bar: 95 % interval)")
     return figure
 

@@ -66,6 +66,7 @@ async def soak(settings, seconds: float, say=lambda line: None) -> pd.DataFrame:
         extra_args=(*spec.extra_args, "--max-num-seqs", str(SLOTS)),
     )
     readings = []
+    before = psutil.Process().children()  # of a whole test run, say: none of this soak's doing
     with (
         tempfile.TemporaryDirectory() as folder,
         guard.rented(provider, spec, "soak", settings, **SILENT) as machine,
@@ -81,7 +82,7 @@ async def soak(settings, seconds: float, say=lambda line: None) -> pd.DataFrame:
         while time.monotonic() - began < seconds:
             await _round(number, provider, settings, endpoint, tunnel, Path(folder))
             now = {"round": number, "t_s": time.monotonic() - began}
-            rows = [now | row for row in weigh(settings, machine.id)]
+            rows = [now | row for row in weigh(settings, machine.id, before)]
             readings += rows
             weights = ", ".join(f"{row['process']} {row['anon_mb']:.0f}" for row in rows)
             say(f"{now['t_s']:5.0f} s, round {number}, MB: {weights}")
@@ -141,8 +142,8 @@ async def _until(true, timeout_s: float = 60) -> None:
         await asyncio.sleep(0.2)
 
 
-def weigh(settings, machine_id: str) -> list[dict]:
-    """Weigh this process, what it has started, and the rehearsal, a row each.
+def weigh(settings, machine_id: str, before: list[psutil.Process] = ()) -> list[dict]:
+    """Weigh this process, what it has started since ``before``, and the rehearsal, a row each.
 
     ``engine`` is all that the machine has started; ``others`` is what should not be there:
     generators, tunnels and machines that have outlived their use.
@@ -152,7 +153,7 @@ def weigh(settings, machine_id: str) -> list[dict]:
     (daemon,) = [one for one in machines if one.cmdline()[-1].endswith(f"/{machine_id}")]
     group = [p for p in psutil.process_iter() if p != daemon and _group(p) == daemon.pid]
     parent = psutil.Process()
-    tunnels = [p for p in parent.children() if "helpers.tunnel" in p.cmdline()]
+    tunnels = [p for p in parent.children() if "helpers.tunnel" in p.cmdline() and p not in before]
     ours = {
         "parent": [parent],
         "tunnel": tunnels[:1],
@@ -160,7 +161,7 @@ def weigh(settings, machine_id: str) -> list[dict]:
         "machine": [daemon],
         "engine": group,
     }
-    known = {server, daemon, *tunnels[:1]}
+    known = {server, daemon, *tunnels[:1], *before}
     ours["others"] = [p for p in (*parent.children(), *machines) if p not in known]
     return [{"process": name, **_weight(processes)} for name, processes in ours.items()]
 
