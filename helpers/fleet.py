@@ -153,7 +153,7 @@ def fleet(
         capacity, unit = capacity.load, capacity.unit
     load = _load(traffic)
     _check(capacity, usd_per_hour, headroom, minimum, limit, start_s, interruptible, serverless)
-    most = limit or np.inf
+    minimum, most = math.ceil(minimum), math.floor(limit) if limit else np.inf
     needed = _whole(load * (1 + headroom) / capacity)
     replicas = np.minimum(np.maximum(needed, minimum), most)
     hours = pd.DataFrame({"load": load, "replicas": replicas.astype(int)})
@@ -210,7 +210,7 @@ def _check(capacity, usd_per_hour, headroom, minimum, limit, start_s, *ways) -> 
     given += [value for way in ways if way for value in vars(way).values()]
     if not all(math.isfinite(value) and value >= 0 for value in given):
         raise CourseError("a price, a time or the headroom is negative or no number")
-    if limit is not None and limit < max(minimum, 1):
+    if limit is not None and not limit >= max(minimum, 1):
         raise CourseError(f"a limit of {limit} replicas is below the minimum", "raise the limit")
 
 
@@ -229,7 +229,11 @@ def _serverless(workers, load, service: Serverless, unit: str) -> tuple[float, f
     billed = workers + _added(workers) * service.cold_start_s / 3600
     if unit != "requests/s":  # how often they come is not known: never idle while there is load
         return float(billed.sum()), float("nan")
-    cold = np.zeros(HOURS)
+    cold, gone = np.zeros(HOURS), (load == 0).astype(float)  # gone: no worker as the hour ends
     for hour in np.flatnonzero(workers == 1):
         billed[hour], _, cold[hour] = service.one_worker(load[hour])
-    return float(billed.sum()), float(3600 * cold @ load)
+        gone[hour] = 1 - billed[hour]
+    # Who comes first after a pause waits, and so do those who come while the worker starts.
+    woken = np.maximum(0, np.roll(gone, 1) - gone) * (1 + load * service.cold_start_s)
+    waiting = np.minimum(3600 * cold * load + woken, 3600 * load)
+    return float(billed.sum()), float(waiting.sum())

@@ -1,6 +1,7 @@
 """The server's own view: the Prometheus text of vLLM and of llama.cpp, read into one form."""
 
 import contextlib
+import math
 import threading
 import time
 import urllib.request
@@ -78,7 +79,8 @@ def parse(text: str) -> ServerMetrics:
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                found.setdefault(sample.name, []).append(sample.value)
+                if not math.isnan(sample.value):
+                    found.setdefault(sample.name, []).append(sample.value)
     except (ValueError, LookupError, TypeError, AttributeError):
         raise CourseError("the server's /metrics is not Prometheus text") from None
     values = {

@@ -106,7 +106,10 @@ def capacity(runs: Sequence[Run], objective: measure.Objective) -> Picture:
                      [line.high * unit for line in lines] - middle]  # fmt: skip
             axes.errorbar(loads, middle, np.abs(error), color=BLUE, marker="o", capsize=3)
             axes.axhline(limit, color=RED, linestyle="--")
-            axes.annotate(f"promise: {limit:g} ms", (loads[0], limit), color=RED, va="bottom")
+            axes.annotate(
+                f"promise: {limit:g} ms", (1, limit), xycoords=("axes fraction", "data"), color=RED,
+                ha="right", va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 1},
+            )  # fmt: skip
             axes.axvspan(loads[0], max(found.load, loads[0]), color=GREEN, alpha=0.12)
             axes.set_ylim(0, 1.12 * max(axes.get_ylim()[1], limit))
             axes.set_ylabel(f"{name.upper()} p{rank:g}, ms (bar: 95 % interval)")

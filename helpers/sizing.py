@@ -22,8 +22,8 @@ __all__ = [
 
 GIB = 2**30
 EFFICIENCY = 0.7
-"""Share of the roofline that vLLM reaches: the middle of what the published single-stream runs in
-``assets/measurements.csv`` reach (63-87 %, most of them 60-80 %)."""
+"""Share of the roofline that vLLM reaches: about the middle of what the published runs in
+``assets/measurements.csv`` reach (median 73 %; with a single user 63-87 %)."""
 REST_GIB = 1.6
 """VRAM that is neither weights nor KV cache, GiB: activation peak 1.26 and non-PyTorch memory
 0.35 in published start-up logs of 8B models (vLLM PR 10511, issue 10517). Your own log says it

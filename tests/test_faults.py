@@ -136,7 +136,7 @@ def test_no_credit(market, bad):
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [("stuck", "is loading after"), ("image_failure", "cuda>=12.8")]
+    ("fault", "told"), [("stuck", "is loading after"), ("image_failure", "cuda>=13.0")]
 )
 def test_machine_that_does_not_come_up(market, bad, fault, told):
     """It is destroyed and another host is tried."""
@@ -155,7 +155,7 @@ def test_three_bad_hosts_are_enough(market, bad):
         bad("image_failure")
     with pytest.raises(CourseError) as caught:
         rent(market)
-    assert str(caught.value).count("cuda>=12.8") == guard.HOSTS_TRIED
+    assert str(caught.value).count("cuda>=13.0") == guard.HOSTS_TRIED
     assert market[1].instances() == []
 
 

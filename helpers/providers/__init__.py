@@ -37,8 +37,9 @@ class OfferFilter:
         min_reliability: share of time the host was up, 0 to 1.
         min_download_mbps: measured download speed of the host, in Mbit/s.
         verified: only hosts the provider has checked.
-        min_cuda: newest CUDA version the host's driver supports; vLLM's image asks for 12.8.
-        min_compute_capability: 8.0 (Ampere) is the floor of vLLM's AWQ kernels.
+        min_cuda: newest CUDA version the host's driver supports; vLLM's image asks for 13.0
+            since vLLM 0.20.
+        min_compute_capability: 8.0 (Ampere) brings BF16; AWQ alone would run on 7.5.
         disk_gb: disk that will be rented with it, in GB.
         interruptible: ask for machines by bid, cheaper, paused at once when outbid.
         limit: at most this many offers.
@@ -51,7 +52,7 @@ class OfferFilter:
     min_reliability: float = 0.98
     min_download_mbps: float = 300
     verified: bool = True
-    min_cuda: float = 12.8
+    min_cuda: float = 13.0
     min_compute_capability: float = 8.0
     disk_gb: int = 40
     interruptible: bool = False
@@ -254,6 +255,17 @@ def configured(settings: Settings) -> list[Provider]:
         if getattr(settings, f"{name}_api_key") is not None:
             found.append(connect(settings.model_copy(update={"provider": name})))
     return found
+
+
+def rented(settings: Settings) -> str:
+    """What is rented now, in words, on every provider of :func:`configured`."""
+    counts = []
+    for provider in configured(settings):
+        try:
+            counts.append(f"{len(provider.instances())} on {provider.name}")
+        except CourseError as error:
+            counts.append(f"{provider.name} does not say ({error.what})")
+    return ", ".join(counts) or "nothing"
 
 
 def frame(records: Iterable[Offer | Instance]) -> pd.DataFrame:

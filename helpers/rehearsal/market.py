@@ -21,7 +21,7 @@ START_CREDIT_USD = 5.0  # the smallest top-up of a real account
 HOURS_PER_MONTH = 730
 _CUDA_ERROR = (
     "Error response from daemon: OCI runtime create failed: nvidia-container-cli: "
-    "requirement error: unsatisfied condition: cuda>=12.8"
+    "requirement error: unsatisfied condition: cuda>=13.0"
 )
 
 
