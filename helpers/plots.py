@@ -307,8 +307,9 @@ def blank(
     """A figure with a title, what was measured where, and empty axes."""
     figure = Picture(figsize=(8, height), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=rows > 1)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    np.atleast_1d(axes)[0].set_title(measured)
+    plain = {"parse_math": False}  # two prices are no formula
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", **plain)
+    np.atleast_1d(axes)[0].set_title(measured, **plain)
     return figure, axes
 
 

@@ -26,7 +26,8 @@ def conversation(talk: Conversation, subtitle: str) -> Picture:
             axes.barh(row, step.seconds, left=step.start_s, color=PHASES[step.phase], height=0.6)
             what = " ".join(step.what.split())
             what = what if len(what) < 48 else what[:45] + "..."
-            axes.text(step.start_s, row - 0.42, what, fontsize=8, color=GREY, va="bottom")
+            axes.text(step.start_s, row - 0.42, what, fontsize=8, color=GREY, va="bottom",
+                      parse_math=False)  # fmt: skip
         axes.set_yticks(range(len(steps)), [step.phase for step in steps])
         axes.set_ylim(len(steps) - 0.5, -0.9)
         axes.set_xlim(left=0)

@@ -129,13 +129,13 @@ async def evaluate(
         progress: show a line of progress.
 
     Raises:
-        CourseError: no question is left to be asked.
+        CourseError: no question is left to be asked, or nobody to ask them.
     """
     chosen = [one for one in (read() if questions is None else questions)
               if tool_choice == "auto" or len(one.calls) == 1
               or (tool_choice == "required" and one.calls)]  # fmt: skip
-    if not chosen:
-        raise CourseError("there is no question to ask", "give at least one")
+    if not chosen or users < 1:
+        raise CourseError("there is no question, or no user, to ask", "give at least one")
     free, done, began = asyncio.Semaphore(users), [], clock()
     async with connect(endpoint) as client:
         with Progress(shown=progress) as say:

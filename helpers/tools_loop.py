@@ -12,13 +12,14 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter as clock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.tools_ask import ask, connect
-from helpers.tools_run import Outcome, execute, refused
+from helpers.tools_run import Outcome, execute, failed
 from helpers.tools_schema import BadArguments, Tool, definitions, tool
 from helpers.tools_talk import Call, Conversation, Step
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import openai
 
 _NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
+_not_run = partial(failed, ran=False)
 
 Approve = Callable[[Tool, dict], bool | Awaitable[bool]]
 
@@ -38,9 +40,9 @@ class Limits:
         rounds: requests to the model.
         calls: executed in one round; the model is told that the others were not.
         tool_s: seconds for one call. A plain function that takes longer cannot be stopped: it goes
-            on in its thread, and its result is dropped. An ``async`` one is cancelled. (Nothing
-            can be done about C code that never lets go of the interpreter, such as a regular
-            expression that runs away.)
+            on in its thread, and its result is dropped. An ``async`` one is cancelled where it
+            awaits; one that blocks instead holds up everything. (Nothing can be done about C code
+            that never lets go of the interpreter, such as a regular expression that runs away.)
         request_s: seconds for one request to the model.
         result_chars: of a result that are shown to the model.
     """
@@ -76,9 +78,10 @@ async def run_tools(
         tools: everything that may run; typed functions become tools.
         tool_choice: ``auto``: the model decides; ``none``: no call; ``required``: at least one;
             a tool: that one. A forced choice holds for the first round only, as otherwise the
-            model could never answer.
+            model could never answer. What a server sends against it is not executed.
         strict: ask the server to hold the arguments to the schema while they are written.
-        parallel_tool_calls: whether the model may ask for several calls at once.
+        parallel_tool_calls: whether the model may ask for several calls at once; if not, only
+            the first is executed.
         stream: receive the answer in pieces.
         limits: see ``Limits``.
         approve: asked before a tool that ``acts`` runs after text from a ``foreign`` one has been
@@ -105,6 +108,7 @@ async def run_tools(
         request |= {"tools": definitions(tools, strict=strict), "tool_choice": _choice(tool_choice)}
         if not parallel_tool_calls:
             request["parallel_tool_calls"] = False
+    limits = limits if parallel_tool_calls else replace(limits, calls=min(1, limits.calls))
     async with nullcontext(client) if client else connect(endpoint) as client:
         for number in range(1, limits.rounds + 1):
             start = clock()
@@ -119,11 +123,10 @@ async def run_tools(
             talk.add_reply(reply, calls, number, start)
             if not calls:
                 break
-            outcomes = await _execute(calls, allowed, talk, limits, approve, number)
-            talk.messages += [
-                {"role": "tool", "tool_call_id": call.id, "content": outcome.text}
-                for call, outcome in zip(calls, outcomes, strict=True)
-            ]
+            now = _permitted(tool_choice, allowed, number)
+            outcomes = await _execute(calls, allowed, now, talk, limits, approve, number)
+            for call, outcome in zip(calls, outcomes, strict=True):
+                talk.add_result(call, outcome.text, ran=outcome.ran)
             if request.get("tool_choice") not in (None, "none"):
                 request["tool_choice"] = "auto"
         else:
@@ -134,6 +137,7 @@ async def run_tools(
 async def _execute(
     calls: list[Call],
     allowed: dict[str, Tool],
+    now: set[str],
     talk: Conversation,
     limits: Limits,
     approve: Approve | None,
@@ -144,7 +148,7 @@ async def _execute(
 
     async def one(position: int, call: Call) -> Outcome:
         start = clock()
-        outcome = await _outcome(call, position, allowed, read_foreign, limits, approve)
+        outcome = await _outcome(call, position, allowed, now, read_foreign, limits, approve)
         talk.add(
             Step(
                 phase="executing",
@@ -165,21 +169,24 @@ async def _outcome(
     call: Call,
     position: int,
     allowed: dict[str, Tool],
+    now: set[str],
     read_foreign: bool,
     limits: Limits,
     approve: Approve | None,
 ) -> Outcome:
     wanted = allowed.get(call.name)
     if wanted is None:
-        return refused(f"there is no tool called {call.name[:64]!r}", tools=list(allowed))
+        return _not_run(f"there is no tool called {call.name[:64]!r}", tools=list(allowed))
+    if wanted.name not in now:
+        return _not_run("not executed: tool_choice does not allow this call")
     if position >= limits.calls:
-        return refused(f"not executed: at most {limits.calls} calls at once")
+        return _not_run(f"not executed: at most {limits.calls} calls at once")
     try:
         arguments = wanted.arguments(call.arguments)
     except BadArguments as error:
-        return refused("the arguments are not valid", details=error.problems)
+        return _not_run("the arguments are not valid", details=error.problems)
     if wanted.acts and read_foreign and not await _approved(approve, wanted, arguments):
-        return refused(
+        return _not_run(
             "not executed: this conversation has read text written by others, and nobody approved"
         )
     return await execute(wanted.function, arguments, limits.tool_s, limits.result_chars)
@@ -198,13 +205,29 @@ async def _approved(approve: Approve | None, wanted: Tool, arguments: dict) -> b
 def _opening(messages: str | list[dict]) -> list[dict]:
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
-    chat = [one.model_dump(exclude_none=True) if hasattr(one, "model_dump") else one
-            for one in messages]  # fmt: skip
+    chat = [_dumped(one) for one in messages]
     if not all(isinstance(one, dict) and "role" in one for one in chat):
         raise CourseError(
             "a chat is a list of messages", 'such as {"role": "user", "content": "Hello"}'
         )
-    return chat
+    return [
+        one | {"tool_calls": [_dumped(call) for call in one["tool_calls"]]}
+        if isinstance(one.get("tool_calls"), list)
+        else one
+        for one in chat
+    ]
+
+
+def _dumped(part: Any) -> Any:
+    """Return the client's own objects, which a history may hold, as plain dictionaries."""
+    return part.model_dump(exclude_none=True) if hasattr(part, "model_dump") else part
+
+
+def _permitted(choice: "str | Tool", allowed: dict[str, Tool], number: int) -> set[str]:
+    """Names that may run in this round."""
+    if choice == "none":
+        return set()
+    return {choice.name} if isinstance(choice, Tool) and number == 1 else set(allowed)
 
 
 def _choice(choice: "str | Tool") -> str | dict:

@@ -141,7 +141,7 @@ def _arguments(question: Question, calls: tuple[Call, ...]) -> tuple[str, str]:
     defaults = {
         tool["function"]["name"]: {
             name: about["default"]
-            for name, about in tool["function"]["parameters"]["properties"].items()
+            for name, about in _properties(tool).items()
             if "default" in about
         }
         for tool in question.tools
@@ -211,14 +211,17 @@ def _question(row: dict, offers: dict[str, dict], sets: dict[str, list]) -> Ques
     messages += [{"role": "user", "content": row["ask"]}] if "ask" in row else []
     calls = [(name, allowed) for call in row["calls"] for name, allowed in call.items()]
     for name, allowed in calls:
-        if (
-            name not in names
-            or not allowed.keys() <= offers[name]["function"]["parameters"]["properties"].keys()
-        ):
+        if name not in names or not allowed.keys() <= _properties(offers[name]).keys():
             raise ValueError(f"{row['kind']}: {name} is not offered so")
+    json.dumps(calls)  # a TypeError tells of a date without quotes
     return Question(
         kind=row["kind"], messages=messages, tools=[offers[name] for name in names], calls=calls
     )
+
+
+def _properties(tool: dict) -> dict:
+    """The arguments of a tool's definition, which may have none."""
+    return (tool["function"].get("parameters") or {}).get("properties") or {}
 
 
 def _exchange(before: dict) -> list[dict]:
@@ -239,8 +242,8 @@ def _first(allowed: Any) -> Any:
     if isinstance(allowed, dict):
         options = {key: value if isinstance(value, list) else [value] for key, value in
                    allowed.items()}  # fmt: skip
-        return {key: _first(next(one for one in values if one is not None))
-                for key, values in options.items()}  # fmt: skip
+        given = {key: [one for one in values if one is not None] for key, values in options.items()}
+        return {key: _first(values[0]) for key, values in given.items() if values}
     return [_first(one) for one in allowed] if isinstance(allowed, list) else allowed
 
 

@@ -20,16 +20,23 @@ from helpers.errors import CourseError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a call: ``text`` for the model; ``problem`` for the reader, empty if it ran."""
+    """What came of a call.
+
+    Args:
+        text: for the model.
+        problem: for the reader; empty when all went well.
+        ran: whether the function was called at all.
+    """
 
     text: str
     problem: str = ""
+    ran: bool = True
 
 
-def refused(problem: str, **details) -> Outcome:
-    """Return the outcome of a call that did not run or failed."""
+def failed(problem: str, *, ran: bool = True, **details) -> Outcome:
+    """Return the outcome of a call that failed, or did not even run."""
     told = json.dumps({"error": problem, **details}, ensure_ascii=False, default=str)
-    return Outcome(text=_sendable(told), problem=_line(problem, details.get("details")))
+    return Outcome(text=_sendable(told), problem=_line(problem, details.get("details")), ran=ran)
 
 
 async def execute(
@@ -37,9 +44,9 @@ async def execute(
 ) -> Outcome:
     """Run a function, plain ones in a thread of their own, and return what it gave as text.
 
-    The model is told the text of a ``ValueError`` or ``CourseError``, which a tool raises to be
-    understood; of any other exception only the name, because its text may hold what is nobody's
-    business. The reader gets both.
+    The model is told the text of a plain ``ValueError`` or a ``CourseError``, which a tool raises
+    to be understood; of any other exception only the name, because its text may hold what is
+    nobody's business. The reader gets both.
 
     Args:
         function: plain or ``async``.
@@ -52,7 +59,9 @@ async def execute(
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
     finally:
         task.cancel()  # nothing happens to one that has ended
-    return task.result() if done else refused(f"no result within {timeout_s:g} s")
+    if not done:
+        return failed(f"no result within {timeout_s:g} s")
+    return failed("the tool cancelled itself") if task.cancelled() else task.result()
 
 
 async def _called(function: Callable, arguments: dict[str, Any], limit: int) -> Outcome:
@@ -66,12 +75,13 @@ async def _called(function: Callable, arguments: dict[str, Any], limit: int) -> 
         text, error = await _in_thread(lambda: as_text(value, limit))
         if error is None:
             return Outcome(text=text)
-        return refused(f"its result cannot be written as text ({type(error).__name__})")
+        return failed(f"its result cannot be written as text ({type(error).__name__})")
     said, silent = await _in_thread(lambda: str(error))
     kind, text = type(error).__name__, "no message" if silent else _line(said)
-    if isinstance(error, (ValueError, CourseError)):
-        return refused(f"{kind}: {text}"[:300])
-    told = refused(f"the tool failed ({kind})")
+    # Not what merely inherits from it: pydantic's and requests' errors quote their input.
+    if type(error) is ValueError or isinstance(error, CourseError):
+        return failed(f"{kind}: {text}"[:300])
+    told = failed(f"the tool failed ({kind})")
     return Outcome(text=told.text, problem=f"{kind}: {text}"[:300])
 
 

@@ -4,6 +4,7 @@ pydantic does both, so what the model is told about an argument and what is acce
 cannot differ. Nothing a model writes is ever evaluated as code.
 """
 
+import contextlib
 import inspect
 import typing
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from pydantic import (
     TypeAdapter,
     WithJsonSchema,
 )
-from pydantic_core import from_json
+from pydantic.fields import FieldInfo
+from pydantic_core import SchemaError, from_json, to_jsonable_python
 from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
 
 from helpers.errors import CourseError
@@ -96,12 +98,13 @@ class Tool:
         Raises:
             BadArguments: it is no JSON object, or does not fit the schema.
         """
+        text = text or "{}"
         try:
-            values = from_json(text or "{}")
+            from_json(text)
         except (ValueError, TypeError) as error:  # TypeError: half a surrogate pair
             raise BadArguments([_problem("(all)", f"not valid JSON: {error}")]) from None
         try:
-            found = self._adapter.validate_python(values)
+            found = self._adapter.validate_json(text)
         except ValueError as error:  # pydantic's ValidationError is one
             raise BadArguments(_problems(error)) from None
         except (Exception, SystemExit) as error:  # a validator of the tool's own may raise it
@@ -143,17 +146,22 @@ def tool(
     if function is None:
         return lambda it: tool(it, foreign=foreign, acts=acts)
     if isinstance(function, Tool):
-        return replace(function, foreign=foreign, acts=acts)
+        return replace(
+            function, foreign=foreign or function.foreign, acts=acts or function.acts
+        )  # a warning stays
     name = getattr(function, "__name__", "")
-    if not name.isidentifier():
-        raise CourseError(f"{function!r} has no name that a model could call", "use def")
+    if not (name.isidentifier() and name.isascii() and len(name) <= 64):
+        raise CourseError(
+            f"{function!r} has no name that a model could call",
+            "use def, and at most 64 ASCII letters, digits and _",
+        )
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise CourseError(f"{name} yields its results one by one", "return them in a list")
     told = docstring_parser.parse(inspect.getdoc(function) or "")
     about = {param.arg_name: " ".join((param.description or "").split()) for param in told.params}
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError) as error:
+    except (NameError, TypeError, SyntaxError, AttributeError) as error:
         raise CourseError(f"{name}: an annotation cannot be read: {error}") from None
     fields, optional = {}, set()
     for key, parameter in inspect.signature(function).parameters.items():
@@ -163,6 +171,10 @@ def tool(
             optional.add(key)
             kind = kind | None
         note = {"description": about[key]} if about.get(key) else {}
+        if key in optional and parameter.default is not None:
+            with contextlib.suppress(ValueError):  # a default that JSON has no form for
+                default = to_jsonable_python(parameter.default)
+                note["json_schema_extra"] = {"default": default}
         kind = Annotated[kind, Field(**note)]
         fields[key] = NotRequired[kind] if key in optional else kind
     form = TypedDict(name, fields)
@@ -179,7 +191,7 @@ def tool(
             _optional=frozenset(optional),
         )
         made.schema()
-    except (PydanticUserError, TypeError) as error:
+    except (PydanticUserError, SchemaError, TypeError) as error:
         what = str(error).splitlines()[0]
         hint = "use str, int, float, bool, Literal, lists, dicts and pydantic models"
         raise CourseError(f"{name}: JSON cannot carry an argument: {what}", hint) from None
@@ -227,6 +239,11 @@ def _check(name: str, parameter: inspect.Parameter, hints: dict) -> None:
             f"{name}: {parameter} cannot be filled by a model",
             "a tool takes named parameters only",
         )
+    if isinstance(parameter.default, FieldInfo):
+        raise CourseError(
+            f"{name}: the default of {parameter.name} is a Field, which a plain call would receive",
+            f"write {parameter.name}: Annotated[int, Field(ge=1)] = 5",
+        )
     if parameter.name not in hints:
         raise CourseError(
             f"{name}: {parameter.name} has no annotation",
@@ -250,7 +267,7 @@ def _plain(part: Any, defs: dict, strict: bool, seen: tuple = ()) -> Any:
         rest = {key: value for key, value in part.items() if key != "$ref"}
         return _plain({**defs[name], **rest}, defs, strict, (*seen, name))
     plain = {
-        key: _plain(value, defs, strict, seen)
+        key: value if key in ("default", "const", "enum") else _plain(value, defs, strict, seen)
         for key, value in part.items()
         if key not in ("$defs", "title", "properties", "required")
     }
@@ -274,7 +291,9 @@ def _without_null(schema: dict) -> dict:
     choices = [choice for choice in schema.get("anyOf", ()) if choice != _NULL]
     if not choices:
         return schema
-    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
+    if rest.get("default", 0) is None:
+        del rest["default"]
     return {**choices[0], **rest} if len(choices) == 1 else {**rest, "anyOf": choices}
 
 

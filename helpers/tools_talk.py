@@ -80,7 +80,8 @@ class Step:
         text = f"{self.phase:9}  {1e3 * self.seconds:6.0f} ms  {self.what}"
         if self.phase == "executing":
             text = f"{text} -> {self.problem or self.result}"
-        text = " ".join(text.split(" ")).replace("\n", " ")
+        # No control characters: what a stranger wrote must not reach the terminal's cursor.
+        text = "".join(c if c.isprintable() else " " for c in text)
         mark = "!" if self.problem else " "
         return mark + (text if len(text) < WIDTH else text[: WIDTH - 4] + "...")
 
@@ -94,6 +95,9 @@ class Conversation:
         tools: names that were allowed.
         steps: in order of their ends.
         stopped: why it ended without an answer, else empty.
+        began: the clock's time 0 of the steps.
+        not_run: positions of messages that say why a call was not executed.
+        show: see ``run_tools``.
     """
 
     messages: list[dict]
@@ -101,6 +105,7 @@ class Conversation:
     steps: list[Step] = field(default_factory=list)
     stopped: str = ""
     began: float = field(default=0.0, repr=False)
+    not_run: set[int] = field(default_factory=set, repr=False)
     show: Callable[[str], None] | None = field(default=None, repr=False)
 
     @property
@@ -171,16 +176,23 @@ class Conversation:
             )
         )
 
+    def add_result(self, call: Call, text: str, *, ran: bool) -> None:
+        """Keep what the model is told of a call."""
+        if not ran:
+            self.not_run.add(len(self.messages))
+        self.messages.append({"role": "tool", "tool_call_id": call.id, "content": text})
+
     def has_read_foreign(self, allowed: dict[str, Tool]) -> bool:
         """Whether the chat holds a result of a tool that reads what others wrote.
 
         A result whose tool is not known here (from an earlier conversation) counts as one.
         """
         names: dict[str, str] = {}
-        for message in self.messages:  # in order: some servers give the same ids in every round
+        # In order: some servers give the same ids in every round.
+        for position, message in enumerate(self.messages):
             for call in message.get("tool_calls") or ():
-                names[call.get("id")] = call.get("function", {}).get("name")
-            if message.get("role") in ("tool", "function"):
+                names[call.get("id")] = (call.get("function") or {}).get("name")
+            if message.get("role") in ("tool", "function") and position not in self.not_run:
                 known = allowed.get(names.get(message.get("tool_call_id")))
                 if known is None or known.foreign:
                     return True
@@ -196,7 +208,7 @@ def read(completion: Any) -> Reply:
     """Read a whole completion of the ``openai`` client, whatever a server has put into it."""
     choice = completion.choices[0]
     return Reply(
-        text=_text(choice.message.content),
+        text=_said(choice.message),
         calls=tuple(_call(wish) for wish in _list(choice.message.tool_calls)),
         finish=_text(choice.finish_reason),
         **_usage(completion.usage),
@@ -209,23 +221,49 @@ async def read_stream(stream: Any) -> Reply:
     A call's id and name come first, then its arguments in pieces that belong together by their
     ``index``; text and calls may mix.
     """
-    texts, parts, finish, usage, first_at = [], {}, "", {}, None
+    texts, parts, finish, usage, first_at = [], [], "", {}, None
     async for chunk in stream:
         usage = usage if getattr(chunk, "usage", None) is None else _usage(chunk.usage)
         for choice in _list(chunk.choices):
             delta = choice.delta
             finish = _text(choice.finish_reason) or finish
-            texts.append(_text(getattr(delta, "content", None)))
+            texts.append(_said(delta))
             for wish in _list(getattr(delta, "tool_calls", None)):
-                index = wish.index if isinstance(getattr(wish, "index", None), int) else len(parts)
-                part, piece = parts.setdefault(index, ["", "", ""]), _call(wish)
-                part[0] = part[0] or piece.id
-                part[1] += piece.name
-                part[2] += piece.arguments
+                _piece_together(parts, getattr(wish, "index", None), _call(wish))
             if first_at is None and (texts[-1] or parts):
                 first_at = clock()
-    calls = tuple(Call(id=i, name=n, arguments=a) for _, (i, n, a) in sorted(parts.items()))
+    parts.sort(key=lambda part: part[0] if isinstance(part[0], int) else 0)
+    calls = tuple(Call(id=i, name=n, arguments=a) for _, i, n, a in parts)
     return Reply(text="".join(texts), calls=calls, finish=finish, first_at=first_at, **usage)
+
+
+def _piece_together(parts: list[list], index: Any, piece: Call) -> None:
+    """Add a piece of a call to ``parts`` (``[index, id, name, arguments]`` each).
+
+    Some servers number every call 0, or none of them: then another id begins another call, and a
+    piece without id and name goes on with the last one. Some repeat id and name in every piece.
+    """
+    same = [part for part in parts if part[0] == index and index is not None][-1:]
+    if index is None and parts and not (piece.id or piece.name):
+        same = parts[-1:]
+    if same and piece.id and same[0][1] and piece.id != same[0][1]:
+        same = []
+    if not same:
+        parts.append([index, piece.id, piece.name, piece.arguments])
+        return
+    part = same[0]
+    if not (piece.id and (piece.id, piece.name) == (part[1], part[2])):
+        part[2] += piece.name
+    part[1] = part[1] or piece.id
+    part[3] += piece.arguments
+
+
+def _said(message: Any) -> str:
+    """The text of a message or of a piece of one; of a refusal, which OpenAI keeps apart, too."""
+    content = getattr(message, "content", None)
+    if isinstance(content, list):
+        content = "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
+    return _text(content) or _text(getattr(message, "refusal", None))
 
 
 def _call(wish: Any) -> Call:

@@ -79,7 +79,9 @@ def test_a_definition_says_what_the_function_says():
     inner = parameters["properties"]["items"]["items"]
     assert inner["properties"]["quantity"]["minimum"] == 1 and inner["required"] == ["name"]
     assert parameters["properties"]["size"]["enum"] == ["s", "l"]
-    assert parameters["properties"]["unit"] == {"enum": ["kg", "lb"], "type": "string"}
+    assert parameters["properties"]["unit"] == {
+        "enum": ["kg", "lb"], "type": "string", "default": "kg"
+    }  # fmt: skip
     assert parameters["properties"]["note"] == {"type": "string", "description": "for the driver."}
     assert "$" not in json.dumps(function)
 
