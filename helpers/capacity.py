@@ -9,6 +9,8 @@ from helpers.errors import CourseError
 from helpers.records import Record, Run
 from helpers.summary import measured, milliseconds, summary, window
 
+NEVER_S = 1e9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -120,23 +122,30 @@ def goodput(run: Run, objective: Objective) -> float:
 
 
 def meets(run: Run, objective: Objective) -> bool:
-    """Whether a run met an objective: each percentile and the part of failed requests."""
+    """Whether a run met an objective: each percentile, the part of failed requests, and (an open
+    loop) that the server kept up with it."""
     return bool(_verdicts(run, objective, resamples=0)[0])
 
 
 def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacity:
     """Return the highest load of a sweep or search that meets the objective.
 
-    Loads above the lowest miss do not count, even if one of them met it again.
+    Loads above the lowest miss do not count, even if one of them met it again; of repeated runs
+    at a load each has to meet it. A run that somebody stopped says nothing.
 
     Raises:
         CourseError: there are no runs, or they mix users and rates.
     """
     objective = objective or Objective()
+    runs = [run for run in runs if not run.stopped]
     if not runs or len({level(run)[1] for run in runs}) > 1:
         raise CourseError("capacity needs runs, all of users or all of rates", "see load.search")
-    ordered = sorted(runs, key=lambda run: level(run)[0])
-    verdicts = [_verdicts(run, objective) for run in ordered]
+    loads = sorted({level(run)[0] for run in runs})
+    ordered = [next(run for run in runs if level(run)[0] == load) for load in loads]
+    verdicts = [
+        np.all([_verdicts(run, objective) for run in runs if level(run)[0] == load], axis=0)
+        for load in loads
+    ]
     misses = next((i for i, verdict in enumerate(verdicts) if not verdict[0]), len(ordered))
     best = ordered[misses - 1] if misses else None
     confidence = verdicts[misses - 1].mean() if best else 1.0
@@ -169,15 +178,34 @@ def usd_per_million_tokens(usd_per_hour, tokens_per_s):
         return np.divide(usd_per_hour, tokens_per_s) / 3600 * 1e6
 
 
+def falls_behind(run: Run) -> bool:
+    """Whether an open loop asked faster than the server answered, so that its queue only grew.
+
+    Then latencies say how long the run was, not how good the server is. Counted from the time in
+    which a first answer could have come: requests that came and those that were answered may
+    differ by 15 %, and by twice the square root of their number, which is chance.
+    """
+    if not run.header["arrivals"].keys() & {"rate_per_s", "every_s"} or not run.ok:
+        return False
+    begin = min(record.origin_s for record in run.records)
+    end = max(record.origin_s for record in run.records)
+    begin = min(begin + float(np.median([record.e2e_s for record in run.ok])), (begin + end) / 2)
+    came = sum(begin <= record.origin_s <= end for record in run.records)
+    went = sum(begin <= record.end_s <= end for record in run.records)
+    return came - went > max(0.15 * came, 2 * came**0.5)
+
+
 def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarray:
     """Return whether the run met the objective, then whether it does with requests drawn again."""
     inside = measured(run)
-    if not inside or summary(run).error_rate > objective.error_rate:
+    failed = not inside or summary(run).error_rate > objective.error_rate
+    if failed or falls_behind(run):
         return np.zeros(resamples + 1, dtype=bool)
     chance = np.random.default_rng(0)
     met = np.ones(resamples + 1, dtype=bool)
     for values, limit in (
-        ([r.ttft_s for r in inside], objective.ttft_ms),
+        # An answer without a first token has not met its time.
+        ([NEVER_S if r.ttft_s is None else r.ttft_s for r in inside], objective.ttft_ms),
         ([r.tpot_s for r in inside], objective.tpot_ms),
         ([r.e2e_s for r in inside], objective.e2e_ms),
     ):

@@ -29,7 +29,9 @@ def to_vllm(run: Run) -> dict:
         "model_id": run.header["endpoint"]["model"],
         "tokenizer_id": run.header["endpoint"]["model"],
         "num_prompts": len(run.records),
-        "request_rate": arrivals.get("rate_per_s", "inf"),
+        "request_rate": 1 / arrivals["every_s"]
+        if "every_s" in arrivals
+        else arrivals.get("rate_per_s", "inf"),
         "burstiness": arrivals.get("burstiness", 1.0),
         "max_concurrency": run.users,
         "duration": duration,
@@ -82,11 +84,12 @@ def agreement(run: Run) -> pd.DataFrame:
     delta = {name: last[name] - first[name] for name in last.keys() & first.keys()}
     rows = {"output tokens": (_sum(run, "output_tokens"), delta.get("output_tokens_total"))}
     if delta.get("ttft_count"):
-        ours = np.mean([record.token_us[0] / 1e3 for record in run.ok])
+        ours = np.mean([record.token_us[0] / 1e3 for record in run.ok if record.token_us])
         rows["TTFT mean, ms"] = (ours, delta["ttft_s_sum"] / delta["ttft_count"] * 1e3)
     gaps = delta.get("itl_count") or delta.get("output_tokens_total", 0) - len(run.ok)
     if delta.get("itl_s_sum") and gaps > 0:
-        spans = sum((record.token_us[-1] - record.token_us[0]) / 1e3 for record in run.ok)
+        told = [record.token_us for record in run.ok if record.token_us]
+        spans = sum((times[-1] - times[0]) / 1e3 for times in told)
         ours = spans / max(_sum(run, "output_tokens") - len(run.ok), 1)
         rows["time per output token mean, ms"] = (ours, delta["itl_s_sum"] / gaps * 1e3)
     table = pd.DataFrame(rows, index=["client", "server"]).T

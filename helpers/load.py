@@ -44,6 +44,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+RATE_S = 20.0  # length of a search's runs at a rate
+
+
 async def run(
     endpoint: Endpoint,
     workload: Workload,
@@ -215,22 +218,25 @@ async def search(
         workload: what is asked.
         objective: what must be met.
         arrivals: makes the arrivals of a load, by default ``n`` users in a closed loop; e.g.
-            ``lambda rate: Poisson(rate_per_s=rate)`` for the highest request rate.
-        start: first load.
+            ``lambda rate: Poisson(rate_per_s=rate)`` for the highest request rate, or
+            ``lambda n: ClosedLoop(users=n, think_time_s=20)`` for customers.
+        start: first load; a hundredth of it is the least that is tried.
         limit: highest load to try.
         precision: stop when the bracket is narrower than this part of it (or than one user).
-        requests_per_user: length of each run, unless ``requests`` or ``duration_s`` is given.
+        requests_per_user: length of each run, unless ``requests`` or ``duration_s`` is given; a
+            rate is kept up for ``RATE_S`` seconds, so that a queue that grows is seen growing.
         folder: where the runs' files go, by default as for ``run``.
         options: as for ``run``.
     """
     objective = objective or Objective()
+    make = arrivals or (lambda users: ClosedLoop(users=users))
+    whole = isinstance(make(int(start) or 1), ClosedLoop)
     runs: dict[float, Run] = {}
 
     async def passes(load: float) -> bool:
-        these = arrivals(load) if arrivals else ClosedLoop(users=int(load))
-        end = _end(load, requests_per_user, options)
+        end = _end(load, requests_per_user if whole else RATE_S, options)
         path = Path(folder) / f"{load:08.2f}.jsonl" if folder else None
-        work = unseen(workload, load)
+        work, these = unseen(workload, load, of="search"), make(int(load) if whole else load)
         runs[load] = await run(endpoint, work, these, path=path, **{**options, **end})
         return not runs[load].interrupted and meets(runs[load], objective)
 
@@ -239,18 +245,19 @@ async def search(
         low, high = high, min(2 * high, limit)
         if low >= limit:
             break
-    while not runs[max(runs)].interrupted and low < high:
-        middle = (low + high) / 2 if arrivals else float(int((low + high) / 2))
-        if middle <= low or high - low <= precision * high:
+    while low < high and not any(one.interrupted for one in runs.values()):
+        middle = (low + high) / 2
+        middle = float(int(middle)) if whole else middle
+        if middle <= low or high - low <= precision * high or middle < start / 100:
             break
         low, high = (middle, high) if await passes(middle) else (low, middle)
     return [runs[load] for load in sorted(runs)]
 
 
-def _end(load: float, requests_per_user: int, options: dict) -> dict:
+def _end(load: float, requests_each: float, options: dict) -> dict:
     if options.keys() & {"requests", "duration_s"}:
         return {}
-    return {"requests": max(8, int(requests_per_user * load))}
+    return {"requests": max(8, int(requests_each * load))}
 
 
 def _header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:

@@ -11,7 +11,8 @@ from helpers.records import Run
 from helpers.summary import measured, token_times, window
 
 RESAMPLES = 400
-_LATENCY = re.compile(r"(ttft|itl|tpot|e2e)_p(\d+)_(ms|s)")
+FEWEST = 5  # requests on either side of a comparison
+_LATENCY = re.compile(r"(ttft|itl|tpot|e2e)_p(\d+(?:\.\d+)?)_(ms|s)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +36,21 @@ class Difference:
         names: of the two.
         ratio: the second over the first, with its interval.
         real: the interval leaves 1 out.
+        requests: on the side that has fewer; below ``FEWEST`` nothing is real.
     """
 
     measure: str
     names: tuple[str, str]
     ratio: Interval
     real: bool
+    requests: int
 
     def __str__(self) -> str:
         percent = [(value - 1) * 100 for value in (self.ratio.low, self.ratio.high)]
         span = f"95 % interval {percent[0]:+.0f} % to {percent[1]:+.0f} %"
         first, second = self.names
+        if self.requests < FEWEST:
+            return f"{self.measure}: too few requests to tell ({self.requests})"
         if not self.real:
             return f"{self.measure}: no difference beyond noise ({span})"
         return f"{self.measure}: {second} against {first}: {self.ratio.value - 1:+.0%} ({span})"
@@ -89,11 +94,13 @@ def compare(
     if not drawn[0].all():
         raise CourseError(f"{groups[0][0].label}: {measure} is 0, nothing can be compared with it")
     low, high = np.percentile(drawn[1] / drawn[0], [2.5, 97.5])
+    requests = min(sum(len(measured(run)) for run in group) for group in groups)
     return Difference(
         measure=measure,
         names=(groups[0][0].label, groups[1][0].label),
         ratio=Interval(value=values[1] / values[0], low=float(low), high=float(high)),
-        real=bool(low > 1 or high < 1),
+        real=bool(requests >= FEWEST and (low > 1 or high < 1)),
+        requests=requests,
     )
 
 
@@ -120,7 +127,7 @@ def _blocks(run: Run, measure: str) -> list[np.ndarray]:
 
 def _statistic(blocks: list[np.ndarray], measure: str) -> float:
     found, values = _LATENCY.fullmatch(measure), np.concatenate(blocks)
-    return float(np.percentile(values, int(found[2])) if found else np.mean(values))
+    return float(np.percentile(values, float(found[2])) if found else np.mean(values))
 
 
 def _draw(runs: list[Run], measure: str, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ Each function returns the ``Picture``; a notebook shows it, ``figure.savefig(pat
 
 from collections.abc import Sequence
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import rc_context
@@ -12,9 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from helpers import measure
+from helpers.errors import CourseError
 from helpers.export import most_at_once
 from helpers.picture import Picture
 from helpers.records import Run
+
+if TYPE_CHECKING:
+    import pandas
 
 # Okabe and Ito's palette: told apart with every kind of colour vision.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
@@ -41,33 +46,33 @@ STYLE = {
 
 
 def throughput(runs: Sequence[Run]) -> Picture:
-    """Output tokens per second against the number of users: the saturation curve."""
-    rows = measure.table(runs).sort_values("users")
-    users, rate = rows["users"].to_numpy(), rows["output_tokens_per_s"].to_numpy()
-    knee = _knee(users, rate)
+    """Output tokens per second against the load (users, or a rate): the saturation curve."""
+    rows, unit = _by_load(runs)
+    loads, rate = rows["load"].to_numpy(), rows["output_tokens_per_s"].to_numpy()
+    knee = loads[np.argmax(rate >= 0.95 * rate.max())]
     times = rate.max() / rate[0]
-    title = f"{rate.max():.0f} tokens/s at most: {times:.1f} times one user's, reached by {knee}"
+    title = (
+        f"{rate.max():.0f} tokens/s at most: {times:.1f} times those at {_amount(loads[0], unit)},"
+        f" reached at {_amount(knee, unit)}"
+    )
     with rc_context(STYLE):
         figure, axes = blank(title, runs[0].title)
-        ideal = rate[0] / users[0] * users
-        axes.plot(users, ideal, color=GREY, linestyle=":", label="if users cost nothing")
-        axes.plot(users, rate, color=BLUE, marker="o", label="measured")
+        ideal = rate[0] / loads[0] * loads
+        axes.plot(loads, ideal, color=GREY, linestyle=":", label="if each more cost nothing")
+        axes.plot(loads, rate, color=BLUE, marker="o", label="measured")
         axes.set_ylim(0, rate.max() * 1.25)
         axes.set_ylabel("output tokens/s, all users")
-        _load_axis(axes, users)
+        _load_axis(axes, loads, unit)
         axes.legend(loc="lower right")
     return figure
 
 
 def latency(runs: Sequence[Run]) -> Picture:
-    """TTFT and ITL percentiles against the number of users."""
-    rows = measure.table(runs).sort_values("users")
-    users = rows["users"].to_numpy()
-    growth = rows["ttft_p95_ms"].iloc[-1] / rows["ttft_p95_ms"].iloc[0]
-    title = (
-        f"From {users[0]} to {users[-1]} users the wait for the first token (p95) "
-        f"grows {growth:.0f}-fold"
-    )
+    """TTFT and ITL percentiles against the load (users, or a rate)."""
+    rows, unit = _by_load(runs)
+    loads, waits = rows["load"].to_numpy(), rows["ttft_p95_ms"].to_numpy()
+    title = f"From {loads[0]:g} to {loads[-1]:g} {unit} the wait for the first token (p95) grows "
+    title += f"{waits[-1] / waits[0]:.0f}-fold" if np.isfinite(waits[[0, -1]]).all() else "endless"
     with rc_context(STYLE):
         figure, (left, right) = blank(title, runs[0].title, columns=2)
         styles = {50: (BLUE, "-"), 95: (ORANGE, "--"), 99: (RED, ":")}
@@ -77,10 +82,10 @@ def latency(runs: Sequence[Run]) -> Picture:
         ):
             for rank, (color, line) in styles.items():
                 values = rows[f"{name}_p{rank}_ms"]
-                axes.plot(users, values, color=color, linestyle=line, marker="o", label=f"p{rank}")
+                axes.plot(loads, values, color=color, linestyle=line, marker="o", label=f"p{rank}")
             axes.set_ylim(bottom=0)
             axes.set_ylabel(f"{long} ({name.upper()}), ms")
-            _load_axis(axes, users)
+            _load_axis(axes, loads, unit)
         left.legend()
     return figure
 
@@ -98,8 +103,8 @@ def capacity(runs: Sequence[Run], objective: measure.Objective) -> Picture:
         title = f"{found.load:g} {found.unit} keep the promise, {upper}"
         figure, panels = blank(title, runs[0].title, columns=len(demands))
         for axes, (name, limit) in zip(np.atleast_1d(panels), demands, strict=True):
-            lines = [measure.interval(run, f"{name}_p{rank:.0f}_{'s' if name == 'e2e' else 'ms'}")
-                     for run in ordered]  # fmt: skip
+            column = f"{name}_p{rank:g}_{'s' if name == 'e2e' else 'ms'}"
+            lines = [_interval_or_nan(run, column) for run in ordered]
             unit = 1e3 if name == "e2e" else 1
             middle = np.array([line.value for line in lines]) * unit
             error = [middle - [line.low * unit for line in lines],
@@ -125,6 +130,8 @@ def request(run: Run, index: int | None = None) -> Picture:
         index: position in ``run.ok``.
     """
     good = [record for record in run.ok if record.token_us]
+    if not good:
+        raise CourseError(f"{run.label}: no request got a token", "see run.frame() for the causes")
     record = sorted(good, key=lambda r: r.e2e_s)[len(good) // 2] if index is None else run.ok[index]
     origin = record.origin_s
     tokens = np.array(record.token_us) / 1e3 + (record.sent_s - origin) * 1e3
@@ -248,7 +255,8 @@ def loops(closed: Run, opened: Run) -> Picture:
 
 def compare(first: Sequence[Run], second: Sequence[Run]) -> Picture:
     """Two sweeps in one figure: two models, two engines, or two machines."""
-    tables = [measure.table(runs).sort_values("users") for runs in (first, second)]
+    (left, unit), (right, _) = (_by_load(runs) for runs in (first, second))
+    tables = [left, right]
     best = [table["output_tokens_per_s"].max() for table in tables]
     peaks = [max(runs, key=lambda run: measure.summary(run).output_tokens_per_s)
              for runs in (first, second)]  # fmt: skip
@@ -261,14 +269,14 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> Picture:
             tables, (first, second), (BLUE, ORANGE), ("-", "--"), strict=True
         ):
             style = {"color": color, "linestyle": line, "marker": "o", "label": runs[0].title}
-            left.plot(table["users"], table["output_tokens_per_s"], **style)
-            right.plot(table["users"], table["ttft_p95_ms"], **style)
+            left.plot(table["load"], table["output_tokens_per_s"], **style)
+            right.plot(table["load"], table["ttft_p95_ms"], **style)
         left.set_ylabel("output tokens/s, all users")
         right.set_ylabel("time to first token p95 (TTFT), ms")
-        users = np.array(sorted({*tables[0]["users"], *tables[1]["users"]}))
+        loads = np.array(sorted({*tables[0]["load"], *tables[1]["load"]}))
         for axes in (left, right):
             axes.set_ylim(bottom=0)
-            _load_axis(axes, users)
+            _load_axis(axes, loads, unit)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", fontsize=9)
     return figure
 
@@ -321,7 +329,20 @@ def _load_axis(axes: Axes, loads: np.ndarray, unit: str = "users") -> None:
     axes.set_xlabel("concurrent users" if unit == "users" else unit)
 
 
-def _knee(users: np.ndarray, rate: np.ndarray) -> str:
-    """Return from how many users on the rate is within 5 % of its best, in words."""
-    count = users[np.argmax(rate >= 0.95 * rate.max())]
-    return f"{count} user{'s' if count > 1 else ''}"
+def _by_load(runs: Sequence[Run]) -> tuple["pandas.DataFrame", str]:
+    """The table of a sweep in order of its loads, and their unit."""
+    rows = measure.table(runs)
+    rows["load"] = [measure.level(run)[0] for run in runs]
+    return rows.sort_values("load"), measure.level(runs[0])[1]
+
+
+def _amount(load: float, unit: str) -> str:
+    return "1 user" if (load, unit) == (1, "users") else f"{load:g} {unit}"
+
+
+def _interval_or_nan(run: Run, column: str) -> measure.Interval:
+    """A run without a good answer still has its place on the axis."""
+    try:
+        return measure.interval(run, column)
+    except CourseError:
+        return measure.Interval(value=np.nan, low=np.nan, high=np.nan)

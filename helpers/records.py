@@ -204,6 +204,11 @@ class Run:
         return len(ended) < self.header.get("processes", 1) or set(ended) != {"complete"}
 
     @property
+    def stopped(self) -> bool:
+        """Somebody stopped it; a server that was gone is a measurement."""
+        return self.interrupted and not any(end["ended"] == "server gone" for end in self.ends)
+
+    @property
     def round_trip_ms(self) -> float:
         """Median round trip to the endpoint (``/v1/models``), before the run: the line's part."""
         trips = sorted(trip for end in self.ends for trip in end.get("round_trip_ms", ()))

@@ -239,11 +239,14 @@ class ToolCalls:
 Workload = Synthetic | Prompts | ToolCalls
 
 
-def unseen(work: Workload, load: float) -> Workload:
-    """Prompts of its own for each load: one that the server has seen is in its prefix cache."""
+def unseen(work: Workload, load: float, of: str = "sweep") -> Workload:
+    """Prompts of its own for each load: one that the server has seen is in its prefix cache.
+
+    So a search does not repeat the prompts of the sweep before it either.
+    """
     if isinstance(work, Prompts):
         return work
-    return replace(work, seed=work.seed + int(1e6 * load))
+    return replace(work, seed=work.seed + int(1e6 * load) + (500_009 if of == "search" else 0))
 
 
 def from_spec(spec: dict) -> Workload:
