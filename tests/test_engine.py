@@ -54,8 +54,9 @@ def test_a_rehearsal_keeps_its_engine(own_rehearsal, tmp_path):
         providers.connect(other)
     (seen,) = providers.configured(other)
     (machine,) = seen.instances()
+    assert providers.rented(other) == "1 on rehearsal"
     guard.destroy(seen, machine.id)
-    assert not seen.instances()
+    assert not seen.instances() and providers.rented(other) == "nothing"
 
 
 def test_arguments_for_a_gpu_become_arguments_for_a_cpu(tmp_path):

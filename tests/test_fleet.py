@@ -62,6 +62,15 @@ def test_serverless_scales_to_zero_and_pays_for_cold_starts():
     assert plan.costs.loc["peak all day", "usd_per_day"] == 36
 
 
+def test_who_comes_first_after_a_pause_waits():
+    """Whatever the rate is: the first request, and those behind it until the worker is ready."""
+    for load in (1, 20):
+        plan = fleet([0] * 8 + [load] * 16, 2, usd_per_hour=1, serverless=SECONDS, headroom=0)
+        assert plan.costs.loc["serverless", "cold_requests"] == pytest.approx(1 + load * 180)
+    asleep = fleet([0] * 24, 2, usd_per_hour=1, serverless=SECONDS)
+    assert asleep.costs.loc["serverless", "cold_requests"] == 0
+
+
 def test_few_requests_keep_a_worker_awake_for_part_of_the_time():
     """Six an hour, ended after ten idle minutes: cycle 600 + 180 + 600 (e - 1) seconds."""
     up, cycle = 180 + 600 * (math.e - 1), 600 * math.e + 180

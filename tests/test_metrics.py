@@ -48,6 +48,14 @@ def test_several_engines_on_one_server():
     assert read.kv_cache_usage == pytest.approx(0.625)
 
 
+def test_not_a_number_is_not_said():
+    """Prometheus allows NaN; one of two engines that says it must not spoil the other's share."""
+    text = 'vllm:kv_cache_usage_perc{engine="0"} NaN\n'
+    assert metrics.parse(text).kv_cache_usage is None
+    text += 'vllm:kv_cache_usage_perc{engine="1"} 0.5\n'
+    assert metrics.parse(text).kv_cache_usage == 0.5
+
+
 def test_the_table_names_every_metric():
     """What `serving.metrics` documents is what is read."""
     table = serving.metrics.__doc__
