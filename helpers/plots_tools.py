@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.patches import Rectangle
 
+from helpers.errors import CourseError
 from helpers.picture import Picture
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, STYLE, blank
 from helpers.tools import Conversation, Evaluation
@@ -67,7 +68,13 @@ def phases(table: pd.DataFrame, subtitle: str) -> Picture:
     Args:
         table: from ``tools.phases``.
         subtitle: what was measured, where.
+
+    Raises:
+        CourseError: no conversation got an answer; users without any are left out.
     """
+    table = table[table.whole_p95_ms.notna()]
+    if table.empty:
+        raise CourseError("no conversation got an answer", "see their problems and stopped")
     users = [str(count) for count in table.index]
     whole = table[[f"{phase}_ms" for phase in PHASES]].sum(axis=1)
     title = (

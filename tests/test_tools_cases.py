@@ -251,3 +251,14 @@ def test_questions_of_ones_own(tmp_path):
         read(path)
     path.write_text(text.replace("DATE", '"2026-11-25"'))
     assert read(path)[0].expected == 'ev({"date": "2026-11-25"})'
+
+
+def test_a_crowd_without_answers_is_left_out():
+    """A row of nothing must not become a title that says "0.0 times as long"."""
+    good = [Conversation(messages=[], steps=[Step(phase="answering", round=1, start_s=0, end_s=1,
+                                                  what="x")])]  # fmt: skip
+    lost = [Conversation(messages=[], stopped="no answer after 6 rounds")]
+    picture = plots_tools.phases(tools.phases({1: good, 2: good, 8: lost}), "s")
+    assert picture.get_suptitle().startswith("2 users wait 1.0 times")
+    with pytest.raises(CourseError, match="no conversation"):
+        plots_tools.phases(tools.phases({8: lost}), "s")
