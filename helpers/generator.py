@@ -10,6 +10,7 @@ rented instance. The end of standard input stops it: it never outlives the proce
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import threading
@@ -19,6 +20,8 @@ from time import time
 from helpers.eventloop import new_loop
 from helpers.play import Generator, json_line
 from helpers.wire import PlainTransport, transport_for
+
+LATE_S = 0.5  # a worker that is ready later than this does not begin
 
 
 class _Output:
@@ -61,7 +64,9 @@ def _lines(descriptor: int):
 async def _main(spec: dict, commands, out: _Output) -> None:
     generator = Generator(spec, out)
     await generator.prepare()
-    out(json_line({"type": "ready", "error": generator.unreachable}))
+    late_s = time() - spec.get("start_at", math.inf)
+    late_s = late_s if late_s > LATE_S else 0.0
+    out(json_line({"type": "ready", "error": generator.unreachable, "late_s": late_s}))
     loop, go = asyncio.get_running_loop(), asyncio.Event()
 
     def listen() -> None:
@@ -80,6 +85,8 @@ async def _main(spec: dict, commands, out: _Output) -> None:
         go.set()
 
     if "start_at" in spec:  # among machines: a time of day, the standard input is not followed
+        if generator.unreachable or late_s:
+            return  # the load would not be the one that was asked for
         begin = clock() + spec["start_at"] - time()
     else:
         threading.Thread(target=listen, daemon=True).start()

@@ -60,8 +60,8 @@ class Response:
         elif "chunked" in self.headers.get("transfer-encoding", "").lower():
             self._read = self._chunks
         elif (length := self.headers.get("content-length")) is not None:
-            if not length.isdigit():
-                raise ProtocolError(f"content-length {length!r}")
+            if not (length.isascii() and length.isdigit() and len(length) < 20):
+                raise ProtocolError(f"content-length {length[:20]!r}")
             self._left, self._read = int(length), self._counted
             self.done = self._left == 0
         else:

@@ -6,6 +6,7 @@ it and keeps its records in a file as they come.
 """
 
 import asyncio
+import contextlib
 import os
 import platform
 from collections.abc import Callable
@@ -88,7 +89,8 @@ async def run(
         progress: show a line of progress.
 
     Raises:
-        CourseError: no end is given, the server does not answer, or a generator breaks.
+        CourseError: no end is given, the server does not answer, a generator breaks, or an
+            executor has too few free workers.
     """
     if isinstance(arrivals, Replay):
         requests = min(requests or len(arrivals.times_s), len(arrivals.times_s))
@@ -122,7 +124,9 @@ async def run(
     parts, cancelled = [], False
     try:
         if executor:
-            following = asyncio.ensure_future(on_executor(executor, specs, file, bar))
+            following = asyncio.ensure_future(
+                on_executor(executor, specs, file, bar, header["endpoint"]["base_url"])
+            )
         else:
             parts = [
                 Shard.there(one, file, bar, ssh) if there else Shard.here(one, file, bar)
@@ -148,7 +152,8 @@ async def run(
         for part in parts:
             part.stop()
         for sampler in samplers:
-            sampler.stop()
+            with contextlib.suppress(Exception):  # it adds to the run, and must not cost it
+                sampler.stop()
         bar.close()
         file.close()
     if file.problem:

@@ -1,6 +1,7 @@
 """The server's own view: the Prometheus text of vLLM and of llama.cpp, read into one form."""
 
 import contextlib
+import http.client
 import math
 import threading
 import time
@@ -93,13 +94,13 @@ def parse(text: str) -> ServerMetrics:
 
 
 def fetch(origin: str, *, api_key: str = "none", timeout_s: float = 5.0) -> ServerMetrics | None:
-    """Read ``/metrics`` under ``origin``; ``None`` when the server has none."""
+    """Read ``/metrics`` under ``origin``; ``None`` when the server has none, or a broken one."""
     headers = {"Authorization": f"Bearer {api_key}"}
     request = urllib.request.Request(f"{origin}/metrics", headers=headers)  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
             return parse(answer.read().decode())
-    except (OSError, ValueError, CourseError):
+    except (OSError, ValueError, CourseError, http.client.HTTPException):
         return None
 
 

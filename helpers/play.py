@@ -7,12 +7,13 @@ answers are read afterwards or in small slices between, and the garbage collecto
 import asyncio
 import gc
 import json
+import math
 import statistics
 import sys
 from collections import deque
 from email.utils import formatdate, parsedate_to_datetime
 from time import perf_counter as clock
-from time import process_time
+from time import process_time, time
 
 from helpers import arrivals, stream, workload
 from helpers.eventloop import LagProbe
@@ -27,6 +28,8 @@ EXACT_LENGTHS = {
 }
 TICK_S, SLICE_S = 0.005, 0.0005  # finished answers are read in slices, to disturb no clock read
 PREPARED = 20_000  # request bodies built ahead at most
+PREPARED_BYTES = 32 << 20  # likewise; what they are made of takes the same again
+WARM_S = 0.5  # what opening the connections takes, before an agreed time
 BACK_OFF_S = 1.0  # pause of a closed-loop user after a failure without Retry-After
 LONGEST_S = 60.0  # the longest that is waited because of one, as in OpenAI's client
 GIVE_UP_S = 10.0  # the server is gone when nothing but dead connections came for so long
@@ -52,6 +55,7 @@ class Generator:
         self.duration = spec["duration_s"] or float("inf")
         self.numbers = iter(range(self.shard, sys.maxsize, self.shards))
         self.prepared: deque = deque()
+        self.built = 0  # bytes of bodies
         self.finished: deque = deque()
         self.tasks: set[asyncio.Task] = set()
         self.ended, self.broken = "", None
@@ -75,7 +79,8 @@ class Generator:
                 break
             self.round_trips.append(exchange.end - exchange.sent)
             self.exact = next(map(EXACT_LENGTHS.get, _models(exchange) & EXACT_LENGTHS.keys()), ())
-        for _ in range(self._ahead()):
+        ahead, until = self._ahead(), spec.get("start_at", math.inf) - WARM_S
+        while len(self.prepared) < ahead and self.built < PREPARED_BYTES and time() < until:
             self.prepared.append(self._build(next(self.numbers)))
         if self.round_trips:
             await self.transport.warm(min(self.total, self.users if self.closed else 64))
@@ -95,6 +100,7 @@ class Generator:
     def _request(self, number: int, talk: workload.Conversation, messages: list[dict], cap: int):
         model = self.spec["model"]
         body = workload.body(self.work, model, talk.tools, messages, cap, self.exact)
+        self.built += len(body)
         # By its session a router keeps a conversation on the server that has its history.
         return self.transport.prepare(self.spec["route"], body, f"chat-{number}")
 
@@ -215,7 +221,9 @@ class Generator:
         for turn in range(len(talk.turns)):
             last = turn == len(talk.turns) - 1
             exchange = await self._one(request, (number, user, turn, scheduled))
-            failed = exchange.cause or _status(exchange) != 200
+            if last and not self.closed:
+                return  # nobody waits for what came of it
+            failed = _failed(exchange)
             if self.closed:
                 await self._rest(_pause(exchange) if failed else self.arrivals.think_time_s)
             if failed or last or not self._more():
@@ -267,7 +275,7 @@ class Generator:
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _line(self, about: tuple, exchange: Exchange) -> bytes:
-        reply = stream.read(exchange)
+        reply = _read(exchange)
         number, user, turn, scheduled = about
         sent = exchange.sent
         record = {
@@ -316,17 +324,24 @@ def _models(exchange: Exchange) -> set[str]:
         return set()
 
 
-def _status(exchange: Exchange) -> int:
-    """Return the HTTP status, from the raw bytes while the framing is still on."""
-    if exchange.status:
-        return exchange.status
-    first = exchange.reads[0][9:12] if exchange.reads else b""
-    return int(first) if first.isdigit() else 0
+def _read(exchange: Exchange) -> stream.Reply:
+    """Read an answer; whatever a server sends, it breaks its own record and not the run."""
+    try:
+        return stream.read(exchange)
+    except Exception as error:
+        return stream.Reply([], cause=exchange.cause or "malformed", error=repr(error))
+
+
+def _failed(exchange: Exchange) -> bool:
+    """Return whether it failed; an answer that ends as good ones do is left to be read later."""
+    end = b"".join(exchange.reads[-4:])
+    good = not exchange.cause and b'"completion_tokens"' in end and b'"error"' not in end
+    good = good and (exchange.status == 200 or exchange.reads[0].startswith(b"HTTP/1.1 200"))
+    return not good and bool(_read(exchange).cause)
 
 
 def _pause(exchange: Exchange) -> float:
-    """Return how long a user waits after a failure, in seconds."""
-    stream.read(exchange)  # finds the headers
+    """Return how long a user waits after a failure that was read, in seconds."""
     asked = _retry_after(exchange)
     return BACK_OFF_S if asked is None else min(asked, LONGEST_S)
 
@@ -336,7 +351,7 @@ def _retry_after(exchange: Exchange) -> float | None:
     value = exchange.headers.get("retry-after")
     if not value:
         return None
-    if value.replace(".", "", 1).isdigit():
+    if value.isascii() and value.replace(".", "", 1).isdigit() and len(value) < 20:
         return float(value)
     try:
         until = parsedate_to_datetime(value).timestamp()

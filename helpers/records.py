@@ -36,7 +36,8 @@ class Record:
         turn: position in its conversation.
         scheduled_s: when the schedule wanted it sent; ``None`` in a closed loop.
         sent_s: when its bytes were handed to the kernel.
-        connect_s: time spent before that on opening a connection; 0 on a kept-alive one.
+        connect_s: time spent before that on opening a connection (and on the stale one that it
+            replaces); 0 on a kept-alive one.
         end_s: last byte of the answer, or when it failed.
         token_us: arrival of each piece of text, microseconds after ``sent_s``.
         prompt_tokens: the server's count, ``cached_tokens`` of them from its prefix cache.
@@ -81,8 +82,9 @@ class Record:
 
     @property
     def lag_s(self) -> float:
-        """How late the client sent it (0 without a schedule)."""
-        return 0.0 if self.scheduled_s is None else self.sent_s - self.scheduled_s
+        """How late the client began with it, connecting not counted (0 without a schedule)."""
+        began_s = self.sent_s - self.connect_s
+        return 0.0 if self.scheduled_s is None else began_s - self.scheduled_s
 
     @property
     def ttft_s(self) -> float | None:

@@ -1,6 +1,7 @@
 """The generator's processes: started here, on the rented instance, or by an executor."""
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -129,7 +130,8 @@ class Shard:
         if self.running:
             self.kill()
             self.thread.join(5)
-        self.stdin.close()
+        with contextlib.suppress(OSError):  # of what one that died did not take
+            self.stdin.close()
         self.reap()
 
     def complaint(self) -> str:
@@ -167,29 +169,49 @@ async def ready(shards: list[Shard], base_url: str) -> None:
         for shard in shards:
             if time.monotonic() > deadline or not (shard.running or shard.ready):
                 raise CourseError(f"the load generator did not start: {shard.complaint()}")
-    if unreachable := next((shard.unreachable for shard in shards if shard.unreachable), ""):
+    _answers(base_url, [shard.unreachable for shard in shards])
+
+
+def _answers(base_url: str, errors: list[str]) -> None:
+    if error := next(filter(None, errors), ""):
         hint = "is the server up and the tunnel open?"
-        raise CourseError(f"{base_url} does not answer: {unreachable}", hint)
+        raise CourseError(f"{base_url} does not answer: {error}", hint)
 
 
-async def on_executor(executor: Executor, specs: list[dict], file: RunFile, bar: Live) -> None:
-    """Have each spec played by a worker of ``executor`` and keep what they return."""
+async def on_executor(
+    executor: Executor, specs: list[dict], file: RunFile, bar: Live, base_url: str
+) -> None:
+    """Have each spec played by a worker of ``executor`` and keep what they return.
+
+    Raises:
+        CourseError: a worker broke or came too late, or the server does not answer it.
+    """
     begin = time.time() + START_IN_S
     futures = [executor.submit(play, {**spec, "start_at": begin}) for spec in specs]
+    starts = []
     for lines in await asyncio.gather(*map(asyncio.wrap_future, futures)):
+        starts.append(json.loads(lines.partition(b"\n")[0]))
         for line in lines.splitlines(keepends=True):
             keep(line, file, bar)
+    _answers(base_url, [start["error"] for start in starts])
+    if late := [start["late_s"] for start in starts if start["late_s"]]:
+        raise CourseError(
+            f"{len(late)} of {len(starts)} workers came {max(late):.1f} s too late to take part",
+            f"processes= at most as many as are free; the others' records are in {file.path}",
+        )
 
 
 def play(spec: dict) -> bytes:
     """Play a spec in a generator's process on this machine and return its lines.
+
+    Where it cannot take part, its first line says why and is the only one.
 
     Raises:
         CourseError: it broke.
     """
     process = _start()
     lines, errors = process.communicate(json.dumps(spec).encode() + b"\n")
-    if b'{"type":"end"' not in lines:
+    if process.returncode:
         raise CourseError(f"a worker's load generator broke: {errors.decode()[-300:]}")
     return lines
 

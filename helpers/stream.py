@@ -11,6 +11,7 @@ from helpers.wire import CHUNKED_HEAD, STREAM_END, Exchange
 # Keys of a delta that carry text. An unescaped `"content":"` cannot occur inside a JSON string, so
 # counting it in the raw bytes is exact, and ten times cheaper than reading the JSON.
 _KEYS = ("content", "reasoning_content", "reasoning", "text", "arguments")
+_ERROR = b'"error"'  # likewise a key or a whole value, wherever it stands
 
 
 @dataclass(slots=True)
@@ -21,6 +22,7 @@ class Reply:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    counted: bool = False  # by the server, in its usage
     finish: str = ""
     cause: str = ""
     error: str = ""
@@ -35,25 +37,18 @@ def read(exchange: Exchange) -> Reply:
     """
     reply = Reply([], cause=exchange.cause, error=exchange.error)
     usual = _usual_stream(exchange)
-    if usual:
-        times, payloads, body, events = usual
-    else:
-        times, payloads = [], []
-        try:
-            for time, payload in exchange.pieces():
-                times.append(time)
-                payloads.append(payload)
-        except ProtocolError as error:
-            reply.cause, reply.error = reply.cause or "malformed", reply.error or str(error)
-        body = b"".join(payloads)
-        events = body.count(b"data:")
+    times, payloads, body, events = usual or _unframed(exchange, reply)
     reply.token_times = _token_times(times, payloads, body, events)
     _read_usage(reply, body)
     at = body.rfind(b'"finish_reason":')
     finish = body[at + 16 : at + 40].strip(b' "').partition(b'"')[0]
     if at >= 0 and not finish.startswith(b"null"):
         reply.finish = finish.decode("ascii", "replace")
-    if not reply.cause and not usual:
+    if usual and reply.counted and reply.token_times:
+        return reply
+    if usual:  # only at first sight
+        body = _unframed(exchange, reply)[2]
+    if not reply.cause:
         _judge(reply, exchange, body.splitlines())
     return reply
 
@@ -79,9 +74,22 @@ def message(exchange: Exchange) -> dict:
                     for key, value in part.get("function", {}).items():
                         call["function"][key] = call["function"].get(key, "") + (value or "")
         whole = {"role": "assistant", "content": "".join(text)}
-    except (ProtocolError, AttributeError, LookupError, TypeError) as error:
+    except (ProtocolError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"not an answer: {error!r}") from None
     return whole | ({"tool_calls": list(calls.values())} if calls else {})
+
+
+def _unframed(exchange: Exchange, reply: Reply) -> tuple[list[float], list[bytes], bytes, int]:
+    """Return times, payloads, all of them joined, and the number of events."""
+    times, payloads = [], []
+    try:
+        for time, payload in exchange.pieces():
+            times.append(time)
+            payloads.append(payload)
+    except ProtocolError as error:
+        reply.cause, reply.error = reply.cause or "malformed", reply.error or str(error)
+    body = b"".join(payloads)
+    return times, payloads, body, body.count(b"data:")
 
 
 def _usual_stream(exchange: Exchange) -> tuple[list[float], list[bytes], bytes, int] | None:
@@ -106,7 +114,7 @@ def _usual_stream(exchange: Exchange) -> tuple[list[float], list[bytes], bytes, 
         body.endswith(STREAM_END)
         and body.count(b"}\n\n\r\n") == events
         and body.count(b"\n") == 4 * (events + 1) + 2  # two ends of line of the event, two of the
-        and b'"error"' not in body  # chunk; with [DONE], and the last chunk's
+        and _ERROR not in body  # chunk; with [DONE], and the last chunk's
     ):
         return None
     exchange.status = 200
@@ -137,14 +145,19 @@ def _whole_lines(payloads: list[bytes]):
 def _texts(payloads: list[bytes], body: bytes, events: int) -> list[int]:
     """Count the pieces of text that came with each payload."""
     space = b" " if b'"choices": ' in body[:2048] else b""
-    counts, unexplained = [0] * len(payloads), events
+    counts, unexplained, total = [0] * len(payloads), events, 0
     for name in _KEYS:
+        if name == "reasoning" and total:  # the same text under both names, as vLLM sends it
+            continue
         key = b'"%s":%s"' % (name.encode(), space)
         found = list(map(bytes.count, payloads, repeat(key)))
         if total := sum(found):
             empty = key + b'"'
-            found[0] -= payloads[0].count(empty)  # the role comes with an empty text, at the start
-            if body.count(empty, len(payloads[0])):
+            first, later = payloads[0].count(empty), body.count(empty, len(payloads[0]))
+            found[0] -= first  # the role comes with an empty text, at the start
+            # Further empty ones, but for the one with the finish, accompany text of another key.
+            unexplained += max(0, first + later - 2)
+            if later:
                 found[1:] = [
                     n and n - p.count(empty) for n, p in zip(found[1:], payloads[1:], strict=True)
                 ]
@@ -161,15 +174,21 @@ def _read_usage(reply: Reply, body: bytes) -> None:
     while (at := body.rfind(b'"usage"', 0, at)) >= 0:
         line = body[body.rfind(b"\n", 0, at) + 1 : body.find(b"\n", at)]
         try:
-            usage = json.loads(line.removeprefix(b"data:").decode())["usage"] or {}
-        except (ValueError, KeyError):
+            usage = json.loads(line.removeprefix(b"data:").decode())["usage"]
+        except (ValueError, LookupError, TypeError):
             continue
-        if "completion_tokens" in usage:
-            details = usage.get("prompt_tokens_details") or {}
-            reply.prompt_tokens = usage.get("prompt_tokens") or 0
-            reply.output_tokens = usage["completion_tokens"]
-            reply.cached_tokens = details.get("cached_tokens") or 0
+        output = _count(usage, "completion_tokens")
+        if output is not None:
+            reply.output_tokens, reply.counted = output, True
+            reply.prompt_tokens = _count(usage, "prompt_tokens") or 0
+            details = usage.get("prompt_tokens_details")
+            reply.cached_tokens = _count(details, "cached_tokens") or 0
             return
+
+
+def _count(counts: object, name: str) -> int | None:
+    value = counts.get(name) if isinstance(counts, dict) else None
+    return value if type(value) is int and value >= 0 else None  # no bool
 
 
 def _judge(reply: Reply, exchange: Exchange, lines: list[bytes]) -> None:
@@ -179,26 +198,35 @@ def _judge(reply: Reply, exchange: Exchange, lines: list[bytes]) -> None:
         reply.cause = f"http {exchange.status}"
         reply.error = text or reply.cause
         return
-    done = False
+    done, sound = False, reply.counted and reply.token_times  # else each event's JSON is read
     for line in lines:
-        if line.startswith(b"data: {") and line.endswith(b"}") and b'"error"' not in line[:40]:
+        if sound and line.startswith(b"data: {") and line.endswith(b"}") and _ERROR not in line:
             continue  # what nearly every line is
         text = line[:300].decode("utf-8", "replace")
         name, _, value = line.partition(b":")
         value = value.strip()
-        if name in (b"data", b"error") and value.startswith((b'{"error"', b'{"object":"error"')):
+        done |= value == b"[DONE]"
+        event = _event(value) if name in (b"data", b"error") and value != b"[DONE]" else {}
+        if event and (event.get("error") or event.get("object") == "error"):
             reply.cause, reply.error = "server error", text
             return
-        done |= value == b"[DONE]"
-        if name == b"data" and not (value == b"[DONE]" or _is_object(value)):
+        if name == b"data" and event is None:
             reply.cause, reply.error = "malformed", f"not an event: {text[:80]!r}"
             return
         if line and name not in (b"data", b"event", b"id", b"retry", b"error", b""):
             reply.cause, reply.error = "malformed", f"not a stream of events: {text[:80]!r}"
             return
-    if not reply.finish and not done:
+    if reply.finish == "error":
+        reply.cause, reply.error = "server error", "the finish reason is an error"
+    elif not reply.finish and not done:
         reply.cause, reply.error = "malformed", "the stream ended without a finish reason"
+    elif not reply.token_times and not (reply.counted and reply.finish):
+        reply.cause, reply.error = "malformed", "the stream holds no answer"
 
 
-def _is_object(value: bytes) -> bool:
-    return value.startswith(b"{") and value.endswith(b"}")
+def _event(value: bytes) -> dict | None:
+    try:
+        event = json.loads(value.decode())
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None

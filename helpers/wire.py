@@ -21,6 +21,7 @@ CHUNKED_HEAD = re.compile(  # a complete 200 head that announces a chunked body
     rb"(?:[^\r\n]+\r\n)*\r\n"
 )
 READ = 1 << 16  # bytes at a time
+STALE_S = 0.1  # a connection that had been closed says so at once; later, the request was lost
 STREAM_END = b"data: [DONE]\n\n\r\n0\r\n\r\n"  # how every OpenAI stream ends, with its framing
 
 
@@ -233,8 +234,9 @@ class PlainTransport:
     async def fetch(self, request: bytes) -> Exchange:
         """Send a prepared request and return the whole exchange; failures are in it, not raised.
 
-        A kept-alive connection that turns out to be closed before a byte of the answer came is
-        replaced once by a fresh one (the race every keep-alive client has; RFC 9112, 9.3.1).
+        A kept-alive connection that at once turns out to be closed is replaced, one time, by a
+        fresh one (the race every keep-alive client has; RFC 9112, 9.3.1). What that took counts
+        as ``connect_s``. One that is reset after a wait had its request, so that is a failure.
         """
         exchange = Exchange()
         while True:
@@ -244,7 +246,7 @@ class PlainTransport:
             if reused:
                 connection = self.idle.pop()
             else:
-                begin = exchange.sent = clock()
+                begin = exchange.sent = exchange.sent or clock()  # when the caller asked
                 try:
                     connection = await asyncio.wait_for(self._connect(), self.timeout_s)
                 except TimeoutError:
@@ -263,11 +265,12 @@ class PlainTransport:
                 raise Interrupted(exchange) from None
             if connection.alive:
                 self.idle.append(connection)
-            stale = exchange.cause in ("reset", "closed early") and not exchange.reads
-            if not (reused and stale and not exchange.reconnects):
+            closed = exchange.cause in ("reset", "closed early") and not exchange.reads
+            stale = reused and closed and exchange.end - exchange.sent < STALE_S
+            if not stale:
                 return exchange
             exchange.reconnects, exchange.cause, exchange.error = 1, "", ""
-            self.idle.clear()
+            await self.close()  # the next one is a fresh one
 
     async def close(self) -> None:
         """Close the idle connections."""
