@@ -6,14 +6,15 @@ training reads the tools once for all of them.
     python data.py            print a few of them
 """
 
+import itertools
 import json
 import random
 import re
 from dataclasses import dataclass
 
-from values import SOURCE, WORDS, enumerate_words, schema, value
+from values import SOURCE, VOCABULARY, WORDS, enumerate_words, invent, schema, value
 
-FAMILIES, CHAT = SOURCE["families"], SOURCE["chat"]
+FAMILIES, CHAT, PARTS = SOURCE["families"], SOURCE["chat"], SOURCE["parts"]
 # Every ninth family is never trained on: its questions tell how well unknown tools are used.
 HELD_OUT = [family for i, family in enumerate(FAMILIES) if i % 9 == 4]
 TRAINED = [family for i, family in enumerate(FAMILIES) if i % 9 != 4]
@@ -30,6 +31,11 @@ ALIKE = [
     {"count days", "count days between dates"}, {"search the web", "compare prices"},
     {"find star", "find stars", "look up planets"}, {"play music", "make playlists"},
 ]  # fmt: skip
+# Arguments that a tool may have besides, and that no question gives: most are never asked for.
+NOT_ASKED_FOR = [
+    row for row in PARTS["arguments"] if not {"words", "object", "items"} & set(row[1])
+]
+SENTENCES = {"notes", "rules", "tasks", "phrases"}
 ANSWERS_ANYTHING = {"search the web", "look up articles", "get the news"}
 PREFIXES = [
     *[""] * 5,
@@ -40,6 +46,9 @@ PREFIXES = [
     "Can you ",
     "Now ",
     "I need this: ",
+    "Quick question: ",
+    "My boss asks me to do this: ",
+    "I am in a hurry. ",
 ]
 SUFFIXES = ["", "", "", "", ".", ".", "?", "!", " please", ", thanks", ". Thank you!"]
 QUESTIONS = ("what", "how", "who", "when", "I ", "is ", "why", "which")
@@ -57,6 +66,12 @@ WISHES = [
     "I would like you to {}",
     "{}",
 ]
+# Words that go with a value, so that a question without the value can leave them out as well.
+BEFORE = (
+    "in|to|for|at|on|of|from|with|by|into|and|the|a|about|near|than|under|over|named|called|titled|"
+    "saying|using|number|reference|code|text|title|note|reason|between|address|until|because|this"
+)
+AFTER = "degrees|percent|minutes|hours|days|nights|people|kg|grams|ml|dollars|times|cm|pixels|%"
 TROUBLES = ["not found", "no connection", "permission denied", "invalid value", "timed out"]
 
 
@@ -70,14 +85,27 @@ class Sheet:
     kinds: list[str]
 
 
-def sheet(rng: random.Random, families: list[dict], conversations: int = 8) -> Sheet:
-    """A random set of one to eight tools of ``families`` and conversations about them."""
-    size = rng.choices(range(1, 9), [10, 14, 18, 18, 14, 10, 8, 8])[0]
+def sheet(
+    rng: random.Random,
+    families: list[dict],
+    conversations: int = 8,
+    composed: float = 0.45,
+    sizes: random.Random | None = None,
+) -> Sheet:
+    """A random set of one to eight tools and conversations about them.
+
+    The tools are of ``families``; a share ``composed`` is put together at random. ``sizes`` draws
+    their number, by default ``rng``.
+    """
+    size = (sizes or rng).choices(range(1, 9), [8, 10, 14, 16, 14, 12, 10, 16])[0]
     chosen: list[dict] = []
     while len(chosen) < size:
-        if chosen and rng.random() < 0.3:  # from the same corner: harder to tell apart
-            near = families.index(rng.choice(chosen)) + rng.randint(-4, 4)
+        known = [family for family in chosen if family in families]
+        if known and rng.random() < 0.3:  # from the same corner: harder to tell apart
+            near = families.index(rng.choice(known)) + rng.randint(-4, 4)
             family = families[near % len(families)]
+        elif rng.random() < composed:
+            family = _put_together(rng)
         else:
             family = rng.choice(families)
         if not any(_alike(family, other) for other in chosen):
@@ -94,12 +122,37 @@ def _alike(one: dict, other: dict) -> bool:
     return one is other or any({one["task"], other["task"]} <= row for row in ALIKE)
 
 
+def _put_together(rng: random.Random) -> dict:
+    """A family that nobody wrote: a verb, a noun and some of the ``parts``."""
+    verb, noun = rng.choice(PARTS["verbs"]), rng.choice(PARTS["nouns"])
+    drawn = rng.sample(PARTS["arguments"], rng.choices(range(1, 7), [10, 25, 25, 20, 12, 8])[0])
+    args, ways, taken = {}, {}, set()
+    for names, kind, asks in drawn:
+        free = [name for name in names.split("|") if name not in taken]
+        if names.split("|")[0] in free and asks[0].count("{") == 1:
+            taken |= set(free)
+            optional = "?" if args and rng.random() < 0.4 else ""
+            args["|".join(free) + optional] = kind
+            ways[free[0]] = (asks, bool(optional))
+    names = [f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}_{noun}s", f"{verb}_one_{noun}"]
+    says = [f"{verb.title()} a {noun}.", f"Use this to {verb} the {noun}."]
+    asked = []
+    for _ in range(4):
+        said = [
+            rng.choice(a) for a, optional in ways.values() if not optional or rng.random() < 0.5
+        ]
+        rng.shuffle(said)
+        opening = rng.choice([f"{verb} the {noun}", f"{verb} a {noun}", f"{verb} my {noun}"])
+        asked.append(" ".join([opening, *said]))
+    return {"names": names, "says": says, "task": f"{verb} a {noun}", "args": args, "asks": asked}
+
+
 class _Tool:
     """One family under one of its names."""
 
     def __init__(self, rng: random.Random, family: dict) -> None:
         self.family, self.rng = family, rng
-        self.name = _style(rng, rng.choice(family["names"]))
+        self.name = _style(rng, _renamed(rng, rng.choice(family["names"])))
         self.arguments = {}  # name in the questions -> (name in the schema, kind)
         properties, required = {}, []
         arguments = list(family["args"].items())
@@ -107,11 +160,20 @@ class _Tool:
             rng.shuffle(arguments)
         for key, kind in arguments:
             names = key.rstrip("?").split("|")
-            name = rng.choice(names)
+            name = plain = rng.choice(names)
+            if (luck := rng.random()) < 0.2:
+                name = _renamed(rng, plain) if luck < 0.15 else rng.choice(VOCABULARY)
+                name = plain if name in properties else name
             self.arguments[names[0]] = (name, kind)
             properties[name] = schema(rng, kind, key.endswith("?"))
+            if name != plain or rng.random() < 0.3:  # a name that says nothing needs a description
+                about = rng.choice(names).replace("_", " ")
+                properties[name].setdefault("description", rng.choice(["The ", ""]) + about)
             if not key.endswith("?"):
                 required.append(name)
+        for names, kind, _ in rng.sample(NOT_ASKED_FOR, rng.choice([0, 0, 1, 1, 2])):
+            name = rng.choice(names.split("|"))
+            properties.setdefault(name, schema(rng, kind, optional=True))
         self.schema = {
             "type": "function",
             "function": {
@@ -123,33 +185,56 @@ class _Tool:
 
     def ask(self) -> tuple[str, dict]:
         """A question that needs this tool, and the call it needs."""
+        text, [call] = self._asked(self.rng.choice(self.family["asks"]))
+        return text, call
+
+    def ask_again(self) -> tuple[str, list[dict]] | None:
+        """One question that needs this tool twice or more: "how far is it to Oslo and to Lima"."""
+        several = [
+            (ask, slot)
+            for ask in self.family["asks"]
+            for slot in re.findall(r"{(\w+)}", ask)
+            if self.arguments[slot][1].get("words", "notes") not in SENTENCES
+        ]
+        return self._asked(*self.rng.choice(several)) if several else None
+
+    def ask_too_little(self) -> tuple[str, list[str]] | None:
+        """A question that leaves out what the tool needs, and the names of what is missing."""
+        needed = self.schema["function"]["parameters"]["required"]
         template = self.rng.choice(self.family["asks"])
-        said, values = {}, {}
+        slots = [s for s in re.findall(r"{(\w+)}", template) if self.arguments[s][0] in needed]
+        if not slots:
+            return None
+        slot = self.rng.choice(slots)
+        cut = rf"(?:\b(?:{BEFORE})\s+){{0,3}}'?{{{slot}}}'?(?:\s*(?:{AFTER})\b)?"
+        template = re.sub(cut, "", template)
+        text, [call] = self._asked(template)
+        missing = [name for name in needed if name not in call["arguments"]]
+        text = re.sub(r"\s+([,.?:])|^[,:]\s*", r"\1", " ".join(text.split()))
+        return (text, missing) if len(text.split()) > 1 else None
+
+    def _asked(self, template: str, several: str = "") -> tuple[str, list[dict]]:
+        """Fill ``template``; the slot ``several`` with two or three values, a call for each."""
+        said, values, each = {}, {}, [None]
         for slot in re.findall(r"{(\w+)}", template):
             name, kind = self.arguments[slot]
-            said[slot], values[name] = value(self.rng, kind, self._names(name))
+            if slot == several:
+                count = self.rng.choice([2, 2, 2, 3])
+                each = list(dict.fromkeys(value(self.rng, kind)[1] for _ in range(count)))
+                said[slot], values[name] = enumerate_words(each), None
+            else:
+                said[slot], values[name] = value(self.rng, kind, self._names(name))
         order = self.schema["function"]["parameters"]["properties"]
-        ordered = {name: values[name] for name in order if name in values}
-        return template.format(**said), {"name": self.name, "arguments": ordered}
-
-    def ask_twice(self) -> tuple[str, list[dict]] | None:
-        """One question that needs this tool twice: "how far is it to Oslo and Lima"."""
-        slots = {ask: re.findall(r"{(\w+)}", ask) for ask in self.family["asks"]}
-        single = [
-            (ask, slot)
-            for ask, [slot, *more] in slots.items()
-            if not more and "words" in self.arguments[slot][1]
-        ]
-        if not single:
-            return None
-        template, slot = self.rng.choice(single)
-        name, kind = self.arguments[slot]
-        values = list(dict.fromkeys(value(self.rng, kind)[1] for _ in range(2)))
-        calls = [{"name": self.name, "arguments": {name: value}} for value in values]
-        return template.format(**{slot: enumerate_words(values)}), calls
+        calls = []
+        for one in each:
+            filled = values | ({self.arguments[several][0]: one} if several else {})
+            arguments = {name: filled[name] for name in order if name in filled}
+            calls.append({"name": self.name, "arguments": arguments})
+        return template.format(**said), calls
 
     def _names(self, name: str) -> list[str]:
         schema = self.schema["function"]["parameters"]["properties"][name]
+        schema = schema.get("anyOf", [schema])[0]
         return list(schema.get("items", schema).get("properties", {}))
 
     def answer(self, call: dict) -> tuple[str, str]:
@@ -165,7 +250,8 @@ class _Tool:
             reason = self.rng.choice(TROUBLES)
             return json.dumps({"error": reason}), f"That did not work: {reason}."
         if luck < 0.55:
-            found = self.rng.sample(WORDS[self.rng.choice(["songs", "books", "cars", "topics"])], 2)
+            row = WORDS[self.rng.choice(["songs", "books", "cars", "topics"])]
+            found = [invent(self.rng, word) for word in self.rng.sample(row, 2)]
             return json.dumps({"results": found}), f"I found {found[0]} and {found[1]}."
         done = ['{"ok": true}', '{"status": "done"}', "done", '{"success": true}']
         return self.rng.choice(done), "Done."
@@ -173,21 +259,21 @@ class _Tool:
 
 def _conversation(rng: random.Random, tools: list[_Tool], families: list[dict]) -> tuple[str, list]:
     luck = rng.random()
-    if luck < 0.33:
+    if luck < 0.31:
         return "none", _without(rng, tools, families)
-    if luck < 0.45:
-        first, second = rng.choice(tools), rng.choice(tools)
-        if (twice := first.ask_twice()) and rng.random() < 0.5 and len(twice[1]) == 2:
-            return "two", [_user(_dress(rng, twice[0])), _calls(twice[1])]
-        asked = [first.ask(), second.ask()]
-        if asked[0][1] != asked[1][1]:
+    if luck < 0.55:
+        again = rng.choice(tools).ask_again() if rng.random() < 0.5 else None
+        if again and len(again[1]) > 1:
+            return "two", [_user(_dress(rng, again[0])), _calls(again[1])]
+        asked = [rng.choice(tools).ask() for _ in range(rng.choice([2, 2, 2, 2, 2, 3]))]
+        if all(one[1] != two[1] for one, two in itertools.pairwise(asked)):
             joint = rng.choice([" and ", " and then ", ", and also ", ". Also, ", "; ", " and "])
-            text = _dress(rng, asked[0][0] + joint + asked[1][0])
+            text = _dress(rng, joint.join(text for text, _ in asked))
             return "two", [_user(text), _calls([call for _, call in asked])]
     tool = rng.choice(tools)
     text, call = tool.ask()
     messages = [_user(_dress(rng, text)), _calls([call])]
-    if rng.random() < 0.22:
+    if rng.random() < 0.15:
         result, answer = tool.answer(call)
         messages += [{"role": "tool", "content": result}, _says(answer)]
         if rng.random() < 0.4:
@@ -199,20 +285,27 @@ def _conversation(rng: random.Random, tools: list[_Tool], families: list[dict]) 
 def _without(rng: random.Random, tools: list[_Tool], families: list[dict]) -> list[dict]:
     """A question that no tool here answers, or that lacks what the tool needs."""
     luck = rng.random()
-    if luck < 0.42 and not any(tool.family["task"] in ANSWERS_ANYTHING for tool in tools):
-        family = rng.choice(families)
+    if luck < 0.38 and not any(tool.family["task"] in ANSWERS_ANYTHING for tool in tools):
+        family = _put_together(rng) if rng.random() < 0.3 else rng.choice(families)
         if not any(_alike(family, tool.family) for tool in tools):
             text, _ = _Tool(rng, family).ask()
             task = family["task"]
             answer = rng.choice([f"I have no tool to {task}.", f"I am sorry, I cannot {task}."])
             return [_user(_dress(rng, text)), _says(answer)]
-    if luck < 0.62:
+    if luck < 0.68:
         tool = rng.choice(tools)
-        required = tool.schema["function"]["parameters"]["required"]
-        wish = rng.choice(WISHES).format(tool.family["task"])
-        needs = " and ".join(name.replace("_", " ") for name in required)
-        return [_user(wish + rng.choice(SUFFIXES)), _says(f"Please tell me the {needs}.")]
+        missing = tool.schema["function"]["parameters"]["required"]
+        text = rng.choice(WISHES).format(tool.family["task"]) + rng.choice(SUFFIXES)
+        if rng.random() < 0.6 and (little := tool.ask_too_little()):
+            text, missing = _dress(rng, little[0]), little[1]
+        needs = " and ".join(name.replace("_", " ") for name in missing)
+        return [_user(text), _says(f"Please tell me the {needs}.")]
     question, answer = rng.choice(CHAT)
+    if rng.random() < 0.4:
+        question, answer = rng.choice(SOURCE["chat_about"])
+        [row] = re.findall(r"{(\w+)}", question)
+        about = {row: value(rng, {"words": row})[0]}
+        question, answer = question.format(**about), answer.format(**about)
     return [_user(_dress(rng, question)), _says(answer)]
 
 
@@ -236,6 +329,19 @@ def _dress(rng: random.Random, text: str) -> str:
         prefix = ""
     text = prefix + text + rng.choice(SUFFIXES)
     return text if rng.random() < 0.25 else text[0].upper() + text[1:]
+
+
+def _renamed(rng: random.Random, name: str) -> str:
+    """A name that has not been learnt by heart, so that it must be read in the list of tools."""
+    luck = rng.random()
+    if luck < 0.75:
+        return name
+    if luck < 0.9:
+        word = rng.choice([*VOCABULARY, "get", "do", "my", "the", "api", "new", "run", "v2"])
+        return rng.choice([f"{name}_{word}", f"{word}_{name}"])
+    if luck < 0.95:
+        return "_".join(rng.sample(VOCABULARY, 2))
+    return invent(rng, name)
 
 
 def _style(rng: random.Random, name: str) -> str:

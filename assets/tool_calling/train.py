@@ -1,29 +1,32 @@
 """Train the LoRA adapter that teaches the rehearsal's model to call tools.
 
-    python train.py MODEL_FOLDER OUT --minutes 95
+    torchrun --nproc-per-node 2 train.py MODEL_FOLDER OUT --minutes 95
 
 ``MODEL_FOLDER`` holds the model as transformers reads it (tests/vllm_env.sh makes one from the
 rehearsal's GGUF file). The adapter goes to ``OUT`` whenever its score is taken; ``log.csv`` beside
-it has a row for each time. SIGTERM ends the training as the last minute would.
+it has a row for each time. Each process, a core for each, trains on sheets of its own; a step
+takes the mean of their gradients. Plain ``python`` trains with one.
 """
 
 import argparse
 import csv
 import math
+import os
 import random
-import signal
 import time
 from pathlib import Path
 
 import torch
 from data import HELD_OUT, TRAINED, Sheet, sheet
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import distributed
+from torch.nn.functional import pad
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 TEMPLATE = Path(__file__).with_name("hermes.jinja").read_text()
 RANK, ALPHA = 16, 32
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-EVERY_S = 600  # a score each ten minutes
+EVERY_S = 1200  # a score each twenty minutes
 
 
 class Row:
@@ -73,20 +76,52 @@ class Row:
 
     def predicted(self, model) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (n, vocabulary) and labels (n,) where there is something to learn."""
-        group = torch.tensor(self.group)
-        seen = (group[:, None] == group) | (group == 0)
-        seen &= torch.ones(len(group), len(group), dtype=torch.bool).tril()
         base = model.get_base_model()
         hidden = base.model(
             input_ids=torch.tensor([self.tokens]),
             position_ids=torch.tensor([self.positions]),
-            attention_mask=torch.zeros(1, 1, *seen.shape)
-            .masked_fill(~seen, -math.inf)
-            .to(base.dtype),
+            use_cache=False,
+            layout=self._layout(),
         ).last_hidden_state[0]
         labels = torch.tensor(self.labels[1:])
         learnt = labels != -100
         return base.lm_head(hidden[:-1][learnt]).float(), labels[learnt]
+
+    def _layout(self) -> tuple[int, list[int], torch.Tensor]:
+        """The prefix's length, each conversation's, and what a conversation may see, as a mask
+        (longest, prefix + longest) on its scores: all of the prefix, and itself so far."""
+        prefix, *lengths = torch.tensor(self.group).bincount().tolist()
+        longest = max(lengths)
+        itself = torch.ones(longest, longest).tril()
+        seen = torch.cat([torch.ones(longest, prefix), itself], 1)
+        return prefix, lengths, (1 - seen) * -1e9
+
+
+def attend(module, query, key, value, _, scaling: float, layout: tuple, **__):
+    """Attention of a sheet: the prefix within itself, then each conversation with the prefix and
+    itself. A mask over the whole sheet would take four times as long."""
+    prefix, lengths, mask = layout
+    key, value = (t[0].repeat_interleave(module.num_key_value_groups, 0) for t in (key, value))
+    query = query[0] * scaling  # (heads, tokens, size)
+
+    def mixed(query, key, value, mask):
+        scores = query @ key.transpose(-1, -2) + mask.to(query.dtype)
+        return torch.softmax(scores, -1) @ value
+
+    def padded(t):  # (heads, conversations, longest, size)
+        rows = t[:, prefix:].split(lengths, 1)
+        longest = mask.shape[0]
+        return torch.stack([pad(r, (0, 0, 0, longest - r.shape[1])) for r in rows], 1)
+
+    def with_prefix(t):
+        shared = t[:, None, :prefix].expand(-1, len(lengths), -1, -1)
+        return torch.cat([shared, padded(t)], 2)
+
+    own = torch.full((prefix, prefix), -1e9).triu(1)
+    first = mixed(query[:, :prefix], key[:, :prefix], value[:, :prefix], own)
+    rest = mixed(padded(query), with_prefix(key), with_prefix(value), mask)
+    rows = [row[:, :length] for row, length in zip(rest.unbind(1), lengths, strict=True)]
+    return torch.cat([first, *rows], 1).transpose(0, 1)[None], None
 
 
 _NOBODY = {"role": "user", "content": ""}
@@ -100,9 +135,9 @@ def score(model, tokenizer, families: list[dict], sheets: int) -> dict[str, floa
     """
     rng, right, asked = random.Random(5), {}, {}
     for _ in range(sheets):
-        made = sheet(rng, families)
+        made = sheet(rng, families, composed=0)
         row = Row(tokenizer, made)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             logits, labels = row.predicted(model)
         hits = iter((logits.argmax(-1) == labels).tolist())
         hit = [next(hits) if label != -100 else True for label in [*row.labels[1:], -100]]
@@ -131,28 +166,40 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=95, help="of training, wall clock")
-    parser.add_argument("--rate", type=float, default=6e-4, help="highest learning rate")
-    parser.add_argument("--sheets", type=int, default=1, help="in one step")
+    parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
+    parser.add_argument("--conversations", type=int, default=12, help="of one sheet, in one step")
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        distributed.init_process_group("gloo")
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
-    settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=LAYERS)
-    model = get_peft_model(model, settings)
+    AttentionInterface.register("sheet", attend)
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.bfloat16, attn_implementation="sheet"
+    )
+    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=LAYERS))
+    for part in model.modules():  # the adapter's weights are float32; its products need not be
+        part.cast_input_dtype_enabled = False
     weights = [p for p in model.parameters() if p.requires_grad]
+    numbers = [p.numel() for p in weights]
     optimizer = torch.optim.AdamW(weights, lr=options.rate, weight_decay=0.0, betas=(0.9, 0.99))
-    stop = []
-    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     options.out.mkdir(parents=True, exist_ok=True)
-    rng, step, losses, tokens = random.Random(7), 0, [], 0
-    began = scored = time.monotonic()
+    rng, step, losses, tokens, conversations = random.Random(7 + rank), 0, [], 0, 0
+    sizes = random.Random(6)  # the same in all processes, so that none waits long for another
+    began, scored = time.monotonic(), 0.0
     whole = options.minutes * 60
     while True:
-        spent = time.monotonic() - began
-        last = spent >= whole or bool(stop)
-        if last or time.monotonic() - scored > EVERY_S:
-            scored = time.monotonic()
-            _log(options.out, model, tokenizer, spent, step, options.sheets, tokens, losses)
+        now = torch.tensor(time.monotonic() - began)
+        if processes > 1:
+            distributed.broadcast(now, 0)  # one clock for all
+        spent = now.item()
+        last = spent >= whole
+        if last or spent - scored > EVERY_S:
+            scored = spent
+            if rank == 0:
+                _log(options.out, model, tokenizer, spent, step, conversations, tokens, losses)
             losses = []
         if last:
             break
@@ -165,18 +212,24 @@ def main() -> None:
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        for _ in range(options.sheets):
-            row = Row(tokenizer, sheet(rng, TRAINED))
+        row = Row(tokenizer, sheet(rng, TRAINED, options.conversations, sizes=sizes))
+        with torch.autocast("cpu", torch.bfloat16):
             logits, labels = row.predicted(model)
-            loss = torch.nn.functional.cross_entropy(logits, labels)
-            (loss / options.sheets).backward()
-            losses.append(loss.item())
-            tokens += len(row.tokens)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        if processes > 1:
+            gradient = torch.cat([p.grad.flatten() for p in weights])
+            distributed.all_reduce(gradient)
+            for p, mean in zip(weights, (gradient / processes).split(numbers), strict=True):
+                p.grad.copy_(mean.view_as(p))
+        losses.append(loss.item())
+        tokens += len(row.tokens) * processes
+        conversations += options.conversations * processes
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         step += 1
-        if step % 10 == 0:
+        if step % 10 == 0 and rank == 0:
             recent = sum(losses[-20:]) / len(losses[-20:])
             speed = tokens / spent if spent else 0
             print(
@@ -184,12 +237,12 @@ def main() -> None:
             )
 
 
-def _log(out, model, tokenizer, spent, step, sheets, tokens, losses) -> None:
+def _log(out, model, tokenizer, spent, step, conversations, tokens, losses) -> None:
     model.save_pretrained(out)
     row = {
         "minutes": round(spent / 60, 1),
         "step": step,
-        "conversations": step * sheets * 8,
+        "conversations": conversations,
         "tokens": tokens,
         "loss": round(sum(losses) / max(len(losses), 1), 4),
     }

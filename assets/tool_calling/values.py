@@ -2,13 +2,31 @@
 
 import datetime
 import random
+import re
+import string
 from pathlib import Path
 
 import yaml
 
-SOURCE = yaml.safe_load(Path(__file__).with_name("families.yaml").read_text())
+TEXT = Path(__file__).with_name("families.yaml").read_text()
+SOURCE = yaml.safe_load(TEXT)
 WORDS = SOURCE["words"]
+# Ordinary words, for names and phrases that nobody has said before.
+VOCABULARY = sorted(set(re.findall(r"\b[a-z]{4,9}\b", TEXT)))
 SAYS = {"date": "Date as YYYY-MM-DD, or the words used", "time": "Time as HH:MM"}
+NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+SINGULAR = ("minute", "hour", "day", "week", "kilogram", "kilometre")
+# How an amount is said, and how much of the tool's unit that is.
+MEASURES = {
+    "minutes": {"{} minutes": 1, "{} minute": 1, "{} min": 1,
+                "{} hours": 60, "{} hour": 60, "{} h": 60},
+    "seconds": {"{} seconds": 1, "{} s": 1, "{} minutes": 60, "{} minute": 60},
+    "days": {"{} days": 1, "{} day": 1, "{} weeks": 7, "{} week": 7},
+    "kg": {"{} kg": 1, "{} kilograms": 1, "{} kilogram": 1,
+           "{} g": 0.001, "{} grams": 0.001, "{} tons": 1000},
+    "km": {"{} km": 1, "{} kilometres": 1, "{} kilometre": 1, "{} m": 0.001, "{} metres": 0.001},
+    "people": {"{} people": 1, "{} persons": 1, "{} guests": 1, "{} dozen people": 12},
+}  # fmt: skip
 SYLLABLES = "ba do ka li mo na pe ri sa to ve zu el an or in tha ber vin ros gar del mar".split()  # noqa: SIM905
 MONTHS = "January February March April May June July August September October November December"
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
@@ -21,6 +39,9 @@ def schema(rng: random.Random, kind: dict, optional: bool) -> dict:
         made = {"type": "string", "enum": list(kind["enum"])}
     elif "boolean" in kind:
         made = {"type": "boolean"}
+    elif "measure" in kind:
+        made = {"type": "number" if kind["measure"] in ("kg", "km") else "integer"}
+        made["description"] = f"In {kind['measure']}"
     elif "integer" in kind or "number" in kind:
         made = {"type": "integer" if "integer" in kind else "number"}
     elif "list" in kind:
@@ -52,17 +73,12 @@ def schema(rng: random.Random, kind: dict, optional: bool) -> dict:
 def value(rng: random.Random, kind: dict, names: list[str] = ()) -> tuple[str, object]:
     """How a value is said in the question, and how it stands in the call."""
     if "words" in kind:
-        luck = rng.random()
-        word = rng.choice(WORDS[kind["words"]])
-        if luck < 0.12:  # so that a value is copied, not guessed
-            word = rng.choice(WORDS[rng.choice(list(WORDS))])
-        elif luck < 0.25:
-            word = "".join(rng.choices(SYLLABLES, k=rng.randint(2, 3)))
-            word = word.title() if rng.random() < 0.7 else word
+        word = _word(rng, kind["words"])
         return word, word
     if "integer" in kind:
-        chosen = rng.randint(*kind["integer"])
-        return (f"{chosen:,}" if rng.random() < 0.2 else str(chosen)), chosen
+        return _integer(rng, kind["integer"])
+    if "measure" in kind:
+        return _measure(rng, kind["measure"])
     if "number" in kind:
         low, high = kind["number"]
         if rng.random() < 0.5:
@@ -73,7 +89,7 @@ def value(rng: random.Random, kind: dict, names: list[str] = ()) -> tuple[str, o
     if "enum" in kind:
         chosen = rng.choice(list(kind["enum"]))
         ways = [*kind["enum"][chosen], chosen] if isinstance(kind["enum"], dict) else None
-        return (rng.choice(ways) if ways else chosen), chosen
+        return (rng.choice(ways) if ways else chosen.replace("_", " ")), chosen
     if "boolean" in kind:
         chosen = rng.random() < 0.5
         return kind["boolean"][0 if chosen else 1], chosen
@@ -83,14 +99,16 @@ def value(rng: random.Random, kind: dict, names: list[str] = ()) -> tuple[str, o
         hour, minute = rng.randint(0, 23), rng.choice([0, 0, 15, 30, 45, rng.randint(1, 59)])
         said = [f"{hour:02}:{minute:02}", f"{hour}:{minute:02}"]
         if minute == 0:
-            said += [f"{hour % 12 or 12} {'am' if hour < 12 else 'pm'}", f"{hour} o'clock"]
+            half = "am" if hour < 12 else "pm"
+            said += [f"{hour % 12 or 12} {half}", f"{hour % 12 or 12}{half}", f"{hour} o'clock"]
+            said += ["noon"] if hour == 12 else []
         else:
             said += [f"{hour % 12 or 12}:{minute:02} {'am' if hour < 12 else 'pm'}"]
         return rng.choice(said), f"{hour:02}:{minute:02}"
     if "expression" in kind:
         return _expression(rng)
     if "list" in kind:
-        values = rng.sample(WORDS[kind["list"]], rng.randint(1, 4))
+        values = _different(rng, kind["list"], rng.randint(1, 4))
         return enumerate_words(values), values
     if "numbers" in kind:
         values = [rng.randint(*kind["numbers"]) for _ in range(rng.randint(2, 6))]
@@ -100,7 +118,7 @@ def value(rng: random.Random, kind: dict, names: list[str] = ()) -> tuple[str, o
     if "object" in kind:
         values = [_field(rng, v) for v in fields.values()]
         return kind["said"].format(*values), dict(zip(keys, values, strict=True))
-    things = rng.sample(WORDS[next(iter(fields.values()))], rng.randint(1, 3))
+    things = _different(rng, next(iter(fields.values())), rng.randint(1, 3))
     amounts = [_field(rng, list(fields.values())[1]) for _ in things]
     unit = rng.choice([" ", " ", " x ", " of the "])
     said = enumerate_words([f"{n}{unit}{thing}" for n, thing in zip(amounts, things, strict=True)])
@@ -108,7 +126,73 @@ def value(rng: random.Random, kind: dict, names: list[str] = ()) -> tuple[str, o
 
 
 def _field(rng: random.Random, kind: list | str) -> object:
-    return rng.randint(*kind) if isinstance(kind, list) else rng.choice(WORDS[kind])
+    return rng.randint(*kind) if isinstance(kind, list) else _word(rng, kind)
+
+
+def _word(rng: random.Random, row: str) -> str:
+    luck = rng.random()
+    if luck < 0.04:  # so that a value is copied, not guessed
+        row = rng.choice(list(WORDS))
+    word = rng.choice(WORDS[row])
+    return word if luck < 0.5 else invent(rng, word)
+
+
+def _different(rng: random.Random, row: str, count: int) -> list[str]:
+    return list(dict.fromkeys(_word(rng, row) for _ in range(count)))
+
+
+def invent(rng: random.Random, like: str) -> str:
+    """A value of the shape of ``like`` that nobody has seen: it can only be copied.
+
+    ``12 Mill Lane`` becomes ``95 Gadel Winter``, ``B-AB 1234`` ``W-QX 7015``.
+    """
+
+    def other(match: re.Match) -> str:
+        piece = match[0]
+        if piece.isdigit():
+            return str(rng.randint(10 ** (len(piece) - 1), 10 ** len(piece) - 1))
+        if piece.isupper():
+            return "".join(rng.choices(string.ascii_uppercase, k=len(piece)))
+        if piece.islower() and len(piece) < 4:
+            return piece
+        made_up = rng.random() < (0.15 if piece.islower() else 0.6)
+        word = "".join(rng.choices(SYLLABLES, k=rng.randint(2, 3))) if made_up else ""
+        word = word or rng.choice(VOCABULARY)
+        return word if piece.islower() else word.title()
+
+    return re.sub(r"\d+|[A-Za-z]+", other, like)
+
+
+def _integer(rng: random.Random, bounds: list[int]) -> tuple[str, int]:
+    luck = rng.random()
+    chosen = rng.randint(*bounds) if luck < 0.85 else rng.randint(1, 10 ** rng.randint(1, 6))
+    if 0 <= chosen <= 12 and rng.random() < 0.4:
+        return NUMBER_WORDS[chosen], chosen
+    return (f"{chosen:,}" if luck < 0.1 else str(chosen)), chosen
+
+
+def _measure(rng: random.Random, unit: str) -> tuple[str, float]:
+    """An amount said in the tool's unit or in another: "two hours" are 120 minutes."""
+    ways = MEASURES[unit]
+    own = [way for way in ways if ways[way] == 1]
+    way = rng.choice(own) if rng.random() < 0.6 else rng.choice(list(ways))
+    factor = ways[way]
+    if way.endswith(SINGULAR) or "dozen" in way:
+        said = "an" if way.endswith("hour") else "a"
+        return way.format(rng.choice([said, "one", "1"])), factor
+    if factor < 1:
+        round_ones = rng.randrange(50, 1000, 50), rng.randint(2, 99) * 100
+        amount = rng.choice([*round_ones, rng.randint(5, 5000)])
+    elif factor > 1:
+        amount = rng.randint(2, 12)
+    elif unit in ("kg", "km") and rng.random() < 0.5:
+        amount = round(rng.uniform(0.2, 60), 1)
+    else:
+        amount = rng.randint(2, 90)
+    value = round(amount * factor, 3)
+    small = amount in range(13) and rng.random() < 0.4
+    written = NUMBER_WORDS[int(amount)] if small else f"{amount:,}"
+    return way.format(written), int(value) if value == int(value) else value
 
 
 def _date(rng: random.Random) -> tuple[str, str]:
@@ -122,9 +206,16 @@ def _date(rng: random.Random) -> tuple[str, str]:
         f"{day.day} {month} {day.year}",
         f"{month} {day.day}, {day.year}",
         f"{day.day:02}.{day.month:02}.{day.year}",
+        f"the {_ordinal(day.day)} of {month} {day.year}",
+        f"{month} {_ordinal(day.day)}, {day.year}",
     ]
     said = rng.choice(written)
     return said, day.isoformat()
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if 10 < number < 14 else ending}"
 
 
 def _expression(rng: random.Random) -> tuple[str, str]:
