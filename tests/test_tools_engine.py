@@ -70,11 +70,12 @@ def open_safe(name: str) -> str:
 TOOLS = [track_parcel, feed_pet]
 
 
-async def first_round(caller, question, **choices):
-    """The calls that a model asks for when it is asked once."""
+async def first_round(caller, question, held=True, **choices):
+    """The calls that a model asks for when it is asked once; ``held``: by the server, to their
+    tools' schemas."""
     limits = tools.Limits(rounds=1)
     talk = await tools.run_tools(caller, question, TOOLS, limits=limits, max_tokens=200, **choices)
-    assert not talk.problems, talk
+    assert not talk.problems or not held, talk
     return [step.what.partition("(")[0] for step in talk.calls]
 
 
@@ -134,10 +135,11 @@ async def test_a_named_tool_is_called_and_its_schema_kept(caller, stream, strict
     """The question belongs to the other tool: name and arguments show what the server enforces.
 
     Arguments that the schema refuses, an unknown one among them, would be a problem of the talk.
+    Without ``strict`` vLLM holds the name only.
     """
-    made = await first_round(
-        caller, "Where is parcel 48213?", stream=stream, tool_choice=feed_pet, strict=strict
-    )
+    held = strict or caller.model != "caller"  # the one is vLLM's
+    choice = {"tool_choice": feed_pet, "strict": strict, "stream": stream}
+    made = await first_round(caller, "Where is parcel 48213?", held, **choice)
     assert made == ["feed_pet"]
 
 
