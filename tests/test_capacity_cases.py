@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from listening import listen
 from test_measure import closed_loop
 
 from helpers import load, measure, plots
-from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.records import Record, Run
 
@@ -127,25 +127,20 @@ async def test_a_search_that_is_cancelled_returns(tmp_path):
     """What was measured comes back, and nothing further is asked."""
     count = 0
 
-    async def answer(reader, writer):
+    async def answer(body, writer):
         nonlocal count
-        while head := await reader.readuntil(b"\r\n\r\n"):
-            length = int(head.lower().partition(b"content-length:")[2].split()[0] or 0) if (
-                b"content-length" in head.lower()) else 0  # fmt: skip
-            await reader.readexactly(length)
-            count += length > 0
-            await asyncio.sleep(0.05)
-            body = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
-            body += b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
-            body += b"data: [DONE]\n\n"
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        count += bool(body)
+        await asyncio.sleep(0.05)
+        text = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
+        text += b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
+        text += b"data: [DONE]\n\n"
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(text) + text)
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    server, endpoint = await listen(answer)
     quiet = {"progress": False, "folder": tmp_path}
     task = asyncio.create_task(
         load.search(
-            Endpoint(base_url=url, model="m"),
+            endpoint,
             load.Synthetic(),
             PROMISE,
             limit=2,

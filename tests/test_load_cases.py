@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from listening import listen
 
 from helpers import load, metrics, play, shards, stream
 from helpers.arrivals import to_spec
@@ -75,26 +76,17 @@ async def serve():
     async def start(answer) -> Endpoint:
         number = 0
 
-        async def handle(reader, writer):
+        async def one(body, writer):
             nonlocal number
-            try:
-                while head := await reader.readuntil(b"\r\n\r\n"):
-                    length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
-                    await reader.readexactly(int(length or 0))
-                    if head.startswith(b"GET"):
-                        writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n{"data":[]}')
-                    else:
-                        number += 1
-                        await answer(number - 1, writer)
-                    await writer.drain()
-            except (asyncio.IncompleteReadError, ConnectionError):
-                pass
-            finally:
-                writer.close()
+            if body:
+                number += 1
+                await answer(number - 1, writer)
+            else:
+                writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n{"data":[]}')
 
-        servers.append(await asyncio.start_server(handle, "127.0.0.1", 0))
-        port = servers[-1].sockets[0].getsockname()[1]
-        return Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m")
+        server, endpoint = await listen(one)
+        servers.append(server)
+        return endpoint
 
     yield start
     for server in servers:
@@ -409,44 +401,35 @@ def test_a_prompt_may_hold_any_letter(tmp_path):
     assert load.Prompts.read(path).items == (text, "second")
 
 
-async def test_long_prompts_are_not_all_built_ahead(serve, monkeypatch):
-    """Thousands of long prompts would fill the client's memory before the first is sent."""
-    monkeypatch.setattr(play, "PREPARED_BYTES", 1 << 20)
+async def prepared(endpoint, input_tokens: int, **more) -> play.Generator:
+    """A generator that has built its requests ahead, and has closed its connections again."""
     spec = {
-        "base_url": (await serve(good)).base_url,
+        "base_url": endpoint.base_url,
         "model": "m",
         "api_key": "none",
         "route": "/chat/completions",
-        "workload": to_spec(load.Synthetic(input_tokens=4000)),
+        "workload": to_spec(load.Synthetic(input_tokens=input_tokens)),
         "arrivals": to_spec(load.ClosedLoop(users=2)),
-        "requests": 400,
         "duration_s": None,
         "timeout_s": 5.0,
         "shard": [0, 1],
     }
-    generator = play.Generator(spec, None)
+    generator = play.Generator(spec | more, None)
     await generator.prepare()
-    sizes = [len(request) for _, _, request in generator.prepared]
     await generator.transport.close()
+    return generator
+
+
+async def test_long_prompts_are_not_all_built_ahead(serve, monkeypatch):
+    """Thousands of long prompts would fill the client's memory before the first is sent."""
+    monkeypatch.setattr(play, "PREPARED_BYTES", 1 << 20)
+    generator = await prepared(await serve(good), 4000, requests=400)
+    sizes = [len(request) for _, _, request in generator.prepared]
     assert len(sizes) > 2 and sum(sizes) < 2 << 20
 
 
 async def test_preparing_ends_before_an_agreed_time(serve):
     """Workers that must begin together do not miss it over bodies that can be built later."""
-    spec = {
-        "base_url": (await serve(good)).base_url,
-        "model": "m",
-        "api_key": "none",
-        "route": "/chat/completions",
-        "workload": to_spec(load.Synthetic(input_tokens=500)),
-        "arrivals": to_spec(load.ClosedLoop(users=2)),
-        "requests": 20_000,
-        "duration_s": None,
-        "timeout_s": 5.0,
-        "shard": [0, 1],
-        "start_at": time.time() + 0.8,
-    }
-    generator = play.Generator(spec, None)
-    await generator.prepare()
-    await generator.transport.close()
-    assert time.time() < spec["start_at"] and 0 < len(generator.prepared) < 20_000
+    endpoint, start_at = await serve(good), time.time() + 0.8
+    generator = await prepared(endpoint, 500, requests=20_000, start_at=start_at)
+    assert time.time() < start_at and 0 < len(generator.prepared) < 20_000

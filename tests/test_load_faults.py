@@ -7,6 +7,7 @@ from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
+from listening import listen
 
 from helpers import load, shards
 from helpers.endpoint import Endpoint
@@ -34,24 +35,15 @@ async def serve():
     servers = []
 
     async def start(answer, owner: str = "somebody", hang_up: bool = False) -> Endpoint:
-        async def handle(reader, writer):
-            try:
-                while head := await reader.readuntil(b"\r\n\r\n"):
-                    length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
-                    body = await reader.readexactly(int(length or 0))
-                    models = json.dumps({"data": [{"id": "m", "owned_by": owner}]}).encode()
-                    writer.write(answer(json.loads(body)) if body else whole(models))
-                    await writer.drain()
-                    if body and hang_up:
-                        break
-            except (asyncio.IncompleteReadError, ConnectionError):
-                pass
-            finally:
-                writer.close()
+        models = whole(json.dumps({"data": [{"id": "m", "owned_by": owner}]}).encode())
 
-        servers.append(await asyncio.start_server(handle, "127.0.0.1", 0))
-        port = servers[-1].sockets[0].getsockname()[1]
-        return Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m")
+        async def one(body, writer):
+            writer.write(answer(json.loads(body)) if body else models)
+            return bool(body) and hang_up
+
+        server, endpoint = await listen(one)
+        servers.append(server)
+        return endpoint
 
     yield start
     for server in servers:
