@@ -17,6 +17,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from listening import listen
 
 from helpers import load, measure, metrics, ssh
 from helpers.arrivals import from_spec, to_spec
@@ -283,24 +284,18 @@ async def test_search_finds_the_knee_by_itself(tmp_path):
     """A server 20 ms slower for each concurrent request: its knee is bracketed to one user."""
     busy = 0
 
-    async def answer(reader, writer):
+    async def answer(asked, writer):
         nonlocal busy
-        while head := await reader.readuntil(b"\r\n\r\n"):
-            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
-            await reader.readexactly(length)
-            busy += 1
-            await asyncio.sleep(0.01 + 0.02 * busy * (length > 0))
-            busy -= 1
-            body = (
-                b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],'
-                b'"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
-            )
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        busy += 1
+        await asyncio.sleep(0.01 + 0.02 * busy * bool(asked))
+        busy -= 1
+        body = (
+            b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],'
+            b'"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
+        )
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    endpoint = Endpoint(
-        base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model="m"
-    )
+    server, endpoint = await listen(answer)
     objective = measure.Objective(ttft_ms=100, tpot_ms=None)
     runs = await load.search(endpoint, SMALL, objective, folder=tmp_path, **QUIET)
     server.close()
