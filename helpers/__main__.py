@@ -5,11 +5,14 @@ import asyncio
 import sys
 from datetime import datetime
 
-from helpers import guard, load, measure, plots, providers, rehearsal, serving, ssh
+from helpers import load, measure, plots, rehearsal
 from helpers import settings as settings_module
 from helpers.errors import CourseError
 from helpers.progress import Progress
 from helpers.rehearsal.faults import FAULTS
+from helpers.rent import guard, ssh
+from helpers.rent import market as providers
+from helpers.serve import spec as serving
 from helpers.settings import Settings
 
 USERS = (1, 2, 4, 8, 16)

@@ -3,15 +3,16 @@
 import os
 import shutil
 
-import psutil
 import pytest
-import vllm_server
+from support import vllm_server
 
-from helpers import guard, providers, rehearsal, serving, ssh
+from helpers import rehearsal
 from helpers import settings as settings_module
-from helpers.errors import CourseError
-from helpers.providers import OfferFilter
-from helpers.serving import ServingSpec
+from helpers.rent import guard, ssh
+from helpers.rent import market as providers
+from helpers.rent.market import OfferFilter
+from helpers.serve import spec as serving
+from helpers.serve.spec import ServingSpec
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -99,21 +100,3 @@ def stock_ssh():
 def small_offer(provider):
     """The cheapest offer of the shared rehearsal."""
     return provider.offers(OfferFilter())[0]
-
-
-def ours(home) -> list[psutil.Process]:
-    """Every process whose command line or environment belongs to a rehearsal in ``home``."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = " ".join(process.cmdline())
-            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
-                continue
-            if str(home) in line or process.environ().get("REHEARSAL_HOME") == str(home):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
-__all__ = ["CourseError", "ours"]

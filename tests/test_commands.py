@@ -16,8 +16,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers import load, router
+from helpers import load
 from helpers import settings as settings_module
+from helpers.serve import router
 from helpers.settings import ASSETS, PROJECT
 
 NOTEBOOK = PROJECT / "notebooks" / "06_scale_out.ipynb"
@@ -91,7 +92,7 @@ def test_the_table_claims_nothing_empty():
 
 
 def test_the_router_takes_its_command():
-    """And `helpers.router` starts the same program, as test_router shows."""
+    """And `helpers.serve.router` starts the same program, as test_router shows."""
     parser = pytest.importorskip("vllm_router.launch_router").parse_router_args
     (words,) = rows("vllm-router", "run")
     options = parser(words[1:])

@@ -7,15 +7,16 @@ import string
 import requests
 from hypothesis import HealthCheck, given, settings, strategies
 
-from helpers import metrics, rehearsal
+from helpers import rehearsal
 from helpers import settings as settings_module
 from helpers.errors import CourseError
-from helpers.providers.runpod import RunPod
-from helpers.providers.runpod_http import fitting
-from helpers.providers.vast import Vast
-from helpers.providers.vast_calls import call
+from helpers.load import metrics
 from helpers.records import Run
 from helpers.rehearsal import model
+from helpers.rent.runpod import RunPod
+from helpers.rent.runpod_http import fitting
+from helpers.rent.vast import Vast
+from helpers.rent.vast_calls import call
 
 QUICK = settings(
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from helpers import guard, providers, rehearsal
-from helpers.serving import ServingSpec
+from helpers import rehearsal
+from helpers.rent import guard
+from helpers.rent import market as providers
+from helpers.serve.spec import ServingSpec
 
 
 def run(*words, **env):
@@ -23,7 +25,7 @@ def run(*words, **env):
 
 def test_rehearse_goes_the_whole_way_and_leaves_nothing(own_rehearsal, tmp_path):
     """One command: from the account to a table and two figures, and nothing keeps running."""
-    from conftest import ours
+    from support.waiting import ours
 
     done = run("rehearse", RUNS_DIR=str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr

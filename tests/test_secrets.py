@@ -6,8 +6,8 @@ import textwrap
 import nbformat
 import psutil
 import pytest
-from conftest import ours
 from nbclient import NotebookClient
+from support.waiting import ours
 
 PLANTED = {
     "VAST_API_KEY": "planted-vast-0123456789abcdef",
@@ -19,7 +19,11 @@ MODEL_KEY = "planted-model-key-0123456789abcdef"
 
 CELLS = [
     """
-    from helpers import guard, load, providers, serving, settings, ssh
+    from helpers import load, settings
+    from helpers.rent import guard
+    from helpers.rent import market as providers
+    from helpers.serve import spec as serving
+    from helpers.rent import ssh
     config = settings.load()
     config
     """,
@@ -50,11 +54,11 @@ CELLS = [
     await load.run(dead, load.Synthetic(), load.ClosedLoop(users=1), requests=1)
     """,
     """
-    from helpers.providers.vast import Vast
+    from helpers.rent.vast import Vast
     Vast(api_key=config.vast_api_key.get_secret_value(), server_url=URL).balance_usd()
     """,
     """
-    from helpers.providers.runpod import RunPod
+    from helpers.rent.runpod import RunPod
     RunPod(api_key=config.runpod_api_key.get_secret_value(), server_url=URL).balance_usd()
     """,
     """
@@ -117,7 +121,9 @@ def test_planted_keys_are_found_nowhere(planted, tmp_path):
 
 def test_labels_hold_no_secret(planted):
     """What we write on a rental is its purpose and a random number."""
-    from helpers import guard, providers, serving
+    from helpers.rent import guard
+    from helpers.rent import market as providers
+    from helpers.serve import spec as serving
 
     provider = providers.connect(planted)
     spec = serving.ServingSpec(env={"HF_TOKEN": PLANTED["HF_TOKEN"]})

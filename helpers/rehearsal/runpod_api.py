@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from helpers.providers.runpod import DISK_USD_PER_GB_MONTH, SSH_IMAGE
 from helpers.rehearsal.market import HOURS_PER_MONTH, Market, Rental, is_public_key
 from helpers.rehearsal.proxy import forward
-from helpers.serving import VLLM_IMAGE, ServingSpec
+from helpers.rent.runpod import DISK_USD_PER_GB_MONTH, SSH_IMAGE
+from helpers.serve.spec import VLLM_IMAGE, ServingSpec
 
 # RunPod's ids of the GPUs that the pretend market has.
 GPU_IDS = {

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from helpers.rehearsal.market import HOURS_PER_MONTH, Rental
-from helpers.serving import ServingSpec
+from helpers.serve.spec import ServingSpec
 
 _OPERATORS: dict[str, Callable] = {
     "eq": operator.eq,

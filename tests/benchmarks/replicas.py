@@ -12,8 +12,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from helpers import guard, load, measure, providers, router, serving, settings, ssh
-from helpers.providers import OfferFilter
+from helpers import load, measure, settings
+from helpers.rent import guard, ssh
+from helpers.rent import market as providers
+from helpers.rent.market import OfferFilter
+from helpers.serve import router
+from helpers.serve import spec as serving
 
 
 def main() -> None:

@@ -23,12 +23,16 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from helpers import guard, load, models, providers, rehearsal, serving, ssh, tools
+from helpers import load, rehearsal, tools
 from helpers import settings as settings_module
+from helpers.choose import models
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.rehearsal.engine import PROMPT_CACHE_MIB
-from helpers.serving import ServingSpec
+from helpers.rent import guard, ssh
+from helpers.rent import market as providers
+from helpers.serve import spec as serving
+from helpers.serve.spec import ServingSpec
 
 CONTEXT, SLOTS = 512, 4
 # Between the first and the last third of the readings; a leak a round is many times that.
@@ -153,7 +157,9 @@ def weigh(settings, machine_id: str, before: list[psutil.Process] = ()) -> list[
     (daemon,) = [one for one in machines if one.cmdline()[-1].endswith(f"/{machine_id}")]
     group = [p for p in psutil.process_iter() if p != daemon and _group(p) == daemon.pid]
     parent = psutil.Process()
-    tunnels = [p for p in parent.children() if "helpers.tunnel" in p.cmdline() and p not in before]
+    tunnels = [
+        p for p in parent.children() if "helpers.rent.tunnel" in p.cmdline() and p not in before
+    ]
     ours = {
         "parent": [parent],
         "tunnel": tunnels[:1],

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import requests
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "serve")]
+from support.vllm_server import DETAILS, serve
 from test_vllm import REFUSALS, ask, plain
-from vllm_server import DETAILS, serve
 
-from helpers import load, measure, metrics
+from helpers import load, measure
 from helpers.endpoint import Endpoint
+from helpers.load import metrics
 from helpers.settings import ASSETS
 
 USERS = (1, 2, 4, 8, 16)

@@ -1,0 +1,299 @@
+"""What fits on a GPU and how fast it can go: VRAM, KV cache and roofline, each with its source.
+
+Every figure here is arithmetic on published specifications, none is a measurement. A *bound* is
+what no software can beat on that hardware; *expected* is the bound times :data:`EFFICIENCY`.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from helpers.choose import prices
+from helpers.choose.models import ModelShape, shape
+from helpers.errors import CourseError
+from helpers.serve.fleet import Fleet, Interruptible, Serverless, fleet
+from helpers.settings import ASSETS
+
+__all__ = [
+    "EFFICIENCY", "GIB", "REST_GIB", "UTILIZATION", "Estimate", "Fleet", "Gpu", "Interruptible",
+    "Memory", "Serverless", "choose", "decode_step_s", "estimate", "fleet", "gpu", "intensity",
+    "kv_cache_gib", "measurements", "memory", "prefill_s",
+]  # fmt: skip
+
+GIB = 2**30
+EFFICIENCY = 0.7
+"""Share of the roofline that vLLM reaches: about the middle of what the published runs in
+``assets/measurements.csv`` reach (median 73 %; with a single user 63-87 %)."""
+REST_GIB = 1.6
+"""VRAM that is neither weights nor KV cache, GiB: activation peak 1.26 and non-PyTorch memory
+0.35 in published start-up logs of 8B models (vLLM PR 10511, issue 10517). Your own log says it
+exactly; long prompts without chunked prefill need far more (9.5 in issue 12330)."""
+UTILIZATION = 0.92
+"""vLLM's default ``--gpu-memory-utilization``."""
+_USABLE = 0.98  # GiB that PyTorch reports per marketed GB, where no log was found (0.97-0.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One or several equal GPUs of a server, with published dense rates (sums over the GPUs).
+
+    Several are taken as ideal tensor parallelism: the traffic between them is left out, so the
+    bounds stay bounds.
+    """
+
+    name: str
+    count: int
+    usable_gib: float
+    bandwidth_gb_s: float
+    fp16_tflops: float
+    fp8_tflops: float
+
+    def tflops(self, precision: str) -> float:
+        """Dense tensor rate at that precision; weights-only formats compute at 16 bit."""
+        return self.fp8_tflops if precision == "fp8" else self.fp16_tflops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Where the VRAM goes, GiB; ``idle_gib`` is what ``--gpu-memory-utilization`` leaves alone."""
+
+    weights_gib: float
+    rest_gib: float
+    kv_gib: float
+    idle_gib: float
+    kv_tokens: int
+
+    def sequences(self, context: float) -> float:
+        """How many sequences of ``context`` tokens the KV cache holds at once (vLLM logs it)."""
+        return self.kv_tokens / context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Speed of a closed loop of equal users. Times are lower bounds, rates upper bounds."""
+
+    batch: int
+    ttft_s: float
+    itl_s: float
+    tokens_per_s: float
+
+    @property
+    def expected_tokens_per_s(self) -> float:
+        """Output tokens per second over all users that published runs would lead one to expect."""
+        return EFFICIENCY * self.tokens_per_s
+
+
+def gpu(name: str, count: int = 1) -> Gpu:
+    """A GPU of ``assets/gpus.csv``, or ``count`` of them in one server.
+
+    Raises:
+        CourseError: no published specification of that GPU in the table.
+    """
+    table = prices.gpus().set_index("gpu")
+    if name not in table.index:
+        raise CourseError(
+            f"{name} is not in assets/gpus.csv", f"known are {', '.join(table.index)}"
+        )
+    row = table.loc[name]
+    usable = row.usable_gib if pd.notna(row.usable_gib) else _USABLE * row.vram_gb
+    fp8 = row.fp8_tflops if pd.notna(row.fp8_tflops) else row.fp16_tflops
+    rates = (usable, row.bandwidth_gb_s, row.fp16_tflops, fp8)
+    usable_gib, bandwidth, fp16, fp8 = (float(rate) * count for rate in rates)
+    return Gpu(
+        name=f"{count}x {name}" if count > 1 else name, count=count, usable_gib=usable_gib,
+        bandwidth_gb_s=bandwidth, fp16_tflops=fp16, fp8_tflops=fp8,
+    )  # fmt: skip
+
+
+def kv_cache_gib(total: float, weights: float, rest: float, utilization: float) -> float:
+    """What vLLM gives to the KV cache, all GiB: ``total x utilization - weights - rest``.
+
+    ``rest`` is the activation peak plus non-PyTorch memory (vLLM, ``gpu_worker.py``,
+    ``determine_available_memory``; the start-up log prints each term). Never below zero.
+
+    >>> kv = kv_cache_gib(39.50, weights=14.96, rest=9.37 + 0.10, utilization=0.90)
+    >>> round(kv, 2)  # vLLM issue 12330
+    11.12
+    """
+    return max(0.0, total * utilization - weights - rest)
+
+
+def memory(
+    model: ModelShape, gpu: Gpu, utilization: float = UTILIZATION, rest_gib: float = REST_GIB
+) -> Memory:
+    """Split the VRAM into weights, KV cache and the rest, as vLLM does at its start.
+
+    Args:
+        model: what is served.
+        gpu: on which GPU, or GPUs.
+        utilization: vLLM's ``--gpu-memory-utilization``.
+        rest_gib: activation peak and non-PyTorch memory of one GPU, GiB.
+    """
+    weights, rest = model.weights_gb() * 1e9 / GIB, rest_gib * gpu.count
+    kv = kv_cache_gib(gpu.usable_gib, weights, rest, utilization)
+    # With more GPUs than KV heads the heads are replicated, and with them the cache.
+    copies = max(1.0, gpu.count / model.kv_heads)
+    tokens = int(kv * GIB / (model.kv_bytes_per_token() * copies))
+    idle = gpu.usable_gib * (1 - utilization)
+    return Memory(
+        weights_gib=weights, rest_gib=rest, kv_gib=kv, idle_gib=idle, kv_tokens=tokens
+    )  # fmt: skip
+
+
+def decode_step_s(model: ModelShape, gpu: Gpu, batch: int, context: float) -> float:
+    """Shortest time of one decode step (one token for each of ``batch`` sequences), seconds.
+
+    The roofline (Williams et al., CACM 52(4), 2009) with every weight and every cached key and
+    value read once, and 2 FLOPs a parameter and token (arXiv:2001.08361, section 2.1; for
+    inference arXiv:2211.05102): ``max(bytes / bandwidth, FLOPs / rate)``.
+    """
+    gigabytes, flops = _decode_work(model, batch, context)
+    return max(gigabytes / gpu.bandwidth_gb_s, flops / gpu.tflops(model.precision) / 1e12)
+
+
+def intensity(model: ModelShape, batch: int, context: float) -> float:
+    """FLOPs of a decode step for each byte it reads: the x of a roofline picture."""
+    gigabytes, flops = _decode_work(model, batch, context)
+    return flops / gigabytes / 1e9
+
+
+def _decode_work(model: ModelShape, batch: int, context: float) -> tuple[float, float]:
+    kv_gb = batch * context * model.kv_bytes_per_token() / 1e9
+    return model.weights_gb(batch) + kv_gb, 2 * model.linear(model.experts_per_token) * batch
+
+
+def prefill_s(model: ModelShape, gpu: Gpu, tokens: int) -> float:
+    """Shortest time to read a prompt of ``tokens``, seconds: the floor of time to first token.
+
+    As :func:`decode_step_s` with all tokens in one step, plus the ``2 x layers x heads x head_dim
+    x tokens^2`` FLOPs of causal attention.
+    """
+    return max(
+        model.weights_gb(tokens) / gpu.bandwidth_gb_s, _prefill_compute_s(model, gpu, tokens)
+    )
+
+
+def _prefill_compute_s(model: ModelShape, gpu: Gpu, tokens: int) -> float:
+    flops = 2 * model.linear(model.experts_per_token) * tokens
+    flops += 2 * model.layers * model.heads * model.head_dim * tokens**2
+    return flops / gpu.tflops(model.precision) / 1e12
+
+
+def estimate(
+    model: ModelShape, gpu: Gpu, users: int, prompt_tokens: int, output_tokens: int
+) -> Estimate:
+    """Bounds for ``users`` who each send the next request as soon as the last is answered.
+
+    One round serves a request of each: the prompts are computed (their weights are read along with
+    a decode step's), and every output token is one step of the batch at its half-way context. The
+    cache holds sequences of every age, so that context also says how many fit; the others wait.
+
+    Args:
+        model: what is served.
+        gpu: on which GPU, or GPUs.
+        users: concurrent users.
+        prompt_tokens: tokens of a prompt.
+        output_tokens: tokens of an answer.
+    """
+    context = prompt_tokens + output_tokens / 2
+    batch = max(1, min(users, int(memory(model, gpu).sequences(context))))
+    step = decode_step_s(model, gpu, batch, context)
+    round_s = batch * _prefill_compute_s(model, gpu, prompt_tokens) + output_tokens * step
+    ttft_s = prefill_s(model, gpu, prompt_tokens)
+    return Estimate(
+        batch=batch, ttft_s=ttft_s, itl_s=step, tokens_per_s=batch * output_tokens / round_s
+    )
+
+
+def choose(
+    offers: pd.DataFrame,
+    model: ModelShape,
+    *,
+    users: int,
+    context: int,
+    output_tokens: int = 256,
+    min_tokens_per_s: float = 0.0,
+    max_ttft_s: float = float("inf"),
+) -> pd.DataFrame:
+    """The cheapest offers that carry a load, and why the others do not.
+
+    Args:
+        offers: what :func:`helpers.choose.prices.offers` returned.
+        model: what is served.
+        users: sequences that must be in the KV cache at the same time.
+        context: tokens of each of them, prompt and answer.
+        output_tokens: how many of these are answer.
+        min_tokens_per_s: objective for each user's stream, tokens a second.
+        max_ttft_s: objective for the time to first token of a prompt that arrives alone, seconds.
+
+    Returns:
+        The offers with ``sequences`` (of that context that fit), ``user_tokens_per_s`` and
+        ``ttft_s`` (both expected, see :data:`EFFICIENCY`), ``confidence`` in the GPU's published
+        figures, and ``reason``, empty where the offer satisfies everything. Those come first,
+        the cheapest on top.
+    """
+    machines = offers[["gpu", "gpu_count"]].drop_duplicates()
+    judged = pd.DataFrame(
+        [
+            {"gpu": name, "gpu_count": count}
+            | _judge(
+                model, name, count, users, context, output_tokens, min_tokens_per_s, max_ttft_s
+            )
+            for name, count in machines.itertuples(index=False)
+        ]
+    )
+    table = offers.merge(judged, on=["gpu", "gpu_count"], how="left")
+    table = table.merge(prices.gpus()[["gpu", "confidence"]], on="gpu", how="left")
+    table["fits"] = table.reason == ""
+    order = table.sort_values(["fits", "usd_per_hour"], ascending=[False, True], ignore_index=True)
+    return order.drop(columns="fits")
+
+
+def _judge(model, name, count, users, context, output_tokens, min_tokens_per_s, max_ttft_s) -> dict:
+    """What one kind of machine would do, and the first objective it misses."""
+    if context > model.context:
+        return {"reason": f"the model was made for {model.context:,} tokens"}
+    try:
+        machine = gpu(name, count)
+    except CourseError:
+        return {"reason": "no published specification in assets/gpus.csv"}
+    split = memory(model, machine)
+    sequences = split.sequences(context)
+    speed = EFFICIENCY / decode_step_s(model, machine, users, context - output_tokens / 2)
+    ttft_s = prefill_s(model, machine, context - output_tokens) / EFFICIENCY
+    reason = ""
+    if not split.kv_tokens:
+        needed = split.weights_gib + split.rest_gib
+        room = machine.usable_gib - split.idle_gib
+        reason = f"weights and the rest need {needed:.1f} of {room:.1f} GiB: no KV cache"
+    elif sequences < users:
+        reason = f"KV cache holds {sequences:.1f} of {users} sequences"
+    elif speed < min_tokens_per_s:
+        reason = f"{speed:.0f} tokens/s a user, {min_tokens_per_s:.0f} wanted"
+    elif ttft_s > max_ttft_s:
+        reason = f"first token after {ttft_s:.2f} s, {max_ttft_s:.2f} wanted"
+    return {
+        "sequences": sequences, "user_tokens_per_s": speed, "ttft_s": ttft_s, "reason": reason
+    }  # fmt: skip
+
+
+def measurements() -> pd.DataFrame:
+    """Published vLLM measurements beside what :func:`estimate` says of the same run.
+
+    Returns:
+        The rows of ``assets/measurements.csv`` with ``bound`` and ``expected`` (output tokens per
+        second over all users), ``of_bound`` (measured / bound) and ``error`` (expected /
+        measured - 1).
+    """
+    table = pd.read_csv(ASSETS / "measurements.csv", dtype={"date": str}).fillna({"note": ""})
+    table["bound"] = [
+        estimate(
+            shape(row.model, row.precision), gpu(row.gpu), row.users, row.prompt_tokens,
+            row.output_tokens,
+        ).tokens_per_s
+        for row in table.itertuples()
+    ]  # fmt: skip
+    table["expected"] = EFFICIENCY * table.bound
+    table["of_bound"] = table.tokens_per_s / table.bound
+    table["error"] = table.expected / table.tokens_per_s - 1
+    return table

@@ -1,0 +1,220 @@
+"""How many customers, at which quality, for how much."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from helpers.errors import CourseError
+from helpers.measure.summary import measured, milliseconds, summary, window
+from helpers.records import Record, Run
+
+NEVER_S = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A service-level objective: what a customer must get.
+
+    Args:
+        ttft_ms: longest time to first token; ``None`` for no demand.
+        tpot_ms: longest time per output token, likewise.
+        e2e_ms: longest end-to-end latency, likewise.
+        percentile: part of the requests (0 to 100) for which each of these must hold.
+        error_rate: largest part (0 to 1) of requests that may fail.
+    """
+
+    ttft_ms: float | None = 500.0
+    tpot_ms: float | None = 50.0
+    e2e_ms: float | None = None
+    percentile: float = 95.0
+    error_rate: float = 0.01
+
+    def __str__(self) -> str:
+        names = {"TTFT": self.ttft_ms, "TPOT": self.tpot_ms, "end to end": self.e2e_ms}
+        demands = [f"{name} p{self.percentile:g} ≤ {ms:g} ms" for name, ms in names.items() if ms]
+        return ", ".join(demands)
+
+    def holds(self, record: Record) -> bool:
+        """Whether one request met every demand."""
+        return record.ok and all(
+            limit is None or (value is not None and value * 1e3 <= limit)
+            for value, limit in (
+                (record.ttft_s, self.ttft_ms),
+                # An answer of one token has no time per further token, so it cannot miss it.
+                (record.tpot_s or 0.0, self.tpot_ms),
+                (record.e2e_s, self.e2e_ms),
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """The answer: how much load, and what it gets.
+
+    Args:
+        objective: that had to be met.
+        unit: of the load: ``users`` (closed loop) or ``requests/s`` (open loop).
+        load: the highest one measured to meet it; 0 when none did.
+        fails_at: the lowest one above that misses it. The true capacity lies between the two;
+            ``None``: all met it, so it lies at ``load`` or above.
+        confidence: how often the same verdicts come when the requests are drawn again
+            (bootstrap), 0 to 1.
+        requests_per_s: of the run at ``load``.
+        output_tokens_per_s: likewise.
+        e2e_s: likewise, its median end-to-end latency.
+    """
+
+    objective: Objective
+    unit: str
+    load: float
+    fails_at: float | None
+    confidence: float
+    requests_per_s: float
+    output_tokens_per_s: float
+    e2e_s: float
+
+    def __str__(self) -> str:
+        upper = f"fewer than {self.fails_at:g}" if self.fails_at else "perhaps more"
+        return (
+            f"{self.load:g} {self.unit} ({upper}) with {self.objective}: "
+            f"{self.output_tokens_per_s:.0f} output tokens/s, confidence {self.confidence:.0%}"
+        )
+
+    def customers(self, think_time_s: float) -> int:
+        """Return how many customers make that many concurrent users.
+
+        A customer who thinks for ``think_time_s`` seconds between requests that take ``e2e_s`` is
+        a concurrent user for ``e2e_s`` of every ``think_time_s + e2e_s`` (interactive response
+        time law; Denning and Buzen 1978).
+        """
+        if not self.load:
+            return 0
+        if self.unit == "users":
+            return int(self.load * (think_time_s + self.e2e_s) / self.e2e_s)
+        return int(self.load * (think_time_s + self.e2e_s))
+
+
+def level(run: Run) -> tuple[float, str]:
+    """Return the load of a run and its unit.
+
+    Raises:
+        CourseError: its arrivals have no single level (a ramp, a trace).
+    """
+    arrivals = run.header["arrivals"]
+    if "users" in arrivals:
+        return arrivals["users"], "users"
+    if "rate_per_s" in arrivals:
+        return arrivals["rate_per_s"], "requests/s"
+    if "every_s" in arrivals:
+        return 1 / arrivals["every_s"], "requests/s"
+    raise CourseError(f"{run.label} has no single level of load", "use ClosedLoop or Poisson")
+
+
+def goodput(run: Run, objective: Objective) -> float:
+    """Return requests per second that met the objective, in the window of ``summary``.
+
+    The measure of DistServe (Zhong et al. 2024) and of ``vllm bench serve --goodput``.
+    """
+    start, end = window(run)
+    good = sum(objective.holds(r) for r in run.records if start <= r.end_s <= end)
+    return good / max(end - start, 1e-9)
+
+
+def meets(run: Run, objective: Objective) -> bool:
+    """Whether a run met an objective: each percentile, the part of failed requests, and (an open
+    loop) that the server kept up with it."""
+    return bool(_verdicts(run, objective, resamples=0)[0])
+
+
+def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacity:
+    """Return the highest load of a sweep or search that meets the objective.
+
+    Loads above the lowest miss do not count, even if one of them met it again; of repeated runs
+    at a load each has to meet it. A run that somebody stopped says nothing.
+
+    Raises:
+        CourseError: there are no runs, or they mix users and rates.
+    """
+    objective = objective or Objective()
+    runs = [run for run in runs if not run.stopped]
+    if not runs or len({level(run)[1] for run in runs}) > 1:
+        raise CourseError("capacity needs runs, all of users or all of rates", "see load.search")
+    loads = sorted({level(run)[0] for run in runs})
+    ordered = [next(run for run in runs if level(run)[0] == load) for load in loads]
+    verdicts = [
+        np.all([_verdicts(run, objective) for run in runs if level(run)[0] == load], axis=0)
+        for load in loads
+    ]
+    misses = next((i for i, verdict in enumerate(verdicts) if not verdict[0]), len(ordered))
+    best = ordered[misses - 1] if misses else None
+    confidence = verdicts[misses - 1].mean() if best else 1.0
+    if misses < len(ordered):
+        confidence *= 1 - verdicts[misses].mean()
+    numbers = summary(best) if best else None
+    return Capacity(
+        objective=objective,
+        unit=level(ordered[0])[1],
+        load=level(best)[0] if best else 0,
+        fails_at=level(ordered[misses])[0] if misses < len(ordered) else None,
+        confidence=float(confidence),
+        requests_per_s=numbers.requests_per_s if numbers else 0.0,
+        output_tokens_per_s=numbers.output_tokens_per_s if numbers else 0.0,
+        e2e_s=numbers.e2e_p50_s if numbers else float("nan"),
+    )
+
+
+def usd_per_million_tokens(usd_per_hour, tokens_per_s):
+    """Return what a million tokens cost on a machine that is busy all the time.
+
+    Args:
+        usd_per_hour: its price; a number, or a column of a table.
+        tokens_per_s: its throughput, likewise; at 0 the answer is infinite.
+
+    >>> round(float(usd_per_million_tokens(0.36, 1000)), 2)
+    0.1
+    """
+    with np.errstate(divide="ignore"):
+        return np.divide(usd_per_hour, tokens_per_s) / 3600 * 1e6
+
+
+def falls_behind(run: Run) -> bool:
+    """Whether an open loop asked faster than the server answered, so that its queue only grew.
+
+    Then latencies say how long the run was, not how good the server is. Counted from the time in
+    which a first answer could have come: requests that came and those that were answered may
+    differ by 15 %, and by twice the square root of their number, which is chance.
+    """
+    if not run.header["arrivals"].keys() & {"rate_per_s", "every_s"} or not run.ok:
+        return False
+    begin = min(record.origin_s for record in run.records)
+    end = max(record.origin_s for record in run.records)
+    begin = min(begin + float(np.median([record.e2e_s for record in run.ok])), (begin + end) / 2)
+    came = sum(begin <= record.origin_s <= end for record in run.records)
+    went = sum(begin <= record.end_s <= end for record in run.records)
+    return came - went > max(0.15 * came, 2 * came**0.5)
+
+
+def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarray:
+    """Return whether the run met the objective, then whether it does with requests drawn again."""
+    inside = measured(run)
+    failed = not inside or summary(run).error_rate > objective.error_rate
+    if failed or falls_behind(run):
+        return np.zeros(resamples + 1, dtype=bool)
+    chance = np.random.default_rng(0)
+    met = np.ones(resamples + 1, dtype=bool)
+    for values, limit in (
+        # An answer without a first token has not met its time.
+        ([NEVER_S if r.ttft_s is None else r.ttft_s for r in inside], objective.ttft_ms),
+        ([r.tpot_s for r in inside], objective.tpot_ms),
+        ([r.e2e_s for r in inside], objective.e2e_ms),
+    ):
+        ms = milliseconds(values)
+        if limit is None or not ms.size:
+            continue
+        drawn = ms[chance.integers(ms.size, size=(resamples, ms.size))]
+        samples = [ms[None, :], drawn] if resamples else [ms[None, :]]
+        met &= np.concatenate(
+            [np.percentile(sample, objective.percentile, axis=1) <= limit for sample in samples]
+        )
+    return met

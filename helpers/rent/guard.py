@@ -1,0 +1,311 @@
+"""What stands between the reader and a surprise bill."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+import pandas as pd
+from filelock import FileLock
+
+from helpers.errors import CourseError
+from helpers.progress import Progress
+from helpers.rent import deadman, ssh
+from helpers.rent import market as providers
+from helpers.rent.market import LABEL_PREFIX, Instance, Offer, OfferFilter, OfferGone, Provider
+from helpers.serve.spec import ServingSpec
+from helpers.settings import Settings
+
+GONE_TIMEOUT_S = 120.0
+HOSTS_TRIED = 3
+
+
+# -- before renting ------------------------------------------------------------------------
+
+
+class Ledger:
+    """What the course has rented, in a file, so that a budget outlives every kernel.
+
+    Args:
+        settings: where the file is kept.
+        provider: whose rentals; each provider has its own file.
+    """
+
+    def __init__(self, settings: Settings, provider: Provider) -> None:
+        self.file = settings.rehearsal_home / f"rentals-{provider.name}.json"
+
+    def read(self) -> dict[str, dict]:
+        """Rentals by id: ``usd_per_hour``, ``began`` and ``ended`` (None while it may run)."""
+        return json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def note(self, instance_id: str, **facts) -> None:
+        """Add facts to a rental."""
+        self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(f"{self.file}.lock"):
+            rentals = self.read()
+            rentals.setdefault(instance_id, {"ended": None}).update(facts)
+            part = self.file.with_suffix(".part")
+            part.write_text(json.dumps(rentals, indent=1))
+            part.replace(self.file)
+
+    def close_gone(self, present: set[str]) -> None:
+        """What the provider no longer knows has ended, at the latest now."""
+        for number, rental in self.read().items():
+            if rental["ended"] is None and number not in present:
+                self.note(number, ended=time.time())
+
+    def spent_usd(self) -> float:
+        """Dollars, at most: hours of existence times the running price."""
+        return sum(
+            ((r["ended"] or time.time()) - r["began"]) / 3600 * r["usd_per_hour"]
+            for r in self.read().values()
+        )
+
+
+def check(offer: Offer, settings: Settings, balance_usd: float, spent_usd: float = 0.0) -> None:
+    """Refuse what costs more than the reader allowed, or than the account can pay.
+
+    Args:
+        offer: what would be rented.
+        settings: ``max_usd_per_hour``, ``lifetime_hours`` and ``budget_usd``.
+        balance_usd: the account's credit.
+        spent_usd: what the course has cost so far.
+
+    Raises:
+        CourseError: with the figures.
+    """
+    price, hours = offer.usd_per_hour, settings.lifetime_hours
+    if price > settings.max_usd_per_hour:
+        raise CourseError(
+            f"{offer.gpu} costs ${price:.2f}/h, your ceiling is ${settings.max_usd_per_hour:.2f}/h",
+            "choose a cheaper offer, or raise MAX_USD_PER_HOUR in .env",
+        )
+    if spent_usd + price * hours > settings.budget_usd:
+        raise CourseError(
+            f"{hours:g} h of {offer.gpu} at ${price:.2f}/h and ${spent_usd:.2f} already spent "
+            f"are more than your budget of ${settings.budget_usd:.2f}",
+            "lower LIFETIME_HOURS or raise BUDGET_USD in .env "
+            "(pretend money: python -m helpers rehearse --reset)",
+        )
+    if price > balance_usd:
+        raise CourseError(
+            f"${balance_usd:.2f} of credit do not pay one hour at ${price:.2f}",
+            "top up (on Vast.ai: https://cloud.vast.ai/billing/, pretend money: "
+            "python -m helpers rehearse --reset) or choose a cheaper offer",
+        )
+
+
+def confirm(offer: Offer, settings: Settings, balance_usd: float) -> None:
+    """Ask before real money is spent.
+
+    Raises:
+        CourseError: when the answer is not yes, or nobody is there to answer.
+    """
+    total = offer.usd_per_hour * settings.lifetime_hours
+    question = (
+        f"Rent {offer.gpu_count}x {offer.gpu} on {offer.provider} at ${offer.usd_per_hour:.3f}/h, "
+        f"${total:.2f} in all if it runs for {settings.lifetime_hours:g} h; "
+        f"your credit is ${balance_usd:.2f}. Type yes to rent: "
+    )
+    try:
+        answer = input(question)
+    except (EOFError, RuntimeError, NotImplementedError):  # a script, or a kernel without input
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise CourseError(
+            "nothing was rented: it was not confirmed",
+            "run it again and type yes, or set CONFIRM=no in .env",
+        )
+
+
+# -- renting -------------------------------------------------------------------------------
+
+
+def rent(
+    provider: Provider,
+    spec: ServingSpec,
+    label: str,
+    settings: Settings,
+    wanted: OfferFilter | None = None,
+    progress: Callable[[str], None] | None = None,
+    loading_timeout_s: float = 1800,
+) -> Instance:
+    """The instance of this label: the one that is rented already, or a new one.
+
+    Registers the reader's key first (machines only get the keys known when they are made), takes
+    the cheapest offer within the limits, the next one when somebody else was faster, and another
+    host when a machine does not come up (it is destroyed first).
+
+    Args:
+        provider: where to rent.
+        spec: what to serve.
+        label: name of the purpose; running a notebook again finds its instance by it.
+        settings: key, price ceiling, budget and lifetime.
+        wanted: what the machine must have; the course's filter by default.
+        progress: called with one line whenever there is something to show.
+        loading_timeout_s: give a host up after this many seconds.
+
+    Returns:
+        The instance, running and letting us in; the model may still be loading.
+
+    Raises:
+        CourseError: when nothing could be rented within the limits; nothing is left rented.
+    """
+    say = progress or Progress()
+    lock = settings.rehearsal_home / f"rent-{provider.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(lock):  # two notebooks may ask at once
+        instance = find(provider, label)
+        if instance is not None and instance.status == "failed":
+            say(f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
+            destroy(provider, instance.id)
+            instance = None
+        if instance is None:
+            wanted = wanted or OfferFilter(gpu_count=spec.gpus)
+            instance = _rent(provider, spec, label, settings, wanted, say, loading_timeout_s)
+        else:
+            say(f"found instance {instance.id} by its label, nothing is rented")
+            if instance.status == "stopped":
+                provider.start(instance.id)
+            instance = _up(provider, instance.id, settings, say, loading_timeout_s)
+    say(f"running: {instance.gpu_count}x {instance.gpu}, ${instance.usd_per_hour:.3f}/h")
+    return instance
+
+
+def _rent(provider, spec, label, settings, wanted, say, timeout_s) -> Instance:
+    ledger = Ledger(settings, provider)
+    ledger.close_gone({i.id for i in provider.instances()})
+    provider.register_key(ssh.ensure_key(settings))
+    balance, offers = provider.balance_usd(), provider.offers(wanted)
+    if not offers:
+        raise CourseError("no offer matches the filter", "loosen it: less VRAM, a higher ceiling")
+    check(offers[0], settings, balance, ledger.spent_usd())
+    if settings.confirm and not provider.rehearsal:
+        confirm(offers[0], settings, balance)
+    failures: list[str] = []
+    for offer in offers:
+        check(offer, settings, balance, ledger.spent_usd())
+        say(f"renting {offer.gpu} at ${offer.usd_per_hour:.3f}/h")
+        try:
+            instance = provider.launch(
+                offer, spec, label, lifetime_s=settings.lifetime_hours * 3600
+            )
+        except OfferGone:
+            say(f"{offer.gpu} was taken by somebody else, trying the next offer")
+            continue
+        try:
+            ledger.note(instance.id, usd_per_hour=offer.usd_per_hour, began=instance.created)
+            return _up(provider, instance.id, settings, say, timeout_s)
+        except BaseException as error:
+            destroy(provider, instance.id)
+            ledger.note(instance.id, ended=time.time())
+            if not isinstance(error, CourseError):
+                raise
+            failures.append(f"{offer.gpu}: {error.what}")
+            say(f"{failures[-1]}; destroyed")
+            if len(failures) == HOSTS_TRIED:
+                break
+    tried = "\n".join(failures) or f"all {len(offers)} offers were taken while we tried"
+    raise CourseError(f"nothing could be rented:\n{tried}", "search again in a few minutes")
+
+
+def _up(provider, instance_id, settings, say, timeout_s) -> Instance:
+    instance = providers.wait_running(provider, instance_id, timeout_s=timeout_s, progress=say)
+    ssh.wait_login(instance, settings, progress=say)
+    return instance
+
+
+def find(provider: Provider, label: str) -> Instance | None:
+    """The instance that was rented under a label, None when there is none."""
+    prefix = f"{LABEL_PREFIX}{label}:"
+    return next((i for i in provider.instances() if i.label.startswith(prefix)), None)
+
+
+def extend(instance: Instance, settings: Settings, hours: float) -> datetime:
+    """Let an instance live for so many hours from now.
+
+    Args:
+        instance: it must be running: the deadline is kept there.
+        settings: key, and ``lifetime_hours``, which is the most that is granted at once.
+        hours: from now.
+
+    Returns:
+        When it will destroy itself.
+
+    Raises:
+        CourseError: when it cannot be reached, or more is asked for than the reader allowed.
+    """
+    if not 0 < hours <= settings.lifetime_hours:
+        raise CourseError(
+            f"{hours:g} h are not within the {settings.lifetime_hours:g} h you allow at once",
+            "ask for less, or raise LIFETIME_HOURS in .env",
+        )
+    answer = ssh.run(instance, settings, deadman.extend_command(hours * 3600))
+    return datetime.fromtimestamp(int(answer))
+
+
+# -- ending --------------------------------------------------------------------------------
+
+
+def destroy(provider: Provider, instance_id: str, timeout_s: float = GONE_TIMEOUT_S) -> None:
+    """Destroy an instance and return only when the provider no longer knows it.
+
+    Stopped is not gone: a stopped instance's disk is billed until it is destroyed.
+
+    Raises:
+        CourseError: when it is still there after ``timeout_s`` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    provider.destroy(instance_id)
+    while _exists(provider, instance_id):
+        if time.monotonic() > deadline:
+            raise CourseError(
+                f"instance {instance_id} is still there {timeout_s:.0f} s after its destruction",
+                "destroy it by hand now (on Vast.ai: https://cloud.vast.ai/instances/)",
+            )
+        time.sleep(provider.poll_s)
+
+
+def _exists(provider: Provider, instance_id: str) -> bool:
+    """Asked twice over: one odd "not found" must not pass for the end of all charges."""
+    return provider.instance(instance_id) is not None or any(
+        instance.id == instance_id for instance in provider.instances()
+    )
+
+
+@contextlib.contextmanager
+def rented(
+    provider: Provider, spec: ServingSpec, label: str, settings: Settings, **options
+) -> Iterator[Instance]:
+    """:func:`rent`, and :func:`destroy` on leaving, whatever happened."""
+    try:
+        yield rent(provider, spec, label, settings, **options)
+    finally:
+        instance = find(provider, label)
+        if instance is not None:
+            destroy(provider, instance.id)
+
+
+def status(provider: Provider) -> pd.DataFrame:
+    """Everything of the course that is rented, what it costs an hour and has cost about.
+
+    Returns:
+        One row an instance; ``about_usd`` is hours times the present price, an upper bound for
+        machines that were stopped or loading for a while.
+    """
+    rows = [
+        {
+            "provider": i.provider,
+            "id": i.id,
+            "label": i.label,
+            "status": i.status,
+            "gpu": f"{i.gpu_count}x {i.gpu}",
+            "usd_per_hour": round(i.usd_per_hour, 3),
+            "usd_per_hour_stopped": round(i.stopped_usd_per_hour, 4),
+            "hours": round(i.hours, 2),
+            "about_usd": round(i.hours * i.usd_per_hour, 3),
+        }
+        for i in provider.instances()
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,128 @@
+"""Vast Serverless: an endpoint and its group of workers, through the same official SDK.
+
+The service rents workers by itself when requests come, at the marketplace's prices, and ends them
+when none do. No dead-man's switch of ours is on them: what stands between the reader and a
+surprise bill are the numbers of :class:`Service`, and :func:`destroy`.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+from helpers.errors import CourseError
+from helpers.rent.market import LABEL_PREFIX
+from helpers.rent.vast import Vast
+from helpers.rent.vast_calls import call, message, told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What to ask for. The SDK's own defaults keep five stopped workers and allow twenty.
+
+    Args:
+        name: of the endpoint; its label on the account is this behind the course's prefix.
+        template: hash of a *serverless* template, one with Vast's PyWorker in it: an ordinary
+            vLLM template does not report its load.
+        gpu: the GPU that workers must have, as Vast spells it.
+        max_usd_per_hour: price ceiling of one worker, US dollars an hour.
+        max_workers: most workers at any time.
+        idle_s: seconds without a request after which the last worker may end.
+    """
+
+    name: str
+    template: str
+    gpu: str = "RTX 4090"
+    max_usd_per_hour: float = 0.80
+    max_workers: int = 2
+    idle_s: int = 600
+
+    @property
+    def label(self) -> str:
+        """The endpoint's name on the account."""
+        return f"{LABEL_PREFIX}{self.name}".replace(":", "-")
+
+    @property
+    def most_usd_per_hour(self) -> float:
+        """What it can cost at most, US dollars an hour (traffic and disks apart)."""
+        return self.max_workers * self.max_usd_per_hour
+
+    def endpoint(self) -> dict:
+        """Arguments of ``VastAI.create_endpoint``: no worker without a request."""
+        return {
+            "endpoint_name": self.label,
+            "min_load": 0.0,
+            "cold_workers": 0,
+            "max_workers": self.max_workers,
+            "inactivity_timeout": self.idle_s,
+        }
+
+    def workergroup(self) -> dict:
+        """Arguments of ``VastAI.create_workergroup``: what a worker is."""
+        wanted = f"gpu_name={self.gpu.replace(' ', '_')} num_gpus=1"
+        return {
+            "endpoint_name": self.label,
+            "template_hash": self.template,
+            "search_params": f"{wanted} dph_total<={self.max_usd_per_hour:g}",
+        }
+
+
+def create(vast: Vast, service: Service) -> int:
+    """Make the endpoint and its group of workers; nothing is left when it fails.
+
+    Returns:
+        The endpoint's number.
+
+    Raises:
+        CourseError: it is refused, an endpoint of that name is there already, or the marketplace
+            has no such service.
+    """
+    if vast.rehearsal:
+        raise CourseError(
+            "the rehearsal has no serverless service", "set PROVIDER=vast: it needs an account"
+        )
+    if find(vast, service.name) is not None:
+        raise CourseError(f"an endpoint {service.label} is there already", "destroy it first")
+    doing = f"creating the endpoint {service.label}"
+    try:
+        with told(doing):  # one attempt each: a repetition would make two
+            _agreed(doing, vast._once.create_endpoint(**service.endpoint()))
+            _agreed(doing, vast._once.create_workergroup(**service.workergroup()))
+        number = find(vast, service.name)
+        if number is None:
+            raise CourseError(f"{doing}: it is not in the list afterwards", "look at the console")
+        return number
+    except BaseException:
+        with contextlib.suppress(CourseError):
+            destroy(vast, service.name)
+        raise
+
+
+def find(vast: Vast, name: str) -> int | None:
+    """Number of the endpoint of that name, None when there is none."""
+    label = Service(name=name, template="").label
+    rows = call("listing the endpoints", vast.sdk.show_endpoints)
+    return next((row["id"] for row in rows if row["endpoint_name"] == label), None)
+
+
+def destroy(vast: Vast, name: str) -> None:
+    """Delete an endpoint with its groups and workers; no error when there is none.
+
+    Raises:
+        CourseError: a worker could not be deleted, or the endpoint is still there.
+    """
+    number = find(vast, name)
+    if number is None:
+        return
+    doing = f"deleting endpoint {number}"
+    answer = call(doing, lambda: vast.sdk.delete_endpoint(number))
+    if left := answer.get("failed_workers"):
+        raise CourseError(
+            f"{doing}: workers {left} are still there, and billed",
+            "destroy them by hand now: https://cloud.vast.ai/instances/",
+        )
+    if find(vast, name) is not None:
+        raise CourseError(f"{doing}: it is still there", "run it again in a minute")
+
+
+def _agreed(doing: str, answer: dict) -> None:
+    if not answer.get("success"):
+        raise CourseError(f"{doing} was refused: {message(answer)}")

@@ -1,0 +1,251 @@
+"""Questions with expected calls, and whether the calls that a model made are those.
+
+Scored as BFCL's "AST" categories are (Patil et al., The Berkeley Function Calling Leaderboard,
+ICML 2025; https://gorilla.cs.berkeley.edu/leaderboard): first the function's name, then each
+argument. Numbers are equal as numbers (2 is 2.0, and no text is a number); texts without regard to
+case, spaces and punctuation; lists in order; objects by their keys. Several calls are compared in
+any order. Each argument may have several right values, and an optional one may be left out.
+"""
+
+import itertools
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from helpers.errors import CourseError
+from helpers.settings import ASSETS
+from helpers.tools.conversation import Call, Reply
+
+QUESTIONS = ASSETS / "tool_questions.yaml"
+RIGHT, REFUSED = "right", "server failed"
+# What can be wrong, in the order in which it is looked for.
+CAUSES = (
+    REFUSED, "needless call", "cut off", "no call", "a call is missing", "a call too many",
+    "unknown tool", "wrong tool", "not JSON", "argument left out", "argument too many",
+    "wrong value",
+)  # fmt: skip
+_IGNORED = re.compile(r"[\s,./\\_*^'\"“”’!?:;-]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question.
+
+    Args:
+        kind: its category.
+        messages: the chat to be sent.
+        tools: definitions of the tools offered.
+        calls: the calls expected, ``(name, {argument: allowed values})`` each; none for an answer
+            in words.
+    """
+
+    kind: str
+    messages: list[dict]
+    tools: list[dict]
+    calls: list[tuple[str, dict]]
+
+    @property
+    def text(self) -> str:
+        """The last thing that the user says."""
+        return [one["content"] for one in self.messages if one["role"] == "user"][-1]
+
+    @property
+    def expected(self) -> str:
+        """The calls expected, in one of the allowed ways."""
+        return "; ".join(_written(name, _first(allowed)) for name, allowed in self.calls)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What came of a question.
+
+    Args:
+        question: the question.
+        got: the calls made, as text; else what was said, or why the server failed.
+        right_tool: the names of the calls are right (without an expected call: there is none).
+        cause: ``right``, or what was wrong: one of ``CAUSES``.
+        detail: the argument it was about.
+        seconds: that the answer took.
+    """
+
+    question: Question
+    got: str
+    right_tool: bool
+    cause: str
+    detail: str = ""
+    seconds: float = 0.0
+
+
+def read(path: str | Path = QUESTIONS) -> list[Question]:
+    """Read questions from a YAML file; the head of the course's own explains the form.
+
+    Raises:
+        CourseError: the file cannot be read or has not that form.
+    """
+    try:
+        source = yaml.safe_load(Path(path).read_text())
+        offers = {name: _definition(name, about) for name, about in source["tools"].items()}
+        return [_question(row, offers, source.get("sets", {})) for row in source["questions"]]
+    except OSError as error:
+        raise CourseError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise CourseError(
+            f"{path} has not the form of questions: {' '.join(str(error).split())[:200]}",
+            f"see the head of {QUESTIONS}",
+        ) from None
+
+
+def judge(question: Question, reply: Reply, seconds: float = 0.0) -> Verdict:
+    """Say whether the calls of a reply are the expected ones, else what is wrong first."""
+    names, cause, detail = Counter(call.name for call in reply.calls), "", ""
+    wanted = Counter(name for name, _ in question.calls)
+    offered = {tool["function"]["name"] for tool in question.tools}
+    if names == wanted:
+        cause, detail = _arguments(question, reply.calls) if wanted else (RIGHT, "")
+    elif not wanted:
+        cause = "needless call"
+    elif not names:
+        cause = "cut off" if reply.finish == "length" else "no call"
+    elif names < wanted:
+        cause = "a call is missing"
+    elif wanted < names:
+        cause = "a call too many"
+    else:
+        cause = "wrong tool" if names.keys() <= offered else "unknown tool"
+    got = "; ".join(f"{call.name}({call.arguments})" for call in reply.calls) or reply.text
+    return Verdict(
+        question=question,
+        got=got,
+        right_tool=names == wanted,
+        cause=cause,
+        detail=detail,
+        seconds=seconds,
+    )
+
+
+def _arguments(question: Question, calls: tuple[Call, ...]) -> tuple[str, str]:
+    """Compare the arguments in the order of the calls in which they fit best."""
+    given = []
+    for call in calls:
+        try:
+            given.append((call.name, json.loads(call.arguments or "{}")))
+        except (ValueError, RecursionError):
+            return "not JSON", call.arguments[:80]
+        if not isinstance(given[-1][1], dict):
+            return "not JSON", call.arguments[:80]
+    defaults = {
+        tool["function"]["name"]: {
+            name: about["default"]
+            for name, about in _properties(tool).items()
+            if "default" in about
+        }
+        for tool in question.tools
+    }
+    found = [
+        [
+            problem
+            for (name, values), (_, allowed) in zip(order, question.calls, strict=True)
+            for problem in _problems(values, allowed, defaults[name])
+        ]
+        for order in itertools.permutations(given)
+        if [name for name, _ in order] == [name for name, _ in question.calls]
+    ]
+    best = min(found, key=len)
+    return best[0] if best else (RIGHT, "")
+
+
+def _problems(given: dict, allowed: dict, defaults: dict) -> list[tuple[str, str]]:
+    """Return ``(cause, argument)`` of whatever differs; null stands for what is left out."""
+    found = []
+    for name, values in allowed.items():
+        options = values if isinstance(values, list) else [values]
+        if given.get(name) is None:
+            if None not in options:
+                found.append(("argument left out", name))
+        elif not any(_same(given[name], option) for option in options):
+            found.append(("wrong value", name))
+    for name in given.keys() - allowed.keys():
+        if given[name] is not None and not (
+            name in defaults and _same(given[name], defaults[name])
+        ):
+            found.append(("argument too many", name))
+    return found
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        return isinstance(value, dict) and not _problems(value, wanted, {})
+    if isinstance(wanted, list):
+        return (
+            isinstance(value, list) and len(value) == len(wanted) and all(map(_same, value, wanted))
+        )
+    if isinstance(wanted, str):
+        return isinstance(value, str) and _letters(value) == _letters(wanted)
+    numbers = isinstance(value, int | float) and isinstance(wanted, int | float)
+    return numbers and isinstance(value, bool) == isinstance(wanted, bool) and value == wanted
+
+
+def _letters(text: str) -> str:
+    return _IGNORED.sub("", text).casefold()
+
+
+def _definition(name: str, about: dict) -> dict:
+    parameters = {
+        "type": "object",
+        "properties": about["args"],
+        "required": about["required"],
+        "additionalProperties": False,
+    }
+    function = {"name": name, "description": about["says"], "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def _question(row: dict, offers: dict[str, dict], sets: dict[str, list]) -> Question:
+    names = row["tools"] if isinstance(row["tools"], list) else sets[row["tools"]]
+    messages = _exchange(row["before"]) if "before" in row else []
+    messages += [{"role": "user", "content": row["ask"]}] if "ask" in row else []
+    calls = [(name, allowed) for call in row["calls"] for name, allowed in call.items()]
+    for name, allowed in calls:
+        if name not in names or not allowed.keys() <= _properties(offers[name]).keys():
+            raise ValueError(f"{row['kind']}: {name} is not offered so")
+    json.dumps(calls)  # a TypeError tells of a date without quotes
+    return Question(
+        kind=row["kind"], messages=messages, tools=[offers[name] for name in names], calls=calls
+    )
+
+
+def _properties(tool: dict) -> dict:
+    """The arguments of a tool's definition, which may have none."""
+    return (tool["function"].get("parameters") or {}).get("properties") or {}
+
+
+def _exchange(before: dict) -> list[dict]:
+    [(name, arguments)] = before["call"].items()
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    call = {"id": "earlier01", "type": "function", "function": function}
+    chat = [
+        {"role": "user", "content": before["ask"]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call["id"], "content": before["result"]},
+    ]
+    said = [{"role": "assistant", "content": before["answer"]}] if "answer" in before else []
+    return chat + said
+
+
+def _first(allowed: Any) -> Any:
+    """Return the first of the allowed values, all the way down."""
+    if isinstance(allowed, dict):
+        options = {key: value if isinstance(value, list) else [value] for key, value in
+                   allowed.items()}  # fmt: skip
+        given = {key: [one for one in values if one is not None] for key, values in options.items()}
+        return {key: _first(values[0]) for key, values in given.items() if values}
+    return [_first(one) for one in allowed] if isinstance(allowed, list) else allowed
+
+
+def _written(name: str, arguments: dict) -> str:
+    return f"{name}({json.dumps(arguments, ensure_ascii=False)})"

@@ -1,0 +1,66 @@
+"""The server's own figures, on llama.cpp; ``test_vllm.py`` has vLLM's."""
+
+import time
+
+import pytest
+
+from helpers.load import metrics
+from helpers.serve import spec as serving
+
+
+def test_llamacpp_says_what_it_can(endpoint):
+    """While an answer runs it counts as one; what llama.cpp does not tell is None, not 0."""
+    before = serving.metrics(endpoint)
+    answer = endpoint.client().chat.completions.create(
+        model=endpoint.model,
+        messages=[{"role": "user", "content": "Count to a hundred."}],
+        max_tokens=400,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    next(iter(answer))
+    during = serving.metrics(endpoint)
+    answer.close()
+    assert (before.running, during.running, during.waiting) == (0, 1, 0)
+    deadline = time.monotonic() + 10
+    while serving.metrics(endpoint).running:  # the client has gone: llama.cpp gives up, too
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    after = serving.metrics(endpoint)
+    assert before.output_tokens_total < after.output_tokens_total < before.output_tokens_total + 400
+    assert after.prompt_tokens_total > before.prompt_tokens_total
+    assert after.itl_s_sum > before.itl_s_sum
+    unsaid = {name for name, value in vars(after).items() if value is None}
+    assert unsaid == {
+        *("kv_cache_usage", "prefix_cache_hits", "prefix_cache_queries"),
+        *("ttft_s_sum", "ttft_count", "itl_count"),
+    }
+
+
+def test_several_engines_on_one_server():
+    """Data parallel vLLM has a label for each engine: counts add up, a share stays a share."""
+    text = "".join(
+        f'vllm:{name}{{engine="{engine}",model_name="m"}} {value}\n'
+        for engine in (0, 1)
+        for name, value in (("num_requests_running", 3), ("kv_cache_usage_perc", 0.5 + engine / 4))
+    )
+    read = metrics.parse(text)
+    assert read.running == 6
+    assert read.kv_cache_usage == pytest.approx(0.625)
+
+
+def test_not_a_number_is_not_said():
+    """Prometheus allows NaN; one of two engines that says it must not spoil the other's share."""
+    text = 'vllm:kv_cache_usage_perc{engine="0"} NaN\n'
+    assert metrics.parse(text).kv_cache_usage is None
+    text += 'vllm:kv_cache_usage_perc{engine="1"} 0.5\n'
+    assert metrics.parse(text).kv_cache_usage == 0.5
+
+
+def test_the_table_names_every_metric():
+    """What `serving.metrics` documents is what is read."""
+    table = serving.metrics.__doc__
+    names = [name for pair in metrics.NAMES.items() for name in (pair[0], *pair[1])]
+    for name in names:
+        words = name.rpartition(":")[2].removesuffix("_count").removesuffix("_sum")
+        assert words in table, name

@@ -1,0 +1,447 @@
+"""The load generator against the rehearsal's real engine and against the paced server."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from itertools import islice, pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.listening import listen
+
+from helpers import load, measure
+from helpers.endpoint import Endpoint
+from helpers.errors import CourseError
+from helpers.load import metrics
+from helpers.load.arrivals import from_spec, to_spec
+from helpers.measure.agreement import most_at_once
+from helpers.records import Run
+from helpers.rent import ssh
+
+QUIET = {"progress": False, "server_every_s": None}
+SMALL = load.Synthetic(input_tokens=8, output_tokens=4)
+
+
+@pytest.fixture
+def paced():
+    """Start the paced server with given options; yields a function that returns its Endpoint."""
+    started = []
+
+    def start(*options: str) -> Endpoint:
+        program = Path(__file__).parents[1] / "benchmarks" / "paced_server.py"
+        pipe = subprocess.PIPE
+        server = subprocess.Popen([sys.executable, program, *options], stdin=pipe, stdout=pipe)
+        started.append(server)
+        return Endpoint(base_url=f"http://127.0.0.1:{int(server.stdout.readline())}/v1", model="m")
+
+    start.kill = lambda: started[-1].kill()
+    yield start
+    for server in started:
+        server.stdin.close()
+        server.wait(10)
+
+
+async def test_output_tokens_equal_the_engines_own_counter(endpoint, tmp_path):
+    """The records' sum is the engine's delta, to the token: nothing is missed or invented."""
+    before = metrics.fetch(endpoint.origin, api_key=endpoint.api_key).output_tokens_total
+    work = load.Synthetic(input_tokens=16, output_tokens=8)
+    runs = await load.sweep(endpoint, work, users=(1, 4), folder=tmp_path, progress=False)
+    after = metrics.fetch(endpoint.origin, api_key=endpoint.api_key).output_tokens_total
+    counted = sum(record.output_tokens for run in runs for record in run.records)
+    assert counted == after - before
+    assert all(record.output_tokens == 8 and record.ok for run in runs for record in run.records)
+    samples = runs[-1].samples
+    assert samples[-1]["output_tokens_total"] - samples[0]["output_tokens_total"] == 16 * 8
+
+
+async def test_a_run_reads_back_as_it_was(paced, tmp_path):
+    """A saved run gives the same records, and its file holds no key."""
+    endpoint = Endpoint(**{**vars(paced("--ttft", "0.01", "--itl", "0.001")), "api_key": "s3cret"})
+    run = await load.run(
+        endpoint, SMALL, load.ClosedLoop(users=2), requests=6, path=tmp_path / "a.jsonl", **QUIET
+    )
+    again = Run.load(run.save(tmp_path / "b.jsonl"))
+    assert again.records == run.records == Run.load(run.path).records
+    assert again.header == run.header and again.ends == run.ends
+    assert "s3cret" not in run.path.read_text() and "s3cret" not in repr(run)
+    assert len(run.frame()) == 6 and run.frame()["output_tokens"].sum() == 24
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "expected"),
+    [
+        (load.Interval(every_s=0.05), [0.0, 0.05, 0.1, 0.15]),
+        (load.Replay(times_s=(0.0, 0.02, 0.2, 0.21), speed=2), [0.0, 0.01, 0.1, 0.105]),
+    ],
+    ids=str,
+)
+async def test_open_loop_keeps_its_schedule(paced, tmp_path, arrivals, expected):
+    """Requests leave when scheduled though answers take longer, and latency counts from there."""
+    endpoint = paced("--ttft", "0.3", "--itl", "0.001")
+    run = await load.run(
+        endpoint, SMALL, arrivals, requests=4, path=tmp_path / "run.jsonl", **QUIET
+    )
+    assert [record.scheduled_s for record in run.records] == pytest.approx(expected)
+    assert all(0 <= record.lag_s < 0.05 for record in run.records)
+    assert all(record.origin_s == record.scheduled_s for record in run.records)
+    assert all(0.3 <= record.ttft_s < 0.45 for record in run.records)
+
+
+async def test_times_are_the_servers(paced, tmp_path):
+    """TTFT and gaps are those of the server's own log, but for the client's small error."""
+    endpoint = paced("--ttft", "0.1", "--itl", "0.01")
+    run = await load.run(
+        endpoint,
+        load.Synthetic(input_tokens=8, output_tokens=20),
+        load.ClosedLoop(users=20),
+        requests=100,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    with urllib.request.urlopen(f"{endpoint.origin}/log") as answer:
+        log = json.load(answer)
+    assert sum(len(times) for _, times in log) == sum(r.output_tokens for r in run.records) == 2000
+    true_ttft = statistics.median(times[0] - arrived for arrived, times in log)
+    true_span = statistics.median(times[-1] - times[0] for _, times in log)
+    assert 0 < statistics.median(r.ttft_s for r in run.ok) - true_ttft < 0.005
+    assert statistics.median(sum(r.itl_s) for r in run.ok) == pytest.approx(true_span, abs=0.005)
+
+
+@given(
+    st.sampled_from(
+        [
+            load.Interval(every_s=0.5),
+            load.Poisson(rate_per_s=2),
+            load.Gamma(rate_per_s=2, burstiness=0.3, seed=7),
+            load.Gamma(rate_per_s=2, burstiness=9),
+            load.Ramp(start_per_s=2, end_per_s=2, over_s=10),
+        ]
+    )
+)
+def test_arrivals_have_their_rate(arrivals):
+    """Each open loop sends at its rate in the long run, in order, and survives being a spec."""
+    times = list(islice(arrivals.times(), 4000))
+    assert times == sorted(times) and times[-1] == pytest.approx(2000, rel=0.12)
+    again = from_spec(json.loads(json.dumps(to_spec(arrivals))))
+    assert again == arrivals and list(islice(again.times(), 50)) == times[:50]
+
+
+def test_ramp_rises():
+    """A ramp from 0 to 10 a second over 10 s makes 50 requests, ever closer, then 10 a second."""
+    times = list(islice(load.Ramp(start_per_s=0, end_per_s=10, over_s=10).times(), 71))
+    assert sum(t <= 10 for t in times) == 51 and times[70] == pytest.approx(12)
+    gaps = [b - a for a, b in pairwise(times[1:51])]
+    assert gaps == sorted(gaps, reverse=True)
+
+
+async def test_conversation_carries_its_history(paced, tmp_path):
+    """Each turn holds the turns before it and the server's answers."""
+    work = load.Synthetic(input_tokens=10, output_tokens=5, turns=3, shared_prefix_tokens=7)
+    run = await load.run(
+        paced("--ttft", "0.01", "--itl", "0.001"),
+        work,
+        load.ClosedLoop(users=2),
+        requests=6,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    for talk in (0, 1):
+        prompts = [r.prompt_tokens for r in run.records if r.index == talk]
+        assert prompts == [7 + 10, 7 + 10 + 5 + 10, 7 + 10 + 2 * (5 + 10)]
+
+
+async def test_cancelling_returns_what_was_measured(paced, tmp_path):
+    """Ctrl-C ends a run with its records, in flight ones as interrupted, and no process stays."""
+    task = asyncio.create_task(
+        load.run(
+            paced("--ttft", "0.05", "--itl", "0.01"),
+            load.Synthetic(input_tokens=8, output_tokens=20),
+            load.ClosedLoop(users=3),
+            duration_s=60,
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+    )
+    await asyncio.sleep(1.5)
+    task.cancel()
+    run = await task
+    assert run.interrupted and len(run.ok) >= 3
+    assert sum(record.cause == "interrupted" for record in run.records) == 3
+
+
+def test_killing_the_caller_leaves_readable_records(paced, tmp_path):
+    """A kernel killed in mid-run leaves every finished record, and its generator ends too."""
+    endpoint, path = paced("--ttft", "0.02", "--itl", "0.001"), tmp_path / "run.jsonl"
+    code = (
+        "import asyncio; from helpers import load; from helpers.endpoint import Endpoint\n"
+        f"asyncio.run(load.run(Endpoint(base_url={endpoint.base_url!r}, model='m'), "
+        "load.Synthetic(output_tokens=4), load.ClosedLoop(users=4), duration_s=60, "
+        f"path={str(path)!r}, progress=False))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and (not path.exists() or path.stat().st_size < 20_000):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = Run.load(path)
+    assert len(run.ok) > 20 and run.interrupted
+    path.write_bytes(path.read_bytes()[:-40])  # as if killed within a write
+    assert len(Run.load(path).records) >= len(run.records) - 1
+    assert _ends(process.pid), "the generator outlived its parent"
+
+
+async def test_errors_are_records(tmp_path):
+    """A server that refuses, breaks off or talks nonsense gives records with their cause."""
+    answers = iter(
+        [
+            b"HTTP/1.1 429 Too Many\r\nretry-after: 0.1\r\ncontent-length: 4\r\n\r\nbusy",
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\ndata: {",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+            b'HTTP/1.1 200 OK\r\n\r\ndata: {"error":{"message":"out of memory"}}\n\n',
+        ]
+    )
+
+    async def answer(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET"):
+            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
+        else:
+            writer.write(next(answers))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    run = await load.run(
+        Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m"),
+        SMALL,
+        load.Interval(every_s=0.05),
+        requests=5,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    server.close()
+    causes = ["http 429", "malformed", "closed early", "malformed", "server error"]
+    assert [record.cause for record in run.records] == causes
+    assert run.records[0].retry_after_s == 0.1 and run.records[0].error == "busy"
+
+
+async def test_a_server_that_dies_in_mid_run_ends_it_cleanly(paced, tmp_path):
+    """What was running breaks off, what comes after is refused, and the run comes to its end."""
+    endpoint = paced("--ttft", "0.3", "--itl", "0.1")
+    task = asyncio.create_task(
+        load.run(
+            endpoint,
+            load.Synthetic(input_tokens=8, output_tokens=50),
+            load.ClosedLoop(users=4),
+            requests=8,
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+    )
+    while b"[[" not in urllib.request.urlopen(f"{endpoint.origin}/log").read():
+        await asyncio.sleep(0.05)  # until a request has arrived
+    await asyncio.sleep(1)
+    paced.kill()
+    run = await asyncio.wait_for(task, 20)
+    causes = [record.cause for record in run.records]
+    assert set(causes[:4]) <= {"reset", "closed early"} and set(causes[4:]) == {"refused"}
+    assert all(record.token_us for record in run.records[:4]) and not run.interrupted
+    assert measure.summary(run).error_rate == 1
+
+
+async def test_a_server_that_is_not_there_is_said_so(tmp_path):
+    """No server: one sentence instead of a run full of refused requests."""
+    with pytest.raises(CourseError, match="does not answer"):
+        await load.run(
+            Endpoint(base_url="http://127.0.0.1:9/v1", model="m"),
+            SMALL,
+            load.ClosedLoop(users=1),
+            requests=1,
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+
+
+async def test_a_run_needs_an_end(tmp_path):
+    """Neither a number of requests nor a duration: refused before anything is sent."""
+    endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", model="m")
+    with pytest.raises(CourseError, match="no end"):
+        await load.run(endpoint, SMALL, load.ClosedLoop(users=1))
+
+
+async def test_search_finds_the_knee_by_itself(tmp_path):
+    """A server 20 ms slower for each concurrent request: its knee is bracketed to one user."""
+    busy = 0
+
+    async def answer(asked, writer):
+        nonlocal busy
+        busy += 1
+        await asyncio.sleep(0.01 + 0.02 * busy * bool(asked))
+        busy -= 1
+        body = (
+            b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],'
+            b'"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
+        )
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+    server, endpoint = await listen(answer)
+    objective = measure.Objective(ttft_ms=100, tpot_ms=None)
+    runs = await load.search(endpoint, SMALL, objective, folder=tmp_path, **QUIET)
+    server.close()
+    found = measure.capacity(runs, objective)
+    assert found.unit == "users" and 3 <= found.load <= 4 and found.fails_at == found.load + 1
+    assert [run.users for run in runs] == sorted({1, 2, 4, 8} | {run.users for run in runs})
+
+
+async def test_processes_share_the_work(paced, tmp_path):
+    """Two processes make the requests of one: the same conversations and users, each once."""
+    run = await load.run(
+        paced("--ttft", "0.02", "--itl", "0.001"),
+        SMALL,
+        load.ClosedLoop(users=5),
+        requests=31,
+        processes=2,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    assert sorted(record.index for record in run.records) == list(range(31))
+    assert {record.user for record in run.records} == set(range(5))
+    assert len(run.ends) == 2 and not run.interrupted
+
+
+async def test_from_the_instance_itself(endpoint, instance, settings, tmp_path):
+    """The generator, copied over SSH, runs on the instance and its records come back here."""
+    with ssh.connect(instance, settings) as client:
+        run = await load.run(
+            endpoint,
+            SMALL,
+            load.ClosedLoop(users=2),
+            requests=6,
+            ssh=client,
+            there="http://127.0.0.1:8000/v1",
+            path=tmp_path / "run.jsonl",
+            progress=False,
+        )
+    assert len(run.ok) == 6 and sum(record.output_tokens for record in run.records) == 24
+    assert run.header["route"] == "/chat/completions" and not run.gpu
+
+
+async def test_five_thousand_streams_at_once(paced, tmp_path):
+    """One process carries 5,000 open streams at a token a second: none lost, little memory."""
+    resource = pytest.importorskip("resource")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < 6000:
+        pytest.skip("the system allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the server's too
+    task = asyncio.create_task(
+        load.run(
+            paced("--ttft", "6", "--itl", "1"),
+            load.Synthetic(input_tokens=8, output_tokens=4),
+            load.ClosedLoop(users=5000),
+            requests=5000,
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+    )
+    peak = 0.0
+    while not task.done():
+        await asyncio.sleep(0.2)
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "helpers.load.generator" in child.cmdline():
+                    peak = max(peak, child.memory_info().rss / 1e6)
+    run = await task
+    print(f"\n{run}, peak {peak:.0f} MB, most at once {most_at_once(run)}")
+    assert len(run.ok) == 5000 and sum(record.output_tokens for record in run.ok) == 20_000
+    assert most_at_once(run) == 5000 and 0 < peak < 1500
+
+
+async def test_the_gpu_is_watched_over_ssh(endpoint, instance, settings, tmp_path):
+    """Where the instance has an ``nvidia-smi``, the run holds what it says, as far as it does."""
+    script = (
+        "#!/bin/sh\nwhile :; do echo '0, 97, 5123, 71.54'; echo '1, [N/A], 0, 9'; sleep 0.1; done"
+    )
+    with ssh.connect(instance, settings) as client:
+        with client.open_sftp() as files:
+            with files.open("bin/nvidia-smi", "w") as program:
+                program.write(script)
+            files.chmod("bin/nvidia-smi", 0o755)
+        try:
+            run = await load.run(
+                endpoint,
+                SMALL,
+                load.ClosedLoop(users=1),
+                requests=4,
+                ssh=client,
+                path=tmp_path / "run.jsonl",
+                **QUIET,
+            )
+        finally:
+            with client.open_sftp() as files:
+                files.remove("bin/nvidia-smi")
+    first, second = run.gpu[:2]
+    assert first.pop("t_s") >= 0 and second.pop("t_s") >= 0
+    assert first == {"gpu": 0, "gpu_busy": 97, "memory_mib": 5123, "power_w": 71.54}
+    assert second == {"gpu": 1, "memory_mib": 0, "power_w": 9}
+
+
+async def test_an_executor_of_two_workers_gives_the_same(paced, tmp_path):
+    """Two dask worker processes make one run: every conversation once, on one time axis."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        run = await load.run(
+            paced("--ttft", "0.02", "--itl", "0.001"),
+            SMALL,
+            load.Poisson(rate_per_s=40),
+            requests=31,
+            processes=2,
+            executor=client.get_executor(),
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+    assert sorted(record.index for record in run.records) == list(range(31))
+    expected = load.Poisson(rate_per_s=40).times()
+    assert [r.scheduled_s for r in run.records] == pytest.approx(
+        list(islice(expected, 31)), abs=1e-6
+    )
+    assert all(-0.001 <= record.lag_s < 0.2 for record in run.records) and len(run.ends) == 2
+
+
+def test_traces_are_read(tmp_path):
+    """A trace with millisecond stamps becomes arrival times from zero; others are refused."""
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps({"timestamp": t}) + "\n" for t in (3000, 1000, 1500)))
+    assert load.Replay.read(path, unit_s=0.001).times_s == (0.0, 0.5, 2.0)
+    path.write_text("{}\n")
+    with pytest.raises(CourseError, match="is not a trace"):
+        load.Replay.read(path)
+
+
+def _ends(group: int, wait_s: float = 10) -> bool:
+    """Whether no process of the group is left within the time."""
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False

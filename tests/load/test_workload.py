@@ -1,0 +1,106 @@
+"""What is asked: repeatable, of the lengths that were wanted, and sent as the API wants it."""
+
+import json
+import statistics
+
+import pytest
+
+from helpers import load
+from helpers.errors import CourseError
+from helpers.load import workload
+from helpers.load.arrivals import to_spec
+
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+
+
+def words(message: dict) -> int:
+    """Number of words, which is the number of tokens asked for."""
+    return len(message["content"].split())
+
+
+def test_lengths_follow_their_distribution():
+    """Prompts have the mean and the limits asked for, and so have the caps of the answers."""
+    work = load.Synthetic(
+        input_tokens=load.Lengths(mean=100, stdev=30, min=50, max=150), output_tokens=7
+    )
+    talks = [work.conversation(index) for index in range(500)]
+    lengths = [words(talk.turns[0][0]) for talk in talks]
+    assert min(lengths) >= 50 and max(lengths) <= 150
+    assert statistics.mean(lengths) == pytest.approx(100, rel=0.05)
+    assert {talk.turns[0][1] for talk in talks} == {7}
+
+
+def test_the_shared_prefix_is_shared_and_the_rest_is_not():
+    """All conversations open with the same system message, so that it can be cached."""
+    work = load.Synthetic(input_tokens=20, shared_prefix_tokens=50, turns=2)
+    first, second = work.conversation(0), work.conversation(1)
+    assert first.opening == second.opening and words(first.opening[0]) == 50
+    assert first.turns != second.turns and len(first.turns) == 2
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        load.Synthetic(input_tokens=load.Lengths(mean=9, stdev=3), tools=(TOOL,), seed=3),
+        load.Prompts(items=("one", [{"role": "user", "content": "two"}])),
+        load.ToolCalls(
+            asks=("{number} {word}?", "{count}"), tools=(TOOL, {}), shuffle=True, seed=5
+        ),
+    ],
+)
+def test_a_spec_makes_the_same_requests(work):
+    """What is written into a spec, for another process or machine, asks exactly the same."""
+    again = workload.from_spec(json.loads(json.dumps(to_spec(work))))
+    assert [again.conversation(i) for i in range(9)] == [work.conversation(i) for i in range(9)]
+
+
+def test_the_body_is_the_apis():
+    """Usage is asked for, tools are sent, and lengths are fixed only in words the server knows."""
+    work = load.Synthetic(tools=(TOOL,))
+    plain = json.loads(workload.body(work, "m", work.tools, [], 5, exact=()))
+    assert plain["stream_options"] == {"include_usage": True} and plain["tools"] == [TOOL]
+    assert plain["max_tokens"] == 5 and not plain.keys() & {"ignore_eos", "min_tokens"}
+    both = ("ignore_eos", "min_tokens")
+    exact = json.loads(workload.body(work, "m", (), [], 5, exact=both))
+    assert (exact["ignore_eos"], exact["min_tokens"]) == (True, 5)
+    free = load.Synthetic(ignore_eos=False)
+    assert not set(both) & json.loads(workload.body(free, "m", (), [], 5, exact=both)).keys()
+
+
+def test_prompts_from_a_file(tmp_path):
+    """Prompts and chats are read; a chat's user messages are its turns; nonsense is refused."""
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Bye"},
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "One"}) + "\n" + json.dumps({"messages": chat}) + "\n")
+    work = load.Prompts.read(path, output_tokens=9)
+    assert work.conversation(0) == work.conversation(2)
+    talk = work.conversation(1)
+    assert talk.opening == chat[:1] and talk.turns == [(chat[1], 9), (chat[3], 9)]
+    path.write_text("{}\n")
+    with pytest.raises(CourseError, match="line 1 is no prompt"):
+        load.Prompts.read(path)
+    with pytest.raises(CourseError, match="no prompts"):
+        load.Prompts(items=())
+
+
+def test_questions_with_tools_are_new_each_time():
+    """A prompt asked twice would measure the prefix cache; tools in one order are to be found."""
+    tools = tuple({"type": "function", "function": {"name": f"t{n}"}} for n in range(6))
+    work = load.ToolCalls(asks=("Where is {number}?", "{count} of {word}, {number}"), tools=tools)
+    talks = [work.conversation(index) for index in range(200)]
+    assert len({talk.turns[0][0]["content"] for talk in talks}) > 190
+    assert all(talk.tools == tools for talk in talks)
+    mixed = load.ToolCalls(asks=work.asks, tools=tools, shuffle=True)
+    orders = [tuple(t["function"]["name"] for t in mixed.conversation(i).tools) for i in range(50)]
+    assert len(set(orders)) > 30 and all(sorted(one) == sorted(orders[0]) for one in orders)
+    with pytest.raises(CourseError, match="cannot be filled"):
+        load.ToolCalls(asks=("{",), tools=tools)
+    with pytest.raises(CourseError, match="cannot be filled"):
+        load.ToolCalls(asks=("{colour}",), tools=tools)
+    with pytest.raises(CourseError, match="no questions"):
+        load.ToolCalls(asks=(), tools=tools)

@@ -1,0 +1,290 @@
+"""The notebooks run top to bottom, and survive a killed kernel."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from support.pasting import needs, paste, solutions, with_everything_tried
+from support.waiting import eventually
+
+from helpers import rehearsal
+from helpers.records import Run
+from helpers.rent import guard
+from helpers.rent import market as providers
+from helpers.settings import PROJECT
+
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+IDS = [path.stem for path in NOTEBOOKS]
+WITH_TEMPLATE = [*NOTEBOOKS, PROJECT / "notebooks" / "template.ipynb"]
+TEMPLATE_IDS = [*IDS, "template"]
+
+KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU"
+SECRETS = [
+    re.compile(r"\bhf_\w{20}"),
+    re.compile(r"\b[0-9a-f]{64}\b"),
+    re.compile(r"\brpa_\w{20}"),
+    re.compile(r"PRIVATE KEY-----\s*\w"),
+]
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def build():
+    sys.path.insert(0, str(PROJECT / "notebooks"))
+    try:
+        import build
+    finally:
+        sys.path.remove(str(PROJECT / "notebooks"))
+    return build
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
+def test_runs_from_a_fresh_kernel_and_a_stopped_rehearsal(path, own_rehearsal):
+    """Alone; its solutions too, and its marked cells typed elsewhere; nothing stays rented."""
+    notebook = with_everything_tried(read(path), Path(__file__).parent)
+    resources = {"metadata": {"path": path.parent}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    assert not rehearsal.holds_rentals(own_rehearsal)
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
+def test_cells_to_copy_say_so(path):
+    """Where an API itself is called, the first line names what the cell needs, as 00 explains."""
+    explained = "\n".join(cell.source for cell in read(NOTEBOOKS[0]).cells)
+    for cell in read(path).cells:
+        if cell.cell_type != "code":
+            continue
+        if "Works anywhere" in cell.source or re.search(r"OpenAI\(|SSHClient\(", cell.source):
+            assert needs(cell.source) is not None, cell.source
+            for name in needs(cell.source):
+                assert re.search(rf"^\|.*`{name}`.*\|.*\|$", explained, re.M), name
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["print(unknown)", "for i in 'ab':\n    print(i)\nprint(i)", "await nothing", "exit()"],
+    ids=["a name that is not given", "a block without its blank line", "await", "the end"],
+)
+def test_a_cell_that_cannot_be_pasted_is_noticed(cell):
+    """Else the test above would hold for every cell."""
+    paste("import asyncio\nawait asyncio.sleep(0)\nprint(known)", {"known": [1, "two"]})
+    with pytest.raises(AssertionError):
+        paste(cell, {"known": 1})
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
+def test_committed_outputs_come_from_one_clean_run(path):
+    """Counts 1..n, no error, no warning, no path of a machine, no secret, no widget."""
+    notebook = read(path)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    shown = "\n".join(
+        output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs
+    )
+    assert not re.search(r"\w+Warning: ", shown)
+    for secret in SECRETS:
+        assert not secret.search(shown), secret
+    raw = path.read_text()
+    assert not re.search(r"/(root|home|tmp|work|Users)/[\w.-]+", raw)
+    assert "widget" not in raw
+    assert path.stat().st_size < 400_000
+
+
+@pytest.mark.parametrize(
+    "shown",
+    ["hf_AbCdEfGhIjKlMnOpQrStUvWx", "0123456789abcdef" * 4, "rpa_ABCDEFGHIJ0123456789KLMNOP", KEY],
+)
+def test_a_secret_in_an_output_is_noticed(shown):
+    """One of each kind that the course handles: Hugging Face, Vast.ai, RunPod, SSH."""
+    assert any(secret.search(f"key: {shown}\n") for secret in SECRETS)
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
+def test_outputs_were_made_by_this_code(path, build):
+    """Code changed after its outputs were made would show what it does not do."""
+    notebook = read(path)
+    made_by = {
+        key: notebook.metadata["course"].get(key) for key in ("code_sha256", "helpers_sha256")
+    }
+    assert made_by == build.fingerprints(notebook), f"python notebooks/build.py --run {path.stem}"
+
+
+def test_reading_stays_short_and_running_does_too():
+    """Three minutes a notebook, fifteen for all, by the record of the run that made the outputs."""
+    seconds = [read(path).metadata["course"]["seconds"] for path in NOTEBOOKS]
+    assert max(seconds) < 180
+    assert sum(seconds) < 900
+
+
+def test_fingerprint_follows_what_the_code_does(build, tmp_path):
+    """A helper's code counts, however far away; its comments, docstrings and layout do not."""
+    files = {
+        "__init__.py": "",
+        "near.py": '"""Words."""\nfrom helpers import far\n\n\ndef one():\n    return far.two()\n',
+        "far.py": 'PROGRAM = "python -m helpers.started $1"\ntwo = lambda: 2\n',
+        "started.py": "print(3)\n",
+        "other.py": "print(4)\n",
+    }
+    for name, text in files.items():
+        (tmp_path / "helpers" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "helpers" / name).write_text(text)
+    cell = nbformat.v4.new_code_cell("from helpers import near\nawait near.one()")
+    notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell("Words.")])
+
+    def after(name: str, old: str, new: str) -> dict[str, str]:
+        path = tmp_path / "helpers" / name
+        path.write_text(files[name].replace(old, new))
+        now = build.fingerprints(notebook, tmp_path)
+        path.write_text(files[name])
+        return now
+
+    before = build.fingerprints(notebook, tmp_path)
+    assert after("near.py", "Words.", "Other words.") == before
+    assert after("near.py", "def", "# A remark\ndef") == before
+    assert after("other.py", "4", "5") == before
+    for name, old, new in (
+        ("near.py", "two()", "two"),
+        ("far.py", "2", "0"),
+        ("started.py", "3", "0"),
+    ):
+        now = after(name, old, new)
+        assert now["helpers_sha256"] != before["helpers_sha256"], name
+        assert now["code_sha256"] == before["code_sha256"]
+    notebook.cells[1].source = "Better words."
+    assert build.fingerprints(notebook, tmp_path) == before
+    cell.source += "\n1 + 1"
+    assert build.fingerprints(notebook, tmp_path)["code_sha256"] != before["code_sha256"]
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
+def test_images_say_what_they_show(path):
+    """A picture without alternative text is nothing to those who cannot see it."""
+    for cell in read(path).cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                assert output.metadata["image/png"]["alt"]
+        if cell.cell_type == "markdown":
+            assert all(re.findall(r"!\[([^\]]*)\]\(", cell.source))
+            assert "<img" not in cell.source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
+def test_has_the_skeleton_of_a_chapter(path):
+    """A reader finds needs, time, cost, exercises and a summary where the last chapter had them."""
+    cells = read(path).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    parts = ["<!-- you will:", "| **needs**", "| **time**", "| **cost**", "| **left running**"]
+    parts += ["Three questions lead", "## When it goes wrong", "## Clean up"]
+    for part in [*parts, "Three things you now know"]:
+        assert text.count(part) == 1, part
+    for cell in (cells[0], cells[-1]):
+        assert cell.source.startswith("<!-- navigation -->")
+    assert 2 <= text.count("### Exercise") <= 3
+    assert text.count("<summary>Solution</summary>") == text.count("### Exercise")
+    assert all(solutions(cell) for cell in cells if "### Exercise" in cell.source)
+    first = next(cell for cell in cells if cell.cell_type == "code")
+    assert re.search(r"^provider: \w+", first.outputs[0].text, re.M)
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
+def test_cells_are_short(path):
+    """At most 15 lines a cell (imports: 20), 88 letters a line, three code cells in a row."""
+    kinds = []
+    for cell in read(path).cells:
+        kinds.append(cell.cell_type)
+        if cell.cell_type == "code":
+            lines = cell.source.splitlines()
+            assert len(lines) <= (20 if kinds.count("code") == 1 else 15), cell.source
+            assert max(map(len, lines)) <= 88, cell.source
+    assert ["code"] * 4 not in [kinds[i : i + 4] for i in range(len(kinds))]
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
+def test_internal_links_lead_somewhere(path):
+    """Links and pictures that are files exist, and headings that are linked to as well."""
+    for cell in read(path).cells:
+        if cell.cell_type != "markdown":
+            continue
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", cell.source):
+            if "://" in target:
+                continue
+            there = path.parent / target if target else path
+            assert there.exists(), target
+            if anchor:
+                assert anchor in headings(there), f"{target}#{anchor}"
+
+
+def headings(path: Path) -> set[str]:
+    """What Jupyter and GitHub call the headings of a notebook or a Markdown file."""
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return {title.replace(" ", "-") for title in titles} | {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles
+    }
+
+
+def test_killed_kernel_leaves_readable_records_and_a_findable_instance(own_rehearsal, tmp_path):
+    """kill -9 in the middle of a run: every finished request is on disk, the rental is adopted."""
+    file = tmp_path / "run.jsonl"
+    script = f"""
+        import asyncio
+        from helpers import load, settings
+        from helpers.rent import guard
+        from helpers.rent import market as providers
+        from helpers.serve import spec as serving
+        from helpers.rent import ssh
+
+        config = settings.load()
+        provider = providers.connect(config)
+        instance = guard.rent(provider, serving.ServingSpec(), "mistral", config, progress=print)
+        tunnel = ssh.tunnel(instance, config)
+        endpoint = serving.endpoint(tunnel.base_url, poll_s=0.3)
+        workload = load.Synthetic(input_tokens=16, output_tokens=8)
+        asyncio.run(load.run(endpoint, workload, load.ClosedLoop(users=2), requests=10_000,
+                             path={str(file)!r}))
+    """
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.DEVNULL
+    )
+    try:
+        finished = b'"type":"request"'
+        assert eventually(lambda: file.exists() and file.read_bytes().count(finished) > 5, 90)
+    finally:
+        os.kill(kernel.pid, signal.SIGKILL)
+        kernel.wait()
+    time.sleep(0.5)
+    run = Run.load(file)
+    assert len(run.records) > 5
+    assert all(record.output_tokens == 8 for record in run.records if record.ok)
+    provider = providers.connect(own_rehearsal)
+    [left] = provider.instances()
+    assert guard.find(provider, "mistral").id == left.id
+    again = guard.rent(provider, None, "mistral", own_rehearsal, progress=print)
+    assert again.id == left.id
+
+
+def test_navigation_and_contents_are_up_to_date(tmp_path):
+    """``build.py`` changes nothing when it is run again."""
+    before = {path: path.read_bytes() for path in [*NOTEBOOKS, PROJECT / "README.md"]}
+    subprocess.run([sys.executable, PROJECT / "notebooks" / "build.py"], check=True)
+    after = {path: path.read_bytes() for path in before}
+    changed = [path.name for path in before if before[path] != after[path]]
+    for path, content in before.items():
+        Path(path).write_bytes(content)
+    assert changed == []

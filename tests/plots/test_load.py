@@ -1,0 +1,64 @@
+"""Figures carry units, name what was measured, and show the numbers they were given."""
+
+import pytest
+from support.made_runs import closed_loop
+
+from helpers import measure, plots
+
+
+@pytest.fixture
+def runs():
+    """Three even runs."""
+    return [closed_loop(users=users) for users in (1, 2, 4)]
+
+
+@pytest.mark.parametrize("draw", [plots.throughput, plots.latency])
+def test_units_and_source(runs, draw, tmp_path):
+    """Every axis has a unit or says what it counts, and the title names the machine."""
+    figure = draw(runs)
+    assert figure.axes[0].get_title(loc="left") == runs[0].title
+    for axes in figure.axes:
+        assert axes.get_xlabel() and ("ms" in axes.get_ylabel() or "/s" in axes.get_ylabel())
+    figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size < 120_000
+
+
+def test_every_other_figure_draws(runs, tmp_path):
+    """Each has a finding as its title, names what was measured, and has units on its axes."""
+    runs[0].samples = [{"t_s": t, "running": 1.0, "waiting": 0.0, "kv_cache_usage": 0.2}
+                       for t in range(4)]  # fmt: skip
+    figures = [
+        plots.capacity(runs, measure.Objective()),
+        plots.request(runs[0]),
+        plots.timeline(runs[0]),
+        plots.server_view(runs[0]),
+        plots.loops(runs[0], runs[1]),
+        plots.compare(runs, runs),
+        plots.ways(runs),
+    ]
+    for number, figure in enumerate(figures):
+        assert figure.get_suptitle() and runs[0].title in figure.axes[0].get_title(loc="left")
+        labels = " ".join(a.get_xlabel() + a.get_ylabel() for a in figure.axes)
+        assert any(unit in labels for unit in ("ms", ", s", "/s")), labels
+        data, metadata = figure._repr_mimebundle_()
+        assert data["image/png"].startswith(b"\x89PNG")
+        assert metadata["image/png"]["alt"], "a picture without alternative text"
+        figure.savefig(tmp_path / f"{number}.png")
+
+
+def test_throughput_shows_the_table(runs):
+    """The plotted line is the table's column."""
+    line = plots.throughput(runs).axes[0].get_lines()[-1]
+    assert list(line.get_ydata()) == list(measure.table(runs)["output_tokens_per_s"])
+
+
+def test_gpus_stand_below_the_server(runs, tmp_path):
+    """A run that watched ``nvidia-smi`` shows each GPU as a line; a reading without a value not."""
+    runs[0].samples = [{"t_s": t, "running": 1.0, "waiting": 0.0} for t in range(4)]
+    runs[0].gpu = [{"t_s": t, "gpu": n, "gpu_busy": 90.0 - n} for t in range(4) for n in (0, 1)]
+    runs[0].gpu += [{"t_s": 4.0, "gpu": 1, "power_w": 70.0}]
+    figure = plots.server_view(runs[0])
+    figure.savefig(tmp_path / "gpus.png")
+    first, second = figure.axes[-1].get_lines()
+    assert list(first.get_ydata()) == [90.0] * 4 and list(second.get_ydata()) == [89.0] * 4
+    assert figure.axes[-1].get_xlabel() and not figure.axes[-2].get_xlabel()

@@ -1,0 +1,92 @@
+"""``ENGINE``: what is refused before anything starts, and which arguments reach vLLM."""
+
+import pytest
+
+from helpers import rehearsal
+from helpers import settings as settings_module
+from helpers.errors import CourseError
+from helpers.rehearsal import engine, engine_vllm
+from helpers.rent import guard
+from helpers.rent import market as providers
+from helpers.serve import spec as serving
+from helpers.serve.spec import ServingSpec
+
+
+class Idle(ServingSpec):
+    """A spec whose machine boots and serves nothing."""
+
+    def onstart(self, before: str = "") -> str:
+        return "#!/bin/sh\n"
+
+
+def test_an_engine_that_does_not_exist_is_a_wrong_setting(monkeypatch):
+    """A typing mistake must not fall back to another engine: the figures would be its."""
+    monkeypatch.setenv("ENGINE", "vlllm")
+    with pytest.raises(CourseError, match="ENGINE: Input should be 'llamacpp' or 'vllm'"):
+        settings_module.load()
+
+
+@pytest.mark.parametrize(
+    ("there", "local_model", "told"),
+    [
+        ([], "", "there is no vLLM in .*vllm_env.sh"),
+        (["bin/vllm"], "", "no config.json.*vllm_env.sh writes it there"),
+        (["bin/vllm", "model/config.json"], "/no/such", "no config.json.*set LOCAL_MODEL"),
+        (["bin/vllm", "model/config.json"], "weights.gguf", "no config.json.*set LOCAL_MODEL"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_starts(
+    own_rehearsal, tmp_path, there, local_model, told
+):
+    """The reader who sets ENGINE=vllm first gets the command that installs it."""
+    for name in there:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    wanted = {"engine": "vllm", "vllm_env": tmp_path, "local_model": local_model}
+    with pytest.raises(CourseError, match=f"(?s){told}"):
+        providers.connect(own_rehearsal.model_copy(update=wanted))
+    assert not rehearsal.running(own_rehearsal)
+
+
+def test_a_rehearsal_keeps_its_engine(own_rehearsal, tmp_path):
+    """A setting changed while it runs is refused; what is rented stays seen and destroyable."""
+    provider = providers.connect(own_rehearsal)
+    guard.rent(provider, Idle(), "tests", own_rehearsal, progress=print)
+    other = own_rehearsal.model_copy(update={"engine": "vllm", "vllm_env": tmp_path})
+    with pytest.raises(CourseError, match="serves with llamacpp, and ENGINE is vllm"):
+        providers.connect(other)
+    (seen,) = providers.configured(other)
+    (machine,) = seen.instances()
+    assert providers.rented(other) == "1 on rehearsal"
+    guard.destroy(seen, machine.id)
+    assert not seen.instances() and providers.rented(other) == "nothing"
+
+
+def test_arguments_for_a_gpu_become_arguments_for_a_cpu(tmp_path):
+    """What vLLM is asked for reaches it, but for what only a GPU or Mistral's files can answer."""
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 2048}')
+    spec = ServingSpec(
+        extra_args=(
+            *("--load-format", "mistral", "-tp", "2", "--gpu-memory-utilization=0.9"),
+            *("--max-num-seqs", "4", "--enable-prefix-caching"),
+        )
+    )
+    kept, asked, dropped = engine_vllm.arguments(spec.vllm_args(), tmp_path, "tiny")
+    assert kept[:4] == [str(tmp_path), "--served-model-name", "tiny", "--enforce-eager"]
+    assert kept[4:] == [
+        *("--max-num-seqs", "4", "--enable-prefix-caching", "--max-model-len", "2048"),
+    ]
+    assert (asked.model, asked.port) == (serving.MISTRAL_AWQ, 8000)
+    gpu = ["--gpu-memory-utilization", "0.9", "--tensor-parallel-size", "2"]
+    assert dropped == [*gpu, "--load-format", "mistral"]
+
+
+def test_the_own_model_gets_its_adapter_only_when_tools_are_asked_for(tmp_path):
+    """The adapter belongs to one model, and costs time where nobody calls a function."""
+    (tmp_path / "config.json").write_text("{}")
+    words = ["--model", "m", "--enable-auto-tool-choice", "--tool-call-parser", "mistral"]
+    with_tools = engine_vllm.arguments(words, tmp_path, engine.TOOL_CALLER)[0]
+    assert with_tools[with_tools.index("--tool-call-parser") + 1] == "hermes"
+    assert "--lora-modules" in with_tools
+    assert "--lora-modules" not in engine_vllm.arguments(words, tmp_path, "other")[0]
+    assert "--lora-modules" not in engine_vllm.arguments(["m"], tmp_path, engine.TOOL_CALLER)[0]
