@@ -1,0 +1,215 @@
+"""What an answer says: the events of its stream, and the assistant's message put together.
+
+The one reader of servers' answers, for the load generator and for ``helpers.tools`` alike.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+_FIELDS = (b"data", b"event", b"id", b"retry", b"error", b"")  # "": a comment, as in `: ping`
+_decode = msgspec.json.Decoder().decode
+
+
+@dataclass(slots=True)
+class Call:
+    """A tool call as the model wrote it; ``arguments`` is text, which should be JSON."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    index: int | None = field(default=None, repr=False, compare=False)
+
+    def as_dict(self) -> dict:
+        """Return it as it stands in the chat's history."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+class Message:
+    """What the assistant said, put together from the pieces (deltas) of a stream.
+
+    >>> message = Message()
+    >>> message.add({"content": "Hel"})
+    >>> message.add({"content": "lo"})
+    >>> message.text
+    'Hello'
+    """
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: list[Call] = []
+
+    @classmethod
+    def whole(cls, message: dict) -> "Message":
+        """Read the ``message`` of an answer that is not streamed."""
+        made = cls()
+        made.add({**message, "tool_calls": None})
+        made._calls = [_call(wish) for wish in _list(message.get("tool_calls"))]
+        return made
+
+    @property
+    def text(self) -> str:
+        """The answer's text; a refusal, which OpenAI keeps apart, is one too."""
+        return "".join(self._texts)
+
+    @property
+    def reasoning(self) -> str:
+        """The model's thoughts, where the server tells them apart."""
+        return "".join(self._thoughts)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The tool calls, in the server's order."""
+        return sorted(self._calls, key=lambda call: call.index or 0)
+
+    def add(self, delta: dict) -> None:
+        """Take the next piece; what is not as it should be in it is passed over."""
+        self._texts.append(_content(delta.get("content")) or _text(delta.get("refusal")))
+        self._thoughts.append(
+            _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))
+        )
+        for wish in _list(delta.get("tool_calls")):
+            piece = _call(wish)
+            call = self._begun(piece)
+            if call is None:
+                self._calls.append(piece)
+                continue
+            call.id = call.id or piece.id
+            call.name += "" if piece.name == call.name else piece.name
+            call.arguments += piece.arguments
+
+    def as_dict(self) -> dict:
+        """Return the message as it stands in the chat's history."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self._calls:
+            message["tool_calls"] = [call.as_dict() for call in self.calls]
+        return message
+
+    def _begun(self, piece: Call) -> Call | None:
+        """Return the call that a piece goes on with; ``None`` begins another one.
+
+        Pieces of one call share their ``index``. Some servers number every call 0, or none: then
+        another id or name begins another call. Some repeat id and name in every piece.
+        """
+        same = [call for call in self._calls if piece.index in (None, call.index)]
+        call = same[-1] if same else None
+        if call is None or (piece.id and call.id and piece.id != call.id):
+            return None
+        if piece.name and piece.name != call.name and call.arguments:
+            return None
+        if piece.index is None and piece.name and not piece.id and _is_json(call.arguments):
+            return None  # the same function a second time
+        return call
+
+
+def sse_events(pieces: Iterable[bytes]) -> Iterator[tuple[int, dict | None]]:
+    r"""Yield the server-sent events of a stream as JSON objects, ``None`` for its ``[DONE]``.
+
+    Args:
+        pieces: the body as it came, cut anywhere.
+
+    Yields:
+        The index of the piece that completed the event, and the event.
+
+    Raises:
+        ValueError: something is no event, in words that say what.
+
+    >>> list(sse_events([b'data: {"a"', b":1}\n\ndata: [DONE]\n\n"]))
+    [(1, {'a': 1}), (1, None)]
+    """
+    rest, index = b"", 0
+    for index, piece in enumerate(pieces):
+        text = rest + piece
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n")
+        *blocks, rest = text.split(b"\n\n")
+        for block in blocks:
+            for event in _events(block):
+                yield index, event
+    for event in _events(rest):  # a stream may end without its empty line
+        yield index, event
+
+
+def _events(block: bytes) -> list[dict | None]:
+    """Return the event of one block of lines: one, unless a server forgets the empty lines."""
+    if block.startswith(b"data: {"):
+        try:
+            return [_decode(block[6:])]  # what nearly every block is
+        except (ValueError, RecursionError):
+            pass
+    values = []
+    for line in block.splitlines():
+        name, _, value = line.partition(b":")
+        if name not in _FIELDS:
+            raise ValueError(f"not a stream of events: {_shown(line)}")
+        if name in (b"data", b"error"):
+            values.append((name, value.strip()))
+    if len(values) > 1:
+        try:
+            return [_json(b"\n".join(value for _, value in values))]
+        except ValueError:
+            pass
+    return [None if v == b"[DONE]" else _json(v, wrapped=name == b"error") for name, v in values]
+
+
+def _json(value: bytes, *, wrapped: bool = False) -> dict:
+    try:
+        # The library's own takes what the fast one refuses: half a surrogate pair, NaN.
+        event = json.loads(value.decode())
+    except (ValueError, RecursionError):
+        event = None
+    if not isinstance(event, dict):
+        raise ValueError(f"not an event: {_shown(value)}")
+    return {"error": event} if wrapped else event
+
+
+def _shown(value: bytes) -> str:
+    return repr(value[:80].decode("utf-8", "replace"))
+
+
+def _call(wish: object) -> Call:
+    wish = _dict(wish)
+    function = _dict(wish.get("function"))
+    arguments = function.get("arguments")
+    if arguments is not None and not isinstance(arguments, str):
+        arguments = json.dumps(arguments)  # some servers send the object itself
+    index = wish.get("index")
+    return Call(
+        id=_text(wish.get("id")),
+        name=_text(function.get("name")),
+        arguments=_text(arguments),
+        index=index if isinstance(index, int) else None,
+    )
+
+
+def _content(content: object) -> str:
+    """Return the text of ``content``, also where it is a list of parts."""
+    if isinstance(content, list):
+        return "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
+    return _text(content)
+
+
+def _text(value: object) -> str:
+    # What comes in goes out again as history: half a surrogate pair would break that request.
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _dict(value: object) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list:
+    return value if isinstance(value, list) else []
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
