@@ -13,7 +13,7 @@ from support.listening import listen
 from helpers import load
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load import metrics
+from helpers.load import samplers
 from helpers.load import users as play
 from helpers.load import workers as shards
 from helpers.load.arrivals import to_spec
@@ -320,7 +320,8 @@ async def test_broken_metrics_are_none(raw):
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    assert await asyncio.to_thread(metrics.fetch, f"http://127.0.0.1:{port}") is None
+    endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m")
+    assert await asyncio.to_thread(load.server_metrics, endpoint) is None
     server.close()
 
 
@@ -332,7 +333,7 @@ async def test_a_sampler_that_breaks_does_not_cost_the_run(serve, tmp_path, monk
         files.append(sampler.file.file)
         raise RuntimeError("the sampler is broken")
 
-    monkeypatch.setattr(metrics.ServerSampler, "stop", stop)
+    monkeypatch.setattr(samplers.ServerSampler, "stop", stop)
     run = await load.run(
         await serve(good),
         SMALL,
@@ -380,7 +381,7 @@ async def test_an_executor_with_too_few_workers_is_said_so(serve, tmp_path, monk
             path=path,
             **QUIET,
         )
-    assert {record.user for record in Run.load(path).records} <= {0}
+    assert {record.user for record in Run.read(path).records} <= {0}
 
 
 async def test_an_executor_without_a_server_is_said_so(unused_tcp_port, tmp_path):

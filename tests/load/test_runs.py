@@ -22,7 +22,6 @@ from support.listening import listen
 from helpers import load, measure
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load import metrics
 from helpers.load.arrivals import from_spec, to_spec
 from helpers.measure.agreement import most_at_once
 from helpers.records import Run
@@ -53,10 +52,10 @@ def paced():
 
 async def test_output_tokens_equal_the_engines_own_counter(endpoint, tmp_path):
     """The records' sum is the engine's delta, to the token: nothing is missed or invented."""
-    before = metrics.fetch(endpoint.origin, api_key=endpoint.api_key).output_tokens_total
+    before = load.server_metrics(endpoint).output_tokens_total
     work = load.Synthetic(input_tokens=16, output_tokens=8)
     runs = await load.sweep(endpoint, work, users=(1, 4), folder=tmp_path, progress=False)
-    after = metrics.fetch(endpoint.origin, api_key=endpoint.api_key).output_tokens_total
+    after = load.server_metrics(endpoint).output_tokens_total
     counted = sum(record.output_tokens for run in runs for record in run.records)
     assert counted == after - before
     assert all(record.output_tokens == 8 and record.ok for run in runs for record in run.records)
@@ -70,8 +69,8 @@ async def test_a_run_reads_back_as_it_was(paced, tmp_path):
     run = await load.run(
         endpoint, SMALL, load.ClosedLoop(users=2), requests=6, path=tmp_path / "a.jsonl", **QUIET
     )
-    again = Run.load(run.save(tmp_path / "b.jsonl"))
-    assert again.records == run.records == Run.load(run.path).records
+    again = Run.read(run.save(tmp_path / "b.jsonl"))
+    assert again.records == run.records == Run.read(run.path).records
     assert again.header == run.header and again.ends == run.ends
     assert "s3cret" not in run.path.read_text() and "s3cret" not in repr(run)
     assert len(run.frame()) == 6 and run.frame()["output_tokens"].sum() == 24
@@ -194,10 +193,10 @@ def test_killing_the_caller_leaves_readable_records(paced, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    run = Run.load(path)
+    run = Run.read(path)
     assert len(run.ok) > 20 and run.interrupted
     path.write_bytes(path.read_bytes()[:-40])  # as if killed within a write
-    assert len(Run.load(path).records) >= len(run.records) - 1
+    assert len(Run.read(path).records) >= len(run.records) - 1
     assert _ends(process.pid), "the generator outlived its parent"
 
 
