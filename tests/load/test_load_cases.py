@@ -138,7 +138,7 @@ async def test_the_time_lost_on_a_stale_connection_is_the_users(serve, tmp_path)
     assert run.records[0].ok and run.records[0].reconnects == 1
     assert run.records[0].e2e_s > 0.05 and run.records[0].connect_s > 0.05
     run = await load.run(
-        endpoint, SMALL, load.Interval(every_s=1), requests=1, path=tmp_path / "b", **QUIET
+        endpoint, SMALL, load.Constant(every_s=1), requests=1, path=tmp_path / "b", **QUIET
     )
     assert run.records[0].ok and run.records[0].e2e_s > 0.05 > run.records[0].lag_s
 
@@ -186,7 +186,7 @@ async def test_no_answer_ends_the_run(serve, tmp_path):
     run = await load.run(
         await serve(answer),
         SMALL,
-        load.Interval(every_s=0.02),
+        load.Constant(every_s=0.02),
         requests=len(odd) + 2,
         path=tmp_path / "run.jsonl",
         **QUIET,
@@ -396,14 +396,6 @@ async def test_an_executor_without_a_server_is_said_so(unused_tcp_port, tmp_path
             path=tmp_path / "run.jsonl",
             **QUIET,
         )
-
-
-def test_a_prompt_may_hold_any_letter(tmp_path):
-    """JSON leaves U+2028, U+0085 and others as they are: they end no line of a JSONL file."""
-    path, text = tmp_path / "prompts.jsonl", "a\u2028b\u0085c\x1cd"
-    entries = [json.dumps({"prompt": text}, ensure_ascii=False), '{"prompt": "second"}']
-    path.write_text("\r\n".join(entries) + "\r\n", encoding="utf-8")
-    assert load.Prompts.read(path).items == (text, "second")
 
 
 async def prepared(endpoint, input_tokens: int, **more) -> play.Generator:
