@@ -15,6 +15,7 @@ can hide waiting (coordinated omission); in a closed loop it is when the user as
 
 import json
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -135,7 +136,7 @@ class Run:
     path: Path | None = None
 
     @classmethod
-    def load(cls, path: str | Path) -> "Run":
+    def read(cls, path: str | Path) -> "Run":
         """Read a run's file, also one cut short by a killed process.
 
         Raises:
@@ -172,9 +173,11 @@ class Run:
             self.ends.append(entry)
         elif kind == "run":
             self.header = entry
+        elif kind == "begin":
+            self.header["began"] = entry["at"]
 
     def save(self, path: str | Path) -> Path:
-        """Write the run to ``path`` in the form that ``load`` reads."""
+        """Write the run to ``path`` in the form that ``read`` reads."""
         path = Path(path)
         entries = [{"type": "run", **self.header}]
         entries += [{"type": "request", **_plain(record)} for record in self.records]
@@ -193,6 +196,15 @@ class Run:
     def label(self) -> str:
         """The run's name, by default its arrivals in words."""
         return self.header["label"]
+
+    @property
+    def began(self) -> float:
+        """The run's time 0 as seconds since 1970, to set other events beside its records.
+
+        Runs of older files know it to the second.
+        """
+        started = datetime.fromisoformat(self.header["started_at"])
+        return self.header.get("began", started.timestamp())
 
     @property
     def users(self) -> int | None:

@@ -97,7 +97,7 @@ def test_saved_run_of_any_shape(tmp_path, lines):
     file = tmp_path / "run.jsonl"
     file.write_bytes(b"\n".join(lines))
     with contextlib.suppress(CourseError):
-        Run.load(file)
+        Run.read(file)
 
 
 @QUICK

@@ -1,11 +1,18 @@
-"""Simulated customers: requests made, timed and recorded, one record each."""
+"""Simulated customers: requests made, timed and recorded, one record each.
 
-from helpers.load.arrivals import ClosedLoop, Gamma, Interval, Poisson, Ramp, Replay
-from helpers.load.runs import run, search, sweep
+``run`` plays a workload (what is asked) by arrivals (when it is asked) against an ``Endpoint`` and
+returns a ``Run``, whose records are also a file; ``sweep`` and ``search`` do so at several loads.
+The requests are made in a process of its own; ``helpers.load.client`` is what takes the times.
+"""
+
+from helpers.load.arrivals import ClosedLoop, Constant, Gamma, OpenLoop, Poisson, Replay
+from helpers.load.levels import search, sweep
+from helpers.load.metrics import server_metrics
+from helpers.load.runs import run
 from helpers.load.workload import Lengths, Prompts, Synthetic, ToolCalls
 from helpers.records import Record, Run
 
 __all__ = [
-    "ClosedLoop", "Gamma", "Interval", "Lengths", "Poisson", "Prompts", "Ramp", "Record", "Replay",
-    "Run", "Synthetic", "ToolCalls", "run", "search", "sweep",
+    "ClosedLoop", "Constant", "Gamma", "Lengths", "OpenLoop", "Poisson", "Prompts", "Record",
+    "Replay", "Run", "Synthetic", "ToolCalls", "run", "search", "server_metrics", "sweep",
 ]  # fmt: skip

@@ -3,10 +3,12 @@
 import json
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
-from itertools import pairwise
+from dataclasses import asdict, dataclass
+from itertools import count, pairwise
 from pathlib import Path
+from typing import Any
 
 from helpers.errors import CourseError
 
@@ -44,9 +46,17 @@ class ClosedLoop:
         return self.users / 1000 if self.ramp_s is None else self.ramp_s
 
 
+class OpenLoop(ABC):
+    """Requests that are sent at set times, whatever the server does."""
+
+    @abstractmethod
+    def times(self) -> Iterator[float]:
+        """Yield the scheduled times in seconds from the start."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Interval:
-    """Open loop: one request every ``every_s`` seconds, whatever the server does."""
+class Constant(OpenLoop):
+    """One request every ``every_s`` seconds."""
 
     every_s: float
 
@@ -58,15 +68,12 @@ class Interval:
 
     def times(self) -> Iterator[float]:
         """Yield the scheduled times in seconds from the start."""
-        index = 0
-        while True:
-            yield index * self.every_s
-            index += 1
+        return (index * self.every_s for index in count())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gamma:
-    """Open loop whose gaps are gamma distributed.
+class Gamma(OpenLoop):
+    """Requests whose gaps are gamma distributed.
 
     Args:
         rate_per_s: mean rate.
@@ -94,49 +101,26 @@ class Gamma:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Poisson(Gamma):
-    """Open loop: independent customers, ``rate_per_s`` of them on average."""
+class Poisson(OpenLoop):
+    """Requests of independent customers, ``rate_per_s`` of them on average."""
 
-    burstiness: float = field(default=1.0, init=False)
+    rate_per_s: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(rate_per_s=self.rate_per_s)
 
     def __str__(self) -> str:
         return f"{self.rate_per_s:.3g} requests/s (Poisson)"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Ramp:
-    """Open loop whose rate grows evenly from ``start_per_s`` to ``end_per_s``, then stays."""
-
-    start_per_s: float
-    end_per_s: float
-    over_s: float
-
-    def __post_init__(self) -> None:
-        _positive(end_per_s=self.end_per_s, over_s=self.over_s)
-        if self.start_per_s < 0:
-            raise CourseError(f"start_per_s is {self.start_per_s}", "a rate of 0 or more")
-
-    def __str__(self) -> str:
-        return f"{self.start_per_s:g} to {self.end_per_s:g} requests/s over {self.over_s:g} s"
-
     def times(self) -> Iterator[float]:
-        """Yield the scheduled times: request k comes when the integral of the rate reaches k."""
-        a, slope = self.start_per_s, (self.end_per_s - self.start_per_s) / self.over_s
-        in_ramp = self.over_s * (a + self.end_per_s) / 2
-        index = 0
-        while True:
-            if index > in_ramp:
-                yield self.over_s + (index - in_ramp) / self.end_per_s
-            elif slope:
-                yield (math.sqrt(max(a * a + 2 * slope * index, 0.0)) - a) / slope
-            else:
-                yield index / a
-            index += 1
+        """Yield the scheduled times in seconds from the start."""
+        return Gamma(rate_per_s=self.rate_per_s, seed=self.seed).times()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay:
-    """Open loop that repeats recorded arrival times.
+class Replay(OpenLoop):
+    """Recorded arrival times, repeated.
 
     Args:
         times_s: seconds from the start, ascending.
@@ -149,9 +133,8 @@ class Replay:
     def __post_init__(self) -> None:
         object.__setattr__(self, "times_s", tuple(self.times_s))
         _positive(speed=self.speed)
-        times = self.times_s
-        ordered = all(0 <= a <= b < math.inf for a, b in pairwise((0.0, *times)))
-        if not (times and ordered):
+        ordered = all(0 <= a <= b < math.inf for a, b in pairwise((0.0, *self.times_s)))
+        if not (self.times_s and ordered):
             raise CourseError("the trace is empty or not in order of time", "sort it by timestamp")
 
     def __str__(self) -> str:
@@ -181,27 +164,24 @@ class Replay:
         except OSError as error:
             raise CourseError(f"{path} cannot be read: {error.strerror}") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise CourseError(
-                f"{path} is not a trace: {error!r}", "one JSON object a line"
-            ) from None
+            raise CourseError(f"{path} is not a trace: {error!r}", "one object a line") from None
         return cls(times_s=tuple(stamp - stamps[0] for stamp in stamps), speed=speed)
 
 
-Arrivals = ClosedLoop | Interval | Poisson | Gamma | Ramp | Replay
+Arrivals = ClosedLoop | OpenLoop
+KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (ClosedLoop, Constant, Gamma, Poisson, Replay)
+}
 
 
-def to_spec(value: object) -> dict:
+def to_spec(value: Any) -> dict:
     """Return arrivals or a workload as plain JSON values."""
     return {"kind": type(value).__name__, **asdict(value)}
 
 
 def from_spec(spec: dict) -> Arrivals:
     """Return the arrivals that ``to_spec`` wrote down."""
-    kinds = {kind.__name__: kind for kind in (ClosedLoop, Interval, Poisson, Gamma, Ramp, Replay)}
-    values = dict(spec)
-    kind = kinds[values.pop("kind")]
-    settable = {item.name for item in fields(kind) if item.init}
-    return kind(**{name: value for name, value in values.items() if name in settable})
+    return KINDS[spec["kind"]](**{name: spec[name] for name in spec.keys() - {"kind"}})
 
 
 def _positive(**values: float) -> None:

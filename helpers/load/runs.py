@@ -7,45 +7,23 @@ it and keeps its records in a file as they come.
 
 import asyncio
 import contextlib
-import os
-import platform
-from collections.abc import Callable
+import time
 from concurrent.futures import Executor
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load import metrics
-from helpers.load.arrivals import (
-    Arrivals,
-    ClosedLoop,
-    Gamma,
-    Interval,
-    Poisson,
-    Ramp,
-    Replay,
-    to_spec,
-)
-from helpers.load.live import Live
-from helpers.load.workers import RunFile, Shard, on_executor, ready
-from helpers.load.workload import Lengths, Prompts, Synthetic, ToolCalls, Workload, unseen
-from helpers.measure.capacity import Objective, meets
-from helpers.records import Record, Run
+from helpers.load.arrivals import Arrivals, ClosedLoop, Replay, to_spec
+from helpers.load.files import RunFile, header, new_path
+from helpers.load.progress import RunProgress
+from helpers.load.samplers import GpuSampler, ServerSampler
+from helpers.load.workers import Shard, on_executor, ready
+from helpers.load.workload import Workload
+from helpers.records import Run
 
 if TYPE_CHECKING:
     import paramiko
-
-__all__ = [
-    "ClosedLoop", "Gamma", "Interval", "Lengths", "Poisson", "Prompts", "Ramp", "Record", "Replay",
-    "Run", "Synthetic", "ToolCalls", "run", "search", "sweep",
-]  # fmt: skip
-
-
-RATE_S = 20.0  # length of a search's runs at a rate
 
 
 async def run(
@@ -115,26 +93,32 @@ async def run(
         "duration_s": duration_s,
         "timeout_s": timeout_s,
     }
-    header = _header(endpoint, spec, label or str(arrivals), processes)
-    file = RunFile(Path(path) if path else _new_path(header), header)
-    bar = Live(header["label"], requests, shown=progress)
-    samplers = [metrics.ServerSampler(endpoint, server_every_s, file)] if server_every_s else []
-    samplers += [metrics.GpuSampler(ssh, file)] if ssh else []
+    label = label or str(arrivals)
+    head = header(endpoint, spec, label, processes)
+    file = RunFile(Path(path) if path else new_path(label), head)
+    bar = RunProgress(label, requests, shown=progress)
+    samplers: list[ServerSampler | GpuSampler] = []
+    if server_every_s:
+        samplers.append(ServerSampler(endpoint, server_every_s, file))
+    if ssh:
+        samplers.append(GpuSampler(ssh, file))
     specs = [{**spec, "shard": [number, processes]} for number in range(processes)]
     parts, cancelled = [], False
     try:
         if executor:
             following = asyncio.ensure_future(
-                on_executor(executor, specs, file, bar, header["endpoint"]["base_url"])
+                on_executor(executor, specs, file, bar, head["endpoint"]["base_url"])
             )
         else:
             parts = [
                 Shard.there(one, file, bar, ssh) if there else Shard.here(one, file, bar)
                 for one in specs
             ]
-            await ready(parts, header["endpoint"]["base_url"])
+            await ready(parts, head["endpoint"]["base_url"])
         for sampler in samplers:
             await asyncio.to_thread(sampler.start)
+        if parts:
+            file.add("begin", {"at": round(time.time() + 0.02, 3)})  # the generators' own pause
         for part in parts:
             part.tell("go")
         while any(part.running for part in parts) or (executor and not following.done()):
@@ -167,144 +151,4 @@ async def run(
             f"the load generator ended before its run: {broken[0].complaint()}",
             f"what was measured so far is in {file.path}",
         )
-    return Run.load(file.path)
-
-
-async def sweep(
-    endpoint: Endpoint,
-    workload: Workload,
-    *,
-    users: tuple[int, ...] = (1, 2, 4, 8, 16),
-    requests_per_user: int = 4,
-    folder: str | Path | None = None,
-    **options,
-) -> list[Run]:
-    """Run a closed loop for each number of users and return the runs.
-
-    Args:
-        endpoint: the server.
-        workload: what is asked; unless prompts are given, of another seed in each run.
-        users: numbers of users, one run each.
-        requests_per_user: length of each run, unless ``requests`` or ``duration_s`` is given.
-        folder: where the runs' files go, by default ``runs/``.
-        options: as for ``run``.
-    """
-    runs = []
-    for count in users:
-        end = _end(count, requests_per_user, options)
-        path = Path(folder) / f"{count:04d}_users.jsonl" if folder else None
-        work, arrivals = unseen(workload, count), ClosedLoop(users=count)
-        runs.append(await run(endpoint, work, arrivals, path=path, **end, **options))
-        if runs[-1].interrupted:
-            break
-    return runs
-
-
-async def search(
-    endpoint: Endpoint,
-    workload: Workload,
-    objective: Objective | None = None,
-    *,
-    arrivals: Callable[[float], Arrivals] | None = None,
-    start: float = 1,
-    limit: float = 1024,
-    precision: float = 0.1,
-    requests_per_user: int = 4,
-    folder: str | Path | None = None,
-    **options,
-) -> list[Run]:
-    """Find the highest load that meets an objective: double until it fails, then bisect.
-
-    ``measure.capacity(runs, objective)`` reads the answer from the runs, which are also the sweep
-    that the plots take.
-
-    Args:
-        endpoint: the server.
-        workload: what is asked.
-        objective: what must be met.
-        arrivals: makes the arrivals of a load, by default ``n`` users in a closed loop; e.g.
-            ``lambda rate: Poisson(rate_per_s=rate)`` for the highest request rate, or
-            ``lambda n: ClosedLoop(users=n, think_time_s=20)`` for customers.
-        start: first load; a hundredth of it is the least that is tried.
-        limit: highest load to try.
-        precision: stop when the bracket is narrower than this part of it (or than one user).
-        requests_per_user: length of each run, unless ``requests`` or ``duration_s`` is given; a
-            rate is kept up for ``RATE_S`` seconds, so that a queue that grows is seen growing.
-        folder: where the runs' files go, by default as for ``run``.
-        options: as for ``run``.
-    """
-    objective = objective or Objective()
-    make = arrivals or (lambda users: ClosedLoop(users=users))
-    whole = isinstance(make(int(start) or 1), ClosedLoop)
-    runs: dict[float, Run] = {}
-
-    async def passes(load: float) -> bool:
-        end = _end(load, requests_per_user if whole else RATE_S, options)
-        path = Path(folder) / f"{load:08.2f}.jsonl" if folder else None
-        work, these = unseen(workload, load, of="search"), make(int(load) if whole else load)
-        runs[load] = await run(endpoint, work, these, path=path, **{**options, **end})
-        return not runs[load].interrupted and meets(runs[load], objective)
-
-    low, high = 0.0, start
-    while await passes(high):
-        low, high = high, min(2 * high, limit)
-        if low >= limit:
-            break
-    while low < high and not any(one.interrupted for one in runs.values()):
-        middle = (low + high) / 2
-        middle = float(int(middle)) if whole else middle
-        if middle <= low or high - low <= precision * high or middle < start / 100:
-            break
-        low, high = (middle, high) if await passes(middle) else (low, middle)
-    return [runs[load] for load in sorted(runs)]
-
-
-def _end(load: float, requests_each: float, options: dict) -> dict:
-    if options.keys() & {"requests", "duration_s"}:
-        return {}
-    return {"requests": max(8, int(requests_each * load))}
-
-
-def _header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
-    """Return what a reader of the file must know; no key, no password."""
-    settings = {key: value for key, value in spec.items() if key not in ("api_key", "base_url")}
-    return {
-        "format": 1,
-        "label": label,
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "endpoint": {
-            "base_url": _public(endpoint.base_url),
-            "model": endpoint.model,
-            "engine": endpoint.engine,
-            "hardware": endpoint.hardware,
-            "source": endpoint.source,
-            "title": endpoint.title,
-        },
-        **settings,
-        "processes": processes,
-        "client": {
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "python": platform.python_version(),
-            "versions": {name: _version(name) for name in ("llm-serving-course", "uvloop")},
-        },
-    }
-
-
-def _public(base_url: str) -> str:
-    url = urlsplit(base_url)
-    return url._replace(netloc=url.netloc.rpartition("@")[2], query="").geturl()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _new_path(header: dict) -> Path:
-    words = "".join(c if c.isalnum() else "-" for c in header["label"].lower())[:40].strip("-")
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    folder = os.environ.get("RUNS_DIR") or Path(__file__).parents[2] / "runs"
-    return Path(folder) / f"{stamp}_{words}.jsonl"
+    return Run.read(file.path)

@@ -94,11 +94,11 @@ class Generator:
         return min(wanted, PREPARED)
 
     def _build(self, number: int) -> tuple:
-        talk = self.work.conversation(number)
+        talk = self.work.chat(number)
         message, cap = talk.turns[0]
         return number, talk, self._request(number, talk, [*talk.opening, message], cap)
 
-    def _request(self, number: int, talk: workload.Conversation, messages: list[dict], cap: int):
+    def _request(self, number: int, talk: workload.Chat, messages: list[dict], cap: int):
         model = self.spec["model"]
         body = workload.body(self.work, model, talk.tools, messages, cap, self.exact)
         self.built += len(body)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from helpers.errors import CourseError
-from helpers.load.live import Live
+from helpers.load.files import RunFile
+from helpers.load.progress import RunProgress
 
 if TYPE_CHECKING:
     import paramiko
@@ -28,35 +29,6 @@ PARTS += tuple(
     for name in ("__init__", "http1", "wire", "general", "stream", "eventloop")
 )
 COMMAND = ["-m", "helpers.load.generator"]
-
-
-class RunFile:
-    """The run's file; lines of several threads, each written at once."""
-
-    def __init__(self, path: Path, header: dict) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.lock = path, threading.Lock()
-        self.file = path.open("wb", buffering=0)  # a killed process loses nothing
-        self.problem: OSError | None = None
-        self.add("run", header)
-
-    def add(self, kind: str, entry: dict) -> None:
-        """Write an entry."""
-        self.write(json.dumps({"type": kind, **entry}).encode() + b"\n")
-
-    def write(self, line: bytes) -> None:
-        """Write a line that is ready."""
-        with self.lock:
-            if not self.file.closed and self.problem is None:
-                try:
-                    self.file.write(line)
-                except OSError as problem:  # the disk is full: what is written stays readable
-                    self.problem = problem
-
-    def close(self) -> None:
-        """Close the file; what threads still bring is dropped."""
-        with self.lock:
-            self.file.close()
 
 
 class Shard:
@@ -74,7 +46,7 @@ class Shard:
         self,
         spec: dict,
         file: RunFile,
-        bar: Live,
+        bar: RunProgress,
         streams: tuple[BinaryIO, BinaryIO, BinaryIO],
         kill: Callable[[], None],
     ) -> None:
@@ -88,7 +60,7 @@ class Shard:
         self.thread.start()
 
     @classmethod
-    def here(cls, spec: dict, file: RunFile, bar: Live) -> "Shard":
+    def here(cls, spec: dict, file: RunFile, bar: RunProgress) -> "Shard":
         """Start it on this machine."""
         process = _start()
         streams = (process.stdin, process.stdout, process.stderr)
@@ -97,7 +69,9 @@ class Shard:
         return shard
 
     @classmethod
-    def there(cls, spec: dict, file: RunFile, bar: Live, ssh: "paramiko.SSHClient") -> "Shard":
+    def there(
+        cls, spec: dict, file: RunFile, bar: RunProgress, ssh: "paramiko.SSHClient"
+    ) -> "Shard":
         """Copy the generator over SSH and start it with that machine's own Python."""
         folder = ".llm-load"
         with ssh.open_sftp() as files:
@@ -155,7 +129,7 @@ class Shard:
             self.ended |= line.startswith(b'{"type":"end"')
 
 
-def keep(line: bytes, file: RunFile, bar: Live) -> None:
+def keep(line: bytes, file: RunFile, bar: RunProgress) -> None:
     """Keep a generator's line in the run's file if it belongs there."""
     if line.startswith((b'{"type":"request"', b'{"type":"end"')):
         file.write(line)
@@ -184,7 +158,7 @@ def _answers(base_url: str, errors: list[str]) -> None:
 
 
 async def on_executor(
-    executor: Executor, specs: list[dict], file: RunFile, bar: Live, base_url: str
+    executor: Executor, specs: list[dict], file: RunFile, bar: RunProgress, base_url: str
 ) -> None:
     """Have each spec played by a worker of ``executor`` and keep what they return.
 
@@ -192,6 +166,7 @@ async def on_executor(
         CourseError: a worker broke or came too late, or the server does not answer it.
     """
     begin = time.time() + START_IN_S
+    file.add("begin", {"at": round(begin, 3)})
     futures = [executor.submit(play, {**spec, "start_at": begin}) for spec in specs]
     starts = []
     for lines in await asyncio.gather(*map(asyncio.wrap_future, futures)):

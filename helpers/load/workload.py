@@ -1,9 +1,10 @@
-"""What is asked: synthetic prompts, a file of prompts or chats, conversations, tool calls."""
+"""What is asked: synthetic prompts, a file of prompts or chats, questions for tools."""
 
 import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from helpers.errors import CourseError
 
@@ -39,6 +40,9 @@ class Lengths:
         if self.stdev < 0 or self.min < 1 or (self.max is not None and self.max < self.min):
             raise CourseError(f"no length is like this: {self}", "stdev 0 or more, 1 <= min <= max")
 
+    def __str__(self) -> str:
+        return f"{self.mean:g}±{self.stdev:g}"
+
     def draw(self, chance: random.Random) -> int:
         """Return one length."""
         length = max(self.min, round(chance.gauss(self.mean, self.stdev)))
@@ -46,7 +50,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversation:
+class Chat:
     """What one customer says: messages before the first turn, then each turn and its answer's cap.
 
     ``turns`` holds ``(message, max_tokens)``; a message is an OpenAI chat message. ``tools`` are
@@ -66,8 +70,8 @@ class Synthetic:
         input_tokens: of each prompt, a number or ``Lengths``. The server's chat template adds
             its own; the records hold the server's count.
         output_tokens: of each answer, likewise.
-        turns: requests in a conversation; each carries the history of the ones before.
-        shared_prefix_tokens: length of a system message that all conversations share, so that a
+        turns: requests in a chat; each carries the history of the ones before.
+        shared_prefix_tokens: length of a system message that all chats share, so that a
             server with prefix caching can show it.
         tools: OpenAI tool definitions sent with each request.
         ignore_eos: ask for exactly ``output_tokens`` where the server knows how (vLLM, llama.cpp,
@@ -76,7 +80,7 @@ class Synthetic:
         seed: of lengths and words.
 
     >>> work = Synthetic(input_tokens=4, output_tokens=16)
-    >>> work.conversation(0) == work.conversation(0) != work.conversation(1)
+    >>> work.chat(0) == work.chat(0) != work.chat(1)
     True
     """
 
@@ -90,21 +94,17 @@ class Synthetic:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("input_tokens", "output_tokens"):
+        for name in ("input_tokens", "output_tokens", "turns"):
             value = getattr(self, name)
-            if isinstance(value, dict):  # from a spec
-                object.__setattr__(self, name, Lengths(**value))
-            elif isinstance(value, int) and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise CourseError(f"{name} is {value}", f"{name} must be 1 or more")
-        if self.turns < 1:
-            raise CourseError(f"turns is {self.turns}", "turns must be 1 or more")
 
     def __str__(self) -> str:
         turns = f", {self.turns} turns" if self.turns > 1 else ""
-        return f"{_length(self.input_tokens)} in, {_length(self.output_tokens)} out{turns}"
+        return f"{self.input_tokens} in, {self.output_tokens} out{turns}"
 
-    def conversation(self, index: int) -> Conversation:
-        """Return conversation number ``index``."""
+    def chat(self, index: int) -> Chat:
+        """Return chat number ``index``."""
         chance = random.Random(self.seed * 1_000_003 + index)  # noqa: S311
         opening = []
         if self.shared_prefix_tokens:
@@ -114,7 +114,7 @@ class Synthetic:
         for _ in range(self.turns):
             text = _text(chance, _draw(self.input_tokens, chance))
             turns.append((_message("user", text), _draw(self.output_tokens, chance)))
-        return Conversation(opening=opening, turns=turns, tools=tuple(self.tools))
+        return Chat(opening=opening, turns=turns, tools=tuple(self.tools))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class Prompts:
         temperature: of sampling; 0 is greedy.
     """
 
-    items: tuple
+    items: tuple[str | list[dict], ...]
     output_tokens: int = 256
     tools: tuple[dict, ...] = ()
     ignore_eos: bool = False
@@ -140,15 +140,16 @@ class Prompts:
         object.__setattr__(self, "items", tuple(self.items))
         if not self.items:
             raise CourseError("there are no prompts", "give at least one")
-        if bad := [item for item in self.items if not _is_prompt(item)]:
-            hint = "a prompt is a string or a list of chat messages, one of the user's among them"
-            raise CourseError(f"this is no prompt: {str(bad[0])[:60]!r}", hint)
+        for item in self.items:
+            if not _is_prompt(item):
+                hint = "a prompt is a string or a list of chat messages, one of them the user's"
+                raise CourseError(f"this is no prompt: {str(item)[:60]!r}", hint)
 
     def __str__(self) -> str:
         return f"{len(self.items)} prompts, up to {self.output_tokens} out"
 
     @classmethod
-    def read(cls, path: str | Path, **options) -> "Prompts":
+    def read(cls, path: str | Path, **options: Any) -> "Prompts":
         """Read a JSONL file whose lines have ``prompt`` or ``messages``; options as for the class.
 
         Raises:
@@ -172,15 +173,13 @@ class Prompts:
                 raise CourseError(f"{path}, line {number} is no prompt", hint) from None
         return cls(items=tuple(items), **options)
 
-    def conversation(self, index: int) -> Conversation:
-        """Return conversation number ``index``."""
+    def chat(self, index: int) -> Chat:
+        """Return chat number ``index``."""
         item = self.items[index % len(self.items)]
         messages = [_message("user", item)] if isinstance(item, str) else item
-        opening = [
-            message for message in messages if message.get("role") in ("system", "developer")
-        ]
-        turns = [(m, self.output_tokens) for m in messages if m.get("role") == "user"]
-        return Conversation(opening=opening, turns=turns, tools=tuple(self.tools))
+        opening = [one for one in messages if one.get("role") in ("system", "developer")]
+        turns = [(one, self.output_tokens) for one in messages if one.get("role") == "user"]
+        return Chat(opening=opening, turns=turns, tools=tuple(self.tools))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +198,7 @@ class ToolCalls:
 
     >>> tools = ({"type": "function", "function": {"name": "track_parcel"}},)
     >>> work = ToolCalls(asks=("Where is parcel {number}?",), tools=tools)
-    >>> work.conversation(0).turns
+    >>> work.chat(0).turns
     [({'role': 'user', 'content': 'Where is parcel 65125?'}, 96)]
     """
 
@@ -227,22 +226,24 @@ class ToolCalls:
         order = ", in new order each time" if self.shuffle else ""
         return f"questions with {len(self.tools)} tools{order}"
 
-    def conversation(self, index: int) -> Conversation:
-        """Return conversation number ``index``."""
+    def chat(self, index: int) -> Chat:
+        """Return chat number ``index``."""
         chance = random.Random(self.seed * 1_000_003 + index)  # noqa: S311
         text = _filled(chance.choice(self.asks), chance)
         tools = chance.sample(self.tools, len(self.tools)) if self.shuffle else self.tools
         turn = (_message("user", text), self.output_tokens)
-        return Conversation(opening=[], turns=[turn], tools=tuple(tools))
+        return Chat(opening=[], turns=[turn], tools=tuple(tools))
 
 
 Workload = Synthetic | Prompts | ToolCalls
+KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Synthetic, Prompts, ToolCalls)}
 
 
 def unseen(work: Workload, load: float, of: str = "sweep") -> Workload:
-    """Prompts of its own for each load: one that the server has seen is in its prefix cache.
+    """Return the workload with prompts of its own for each load.
 
-    So a search does not repeat the prompts of the sweep before it either.
+    Those that the server has seen are in its prefix cache. So a search does not repeat the prompts
+    of the sweep before it either.
     """
     if isinstance(work, Prompts):
         return work
@@ -251,9 +252,12 @@ def unseen(work: Workload, load: float, of: str = "sweep") -> Workload:
 
 def from_spec(spec: dict) -> Workload:
     """Return the workload that ``arrivals.to_spec`` wrote down."""
-    values = dict(spec)
-    kinds = {kind.__name__: kind for kind in (Synthetic, Prompts, ToolCalls)}
-    return kinds[values.pop("kind")](**values)
+    values = {
+        name: Lengths(**value) if isinstance(value, dict) else value
+        for name, value in spec.items()
+        if name != "kind"
+    }
+    return KINDS[spec["kind"]](**values)
 
 
 def body(
@@ -269,12 +273,12 @@ def body(
     Args:
         work: whose sampling options are sent.
         model: id as the server names it.
-        tools: of the conversation.
+        tools: of the chat.
         messages: the chat so far.
         max_tokens: cap of the answer.
         exact: which of ``ignore_eos`` and ``min_tokens`` the server knows; others may refuse them.
     """
-    fields = {
+    fields: dict[str, Any] = {
         "model": model,
         "messages": messages,
         "max_tokens": max_tokens,
@@ -291,9 +295,8 @@ def body(
 
 
 def _filled(ask: str, chance: random.Random) -> str:
-    values = {"number": chance.randrange(10_000, 100_000), "count": chance.randint(2, 9),
-              "word": chance.choice(_WORDS)}  # fmt: skip
-    return ask.format_map(values)
+    number, count = chance.randrange(10_000, 100_000), chance.randint(2, 9)
+    return ask.format(number=number, count=count, word=chance.choice(_WORDS))
 
 
 def _message(role: str, content: str) -> dict:
@@ -312,9 +315,3 @@ def _text(chance: random.Random, words: int) -> str:
 
 def _draw(length: int | Lengths, chance: random.Random) -> int:
     return length.draw(chance) if isinstance(length, Lengths) else length
-
-
-def _length(length: int | Lengths) -> str:
-    if isinstance(length, int):
-        return str(length)
-    return f"{length.mean:g}±{length.stdev:g}"

@@ -9,7 +9,6 @@ import requests
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load.metrics import ServerMetrics, fetch
 
 # Model ids, revisions and image tags stand here and nowhere else: never in a notebook's cell.
 MISTRAL_AWQ = "solidrust/Mistral-7B-Instruct-v0.3-AWQ"
@@ -233,30 +232,3 @@ def endpoint(
         hardware=hardware,
         source=source,
     )
-
-
-def metrics(endpoint: Endpoint) -> ServerMetrics | None:
-    """What the server says of itself now: vLLM's and llama.cpp's metrics under the same names.
-
-    ====================  =======================================  ===============================
-    here                  vLLM (each begins with ``vllm:``)        llama.cpp (``llamacpp:``)
-    ====================  =======================================  ===============================
-    running               num_requests_running                     requests_processing
-    waiting               num_requests_waiting                     requests_deferred
-    kv_cache_usage        kv_cache_usage_perc, a share of 1        kv_cache_usage_ratio, once
-    prompt_tokens_total   prompt_tokens_total                      prompt_tokens_total
-    output_tokens_total   generation_tokens_total                  tokens_predicted_total
-    prefix_cache_hits     prefix_cache_hits_total, tokens
-    prefix_cache_queries  prefix_cache_queries_total, tokens
-    ttft_s_sum, _count    time_to_first_token_seconds_sum, _count
-    itl_s_sum, _count     inter_token_latency_seconds_sum, _count  tokens_predicted_seconds_total
-                          (once time_per_output_token_seconds)
-    ====================  =======================================  ===============================
-
-    Args:
-        endpoint: the server.
-
-    Returns:
-        One reading of its ``/metrics``, or ``None`` when it has none.
-    """
-    return fetch(endpoint.origin, api_key=endpoint.api_key)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load.workload import Conversation as Chat
-from helpers.load.workload import Workload, unseen
+from helpers.load.workload import Chat, Workload, unseen
 from helpers.progress import Progress
 from helpers.tools.ask import connect
 from helpers.tools.conversation import PHASES, Conversation
@@ -65,11 +64,11 @@ async def crowd(
                 return Conversation(messages=messages, stopped=error.what, began=began)
 
         with Progress(shown=progress) as say:
-            await converse(unseen(work, 0).conversation(0))
+            await converse(unseen(work, 0).chat(0))
             for count in users:
                 say(f"{count} users, {count * conversations_per_user} conversations")
                 asked, found[count] = unseen(work, count), []
-                chats = iter([asked.conversation(n) for n in range(count * conversations_per_user)])
+                chats = iter([asked.chat(n) for n in range(count * conversations_per_user)])
                 await asyncio.gather(*(_user(chats, converse, found[count]) for _ in range(count)))
     return found
 

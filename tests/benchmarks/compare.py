@@ -81,7 +81,7 @@ def ours(url: str, scene: dict, count: int, folder: Path, options) -> tuple[list
 def read_ours(folder: Path) -> dict:
     from helpers.records import Run
 
-    run = Run.load(folder / "run.jsonl")
+    run = Run.read(folder / "run.jsonl")
     ttft = [record.ttft_s * 1e3 for record in run.ok]
     gaps = [gap * 1e3 for record in run.ok for gap in record.itl_s]
     return _reported(len(run.ok), ttft, gaps) | {"says": repr(run).rpartition(", ")[2].rstrip(")")}

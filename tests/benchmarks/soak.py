@@ -110,7 +110,7 @@ async def _round(number: int, provider, settings, endpoint: Endpoint, tunnel, fo
     talk = await tools.run_tools(endpoint, f"Where is parcel {48213 + number}?", [track_parcel])
     assert talk.calls
     for _ in range(5):
-        assert serving.metrics(endpoint) is not None
+        assert load.server_metrics(endpoint) is not None
     with guard.rented(provider, ServingSpec(), "soak-2", settings, **SILENT) as second:
         if number % 2:
             with ssh.tunnel(second, settings) as other:
@@ -119,7 +119,7 @@ async def _round(number: int, provider, settings, endpoint: Endpoint, tunnel, fo
         before = len(tunnel.events)
         rehearsal.provoke(settings, "tunnel_drop")
         await _until(lambda: len(tunnel.events) >= before + 2 and tunnel.up)
-    await _until(lambda: serving.metrics(endpoint) and not serving.metrics(endpoint).running)
+    await _until(lambda: (now := load.server_metrics(endpoint)) and not now.running)
     server = psutil.Process(rehearsal.running(settings).pid)
     await _until(lambda: len(server.children()) == 1)  # the other machine is dead and buried
 

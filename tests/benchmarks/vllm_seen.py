@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from test_vllm import REFUSALS, ask, plain
 
 from helpers import load, measure
 from helpers.endpoint import Endpoint
-from helpers.load import metrics
+from helpers.load.metrics import ServerMetrics
 from helpers.settings import ASSETS
 
 USERS = (1, 2, 4, 8, 16)
@@ -91,9 +92,10 @@ def main() -> None:
             "prefix_cache": asyncio.run(prefix_cache(endpoint, folder)),
             "refusals": asyncio.run(refusals(endpoint)),
             "metrics": {
-                ours: found[0]
-                for ours, names in metrics.NAMES.items()
-                if (found := [one for one in names if re.search(rf"^{one}[{{ ]", text, re.M)])
+                ours.name: name
+                for ours in fields(ServerMetrics)
+                for name in reversed(ours.metadata["names"])  # of several the first is kept
+                if re.search(rf"^{name}[{{ ]", text, re.M)
             },
         }
     (ASSETS / "vllm_seen.json").write_text(json.dumps(seen, indent=1) + "\n")

@@ -13,7 +13,7 @@ from support.listening import listen
 from helpers import load
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load import metrics
+from helpers.load import samplers
 from helpers.load import users as play
 from helpers.load import workers as shards
 from helpers.load.arrivals import to_spec
@@ -138,7 +138,7 @@ async def test_the_time_lost_on_a_stale_connection_is_the_users(serve, tmp_path)
     assert run.records[0].ok and run.records[0].reconnects == 1
     assert run.records[0].e2e_s > 0.05 and run.records[0].connect_s > 0.05
     run = await load.run(
-        endpoint, SMALL, load.Interval(every_s=1), requests=1, path=tmp_path / "b", **QUIET
+        endpoint, SMALL, load.Constant(every_s=1), requests=1, path=tmp_path / "b", **QUIET
     )
     assert run.records[0].ok and run.records[0].e2e_s > 0.05 > run.records[0].lag_s
 
@@ -186,7 +186,7 @@ async def test_no_answer_ends_the_run(serve, tmp_path):
     run = await load.run(
         await serve(answer),
         SMALL,
-        load.Interval(every_s=0.02),
+        load.Constant(every_s=0.02),
         requests=len(odd) + 2,
         path=tmp_path / "run.jsonl",
         **QUIET,
@@ -320,7 +320,8 @@ async def test_broken_metrics_are_none(raw):
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    assert await asyncio.to_thread(metrics.fetch, f"http://127.0.0.1:{port}") is None
+    endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m")
+    assert await asyncio.to_thread(load.server_metrics, endpoint) is None
     server.close()
 
 
@@ -332,7 +333,7 @@ async def test_a_sampler_that_breaks_does_not_cost_the_run(serve, tmp_path, monk
         files.append(sampler.file.file)
         raise RuntimeError("the sampler is broken")
 
-    monkeypatch.setattr(metrics.ServerSampler, "stop", stop)
+    monkeypatch.setattr(samplers.ServerSampler, "stop", stop)
     run = await load.run(
         await serve(good),
         SMALL,
@@ -380,7 +381,7 @@ async def test_an_executor_with_too_few_workers_is_said_so(serve, tmp_path, monk
             path=path,
             **QUIET,
         )
-    assert {record.user for record in Run.load(path).records} <= {0}
+    assert {record.user for record in Run.read(path).records} <= {0}
 
 
 async def test_an_executor_without_a_server_is_said_so(unused_tcp_port, tmp_path):
@@ -395,14 +396,6 @@ async def test_an_executor_without_a_server_is_said_so(unused_tcp_port, tmp_path
             path=tmp_path / "run.jsonl",
             **QUIET,
         )
-
-
-def test_a_prompt_may_hold_any_letter(tmp_path):
-    """JSON leaves U+2028, U+0085 and others as they are: they end no line of a JSONL file."""
-    path, text = tmp_path / "prompts.jsonl", "a\u2028b\u0085c\x1cd"
-    entries = [json.dumps({"prompt": text}, ensure_ascii=False), '{"prompt": "second"}']
-    path.write_text("\r\n".join(entries) + "\r\n", encoding="utf-8")
-    assert load.Prompts.read(path).items == (text, "second")
 
 
 async def prepared(endpoint, input_tokens: int, **more) -> play.Generator:

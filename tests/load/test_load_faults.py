@@ -136,7 +136,7 @@ async def test_a_server_that_repeats_the_key_puts_it_in_no_file(serve, tmp_path)
     endpoint = replace(await serve(lambda asked: refusal), api_key="pl4nted-k3y")
     path = tmp_path / "run.jsonl"
     run = await load.run(
-        endpoint, SMALL, load.Interval(every_s=0.01), requests=2, path=path, **QUIET
+        endpoint, SMALL, load.Constant(every_s=0.01), requests=2, path=path, **QUIET
     )
     assert [record.cause for record in run.records] == ["http 401"] * 2
     assert "wrong key: ***" in run.records[0].error and "pl4nted" not in path.read_text()
@@ -152,7 +152,7 @@ async def test_a_server_that_is_gone_ends_the_run(serve, tmp_path, monkeypatch):
     run = await load.run(
         await serve(lambda asked: b"", hang_up=True),
         SMALL,
-        load.Interval(every_s=0.05),
+        load.Constant(every_s=0.05),
         requests=1000,
         path=tmp_path / "run.jsonl",
         **QUIET,
@@ -175,44 +175,3 @@ async def test_nonsense_is_refused_before_anything_is_sent(wrong):
     endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", model="m")
     with pytest.raises(CourseError, match="must be above 0"):
         await load.run(endpoint, SMALL, load.ClosedLoop(users=1), **wrong)
-
-
-@pytest.mark.parametrize(
-    ("kind", "wrong"),
-    [
-        (load.ClosedLoop, {"users": 1.5}),
-        (load.ClosedLoop, {"users": 1, "think_time_s": -1}),
-        (load.Poisson, {"rate_per_s": float("nan")}),
-        (load.Replay, {"times_s": ()}),
-        (load.Replay, {"times_s": (2.0, 1.0)}),
-        (load.Replay, {"times_s": (-1.0, 1.0)}),
-        (load.Replay, {"times_s": (0.0, float("nan"))}),
-        (load.Lengths, {"mean": 9, "min": 20, "max": 5}),
-        (load.Lengths, {"mean": 9, "stdev": -1}),
-        (load.Synthetic, {"turns": 0}),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(kind, wrong):
-    """Said where they are written, not by a process that breaks later."""
-    with pytest.raises(CourseError):
-        kind(**wrong)
-
-
-@pytest.mark.parametrize(
-    "item", [5, [], ["text"], [{"role": "system", "content": "s"}], [{"content": "x"}]]
-)
-def test_what_is_no_prompt_is_refused(item, tmp_path):
-    """Chats that no user speaks in, and other things: refused where they are made."""
-    with pytest.raises(CourseError, match="no prompt"):
-        load.Prompts(items=("good", item))
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": "good"}) + "\n\n" + json.dumps({"messages": item}))
-    with pytest.raises(CourseError, match="line 3 is no prompt"):
-        load.Prompts.read(path)
-
-
-@pytest.mark.parametrize("kind", [load.Prompts, load.Replay])
-def test_a_missing_file_is_said_so(kind, tmp_path):
-    """A wrong path is one sentence."""
-    with pytest.raises(CourseError, match="cannot be read"):
-        kind.read(tmp_path / "nowhere.jsonl")

@@ -1,16 +1,18 @@
 """The server's own figures, on llama.cpp; ``test_vllm.py`` has vLLM's."""
 
 import time
+from dataclasses import fields
+from itertools import chain
 
 import pytest
 
+from helpers import load
 from helpers.load import metrics
-from helpers.serve import spec as serving
 
 
 def test_llamacpp_says_what_it_can(endpoint):
     """While an answer runs it counts as one; what llama.cpp does not tell is None, not 0."""
-    before = serving.metrics(endpoint)
+    before = load.server_metrics(endpoint)
     answer = endpoint.client().chat.completions.create(
         model=endpoint.model,
         messages=[{"role": "user", "content": "Count to a hundred."}],
@@ -19,14 +21,14 @@ def test_llamacpp_says_what_it_can(endpoint):
         extra_body={"ignore_eos": True},
     )
     next(iter(answer))
-    during = serving.metrics(endpoint)
+    during = load.server_metrics(endpoint)
     answer.close()
     assert (before.running, during.running, during.waiting) == (0, 1, 0)
     deadline = time.monotonic() + 10
-    while serving.metrics(endpoint).running:  # the client has gone: llama.cpp gives up, too
+    while load.server_metrics(endpoint).running:  # the client has gone: llama.cpp gives up, too
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    after = serving.metrics(endpoint)
+    after = load.server_metrics(endpoint)
     assert before.output_tokens_total < after.output_tokens_total < before.output_tokens_total + 400
     assert after.prompt_tokens_total > before.prompt_tokens_total
     assert after.itl_s_sum > before.itl_s_sum
@@ -58,9 +60,9 @@ def test_not_a_number_is_not_said():
 
 
 def test_the_table_names_every_metric():
-    """What `serving.metrics` documents is what is read."""
-    table = serving.metrics.__doc__
-    names = [name for pair in metrics.NAMES.items() for name in (pair[0], *pair[1])]
-    for name in names:
+    """What `load.server_metrics` documents is what is read."""
+    table = load.server_metrics.__doc__
+    called = {field.name: field.metadata["names"] for field in fields(metrics.ServerMetrics)}
+    for name in (*called, *chain(*called.values())):
         words = name.rpartition(":")[2].removesuffix("_count").removesuffix("_sum")
         assert words in table, name

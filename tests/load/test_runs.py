@@ -10,20 +10,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.listening import listen
 
 from helpers import load, measure
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load import metrics
-from helpers.load.arrivals import from_spec, to_spec
 from helpers.measure.agreement import most_at_once
 from helpers.records import Run
 from helpers.rent import ssh
@@ -53,10 +49,10 @@ def paced():
 
 async def test_output_tokens_equal_the_engines_own_counter(endpoint, tmp_path):
     """The records' sum is the engine's delta, to the token: nothing is missed or invented."""
-    before = metrics.fetch(endpoint.origin, api_key=endpoint.api_key).output_tokens_total
+    before = load.server_metrics(endpoint).output_tokens_total
     work = load.Synthetic(input_tokens=16, output_tokens=8)
     runs = await load.sweep(endpoint, work, users=(1, 4), folder=tmp_path, progress=False)
-    after = metrics.fetch(endpoint.origin, api_key=endpoint.api_key).output_tokens_total
+    after = load.server_metrics(endpoint).output_tokens_total
     counted = sum(record.output_tokens for run in runs for record in run.records)
     assert counted == after - before
     assert all(record.output_tokens == 8 and record.ok for run in runs for record in run.records)
@@ -70,8 +66,8 @@ async def test_a_run_reads_back_as_it_was(paced, tmp_path):
     run = await load.run(
         endpoint, SMALL, load.ClosedLoop(users=2), requests=6, path=tmp_path / "a.jsonl", **QUIET
     )
-    again = Run.load(run.save(tmp_path / "b.jsonl"))
-    assert again.records == run.records == Run.load(run.path).records
+    again = Run.read(run.save(tmp_path / "b.jsonl"))
+    assert again.records == run.records == Run.read(run.path).records
     assert again.header == run.header and again.ends == run.ends
     assert "s3cret" not in run.path.read_text() and "s3cret" not in repr(run)
     assert len(run.frame()) == 6 and run.frame()["output_tokens"].sum() == 24
@@ -80,7 +76,7 @@ async def test_a_run_reads_back_as_it_was(paced, tmp_path):
 @pytest.mark.parametrize(
     ("arrivals", "expected"),
     [
-        (load.Interval(every_s=0.05), [0.0, 0.05, 0.1, 0.15]),
+        (load.Constant(every_s=0.05), [0.0, 0.05, 0.1, 0.15]),
         (load.Replay(times_s=(0.0, 0.02, 0.2, 0.21), speed=2), [0.0, 0.01, 0.1, 0.105]),
     ],
     ids=str,
@@ -115,33 +111,6 @@ async def test_times_are_the_servers(paced, tmp_path):
     true_span = statistics.median(times[-1] - times[0] for _, times in log)
     assert 0 < statistics.median(r.ttft_s for r in run.ok) - true_ttft < 0.005
     assert statistics.median(sum(r.itl_s) for r in run.ok) == pytest.approx(true_span, abs=0.005)
-
-
-@given(
-    st.sampled_from(
-        [
-            load.Interval(every_s=0.5),
-            load.Poisson(rate_per_s=2),
-            load.Gamma(rate_per_s=2, burstiness=0.3, seed=7),
-            load.Gamma(rate_per_s=2, burstiness=9),
-            load.Ramp(start_per_s=2, end_per_s=2, over_s=10),
-        ]
-    )
-)
-def test_arrivals_have_their_rate(arrivals):
-    """Each open loop sends at its rate in the long run, in order, and survives being a spec."""
-    times = list(islice(arrivals.times(), 4000))
-    assert times == sorted(times) and times[-1] == pytest.approx(2000, rel=0.12)
-    again = from_spec(json.loads(json.dumps(to_spec(arrivals))))
-    assert again == arrivals and list(islice(again.times(), 50)) == times[:50]
-
-
-def test_ramp_rises():
-    """A ramp from 0 to 10 a second over 10 s makes 50 requests, ever closer, then 10 a second."""
-    times = list(islice(load.Ramp(start_per_s=0, end_per_s=10, over_s=10).times(), 71))
-    assert sum(t <= 10 for t in times) == 51 and times[70] == pytest.approx(12)
-    gaps = [b - a for a, b in pairwise(times[1:51])]
-    assert gaps == sorted(gaps, reverse=True)
 
 
 async def test_conversation_carries_its_history(paced, tmp_path):
@@ -194,10 +163,10 @@ def test_killing_the_caller_leaves_readable_records(paced, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    run = Run.load(path)
+    run = Run.read(path)
     assert len(run.ok) > 20 and run.interrupted
     path.write_bytes(path.read_bytes()[:-40])  # as if killed within a write
-    assert len(Run.load(path).records) >= len(run.records) - 1
+    assert len(Run.read(path).records) >= len(run.records) - 1
     assert _ends(process.pid), "the generator outlived its parent"
 
 
@@ -227,7 +196,7 @@ async def test_errors_are_records(tmp_path):
     run = await load.run(
         Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m"),
         SMALL,
-        load.Interval(every_s=0.05),
+        load.Constant(every_s=0.05),
         requests=5,
         path=tmp_path / "run.jsonl",
         **QUIET,
@@ -423,16 +392,6 @@ async def test_an_executor_of_two_workers_gives_the_same(paced, tmp_path):
         list(islice(expected, 31)), abs=1e-6
     )
     assert all(-0.001 <= record.lag_s < 0.2 for record in run.records) and len(run.ends) == 2
-
-
-def test_traces_are_read(tmp_path):
-    """A trace with millisecond stamps becomes arrival times from zero; others are refused."""
-    path = tmp_path / "trace.jsonl"
-    path.write_text("".join(json.dumps({"timestamp": t}) + "\n" for t in (3000, 1000, 1500)))
-    assert load.Replay.read(path, unit_s=0.001).times_s == (0.0, 0.5, 2.0)
-    path.write_text("{}\n")
-    with pytest.raises(CourseError, match="is not a trace"):
-        load.Replay.read(path)
 
 
 def _ends(group: int, wait_s: float = 10) -> bool:

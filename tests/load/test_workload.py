@@ -23,7 +23,7 @@ def test_lengths_follow_their_distribution():
     work = load.Synthetic(
         input_tokens=load.Lengths(mean=100, stdev=30, min=50, max=150), output_tokens=7
     )
-    talks = [work.conversation(index) for index in range(500)]
+    talks = [work.chat(index) for index in range(500)]
     lengths = [words(talk.turns[0][0]) for talk in talks]
     assert min(lengths) >= 50 and max(lengths) <= 150
     assert statistics.mean(lengths) == pytest.approx(100, rel=0.05)
@@ -33,7 +33,7 @@ def test_lengths_follow_their_distribution():
 def test_the_shared_prefix_is_shared_and_the_rest_is_not():
     """All conversations open with the same system message, so that it can be cached."""
     work = load.Synthetic(input_tokens=20, shared_prefix_tokens=50, turns=2)
-    first, second = work.conversation(0), work.conversation(1)
+    first, second = work.chat(0), work.chat(1)
     assert first.opening == second.opening and words(first.opening[0]) == 50
     assert first.turns != second.turns and len(first.turns) == 2
 
@@ -51,7 +51,7 @@ def test_the_shared_prefix_is_shared_and_the_rest_is_not():
 def test_a_spec_makes_the_same_requests(work):
     """What is written into a spec, for another process or machine, asks exactly the same."""
     again = workload.from_spec(json.loads(json.dumps(to_spec(work))))
-    assert [again.conversation(i) for i in range(9)] == [work.conversation(i) for i in range(9)]
+    assert [again.chat(i) for i in range(9)] == [work.chat(i) for i in range(9)]
 
 
 def test_the_body_is_the_apis():
@@ -78,25 +78,27 @@ def test_prompts_from_a_file(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps({"prompt": "One"}) + "\n" + json.dumps({"messages": chat}) + "\n")
     work = load.Prompts.read(path, output_tokens=9)
-    assert work.conversation(0) == work.conversation(2)
-    talk = work.conversation(1)
+    assert work.chat(0) == work.chat(2)
+    talk = work.chat(1)
     assert talk.opening == chat[:1] and talk.turns == [(chat[1], 9), (chat[3], 9)]
     path.write_text("{}\n")
     with pytest.raises(CourseError, match="line 1 is no prompt"):
         load.Prompts.read(path)
     with pytest.raises(CourseError, match="no prompts"):
         load.Prompts(items=())
+    with pytest.raises(CourseError, match="cannot be read"):
+        load.Prompts.read(tmp_path / "nowhere.jsonl")
 
 
 def test_questions_with_tools_are_new_each_time():
     """A prompt asked twice would measure the prefix cache; tools in one order are to be found."""
     tools = tuple({"type": "function", "function": {"name": f"t{n}"}} for n in range(6))
     work = load.ToolCalls(asks=("Where is {number}?", "{count} of {word}, {number}"), tools=tools)
-    talks = [work.conversation(index) for index in range(200)]
+    talks = [work.chat(index) for index in range(200)]
     assert len({talk.turns[0][0]["content"] for talk in talks}) > 190
     assert all(talk.tools == tools for talk in talks)
     mixed = load.ToolCalls(asks=work.asks, tools=tools, shuffle=True)
-    orders = [tuple(t["function"]["name"] for t in mixed.conversation(i).tools) for i in range(50)]
+    orders = [tuple(t["function"]["name"] for t in mixed.chat(i).tools) for i in range(50)]
     assert len(set(orders)) > 30 and all(sorted(one) == sorted(orders[0]) for one in orders)
     with pytest.raises(CourseError, match="cannot be filled"):
         load.ToolCalls(asks=("{",), tools=tools)
@@ -104,3 +106,39 @@ def test_questions_with_tools_are_new_each_time():
         load.ToolCalls(asks=("{colour}",), tools=tools)
     with pytest.raises(CourseError, match="no questions"):
         load.ToolCalls(asks=(), tools=tools)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (load.Lengths, {"mean": 9, "min": 20, "max": 5}),
+        (load.Lengths, {"mean": 9, "stdev": -1}),
+        (load.Synthetic, {"turns": 0}),
+        (load.Synthetic, {"output_tokens": 0}),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(kind, wrong):
+    """Said where they are written, not by a process that breaks later."""
+    with pytest.raises(CourseError):
+        kind(**wrong)
+
+
+def test_a_prompt_may_hold_any_letter(tmp_path):
+    """JSON leaves U+2028, U+0085 and others as they are: they end no line of a JSONL file."""
+    path, text = tmp_path / "prompts.jsonl", "a\u2028b\u0085c\x1cd"
+    entries = [json.dumps({"prompt": text}, ensure_ascii=False), '{"prompt": "second"}']
+    path.write_text("\r\n".join(entries) + "\r\n", encoding="utf-8")
+    assert load.Prompts.read(path).items == (text, "second")
+
+
+@pytest.mark.parametrize(
+    "item", [5, [], ["text"], [{"role": "system", "content": "s"}], [{"content": "x"}]]
+)
+def test_what_is_no_prompt_is_refused(item, tmp_path):
+    """Chats that no user speaks in, and other things: refused where they are made."""
+    with pytest.raises(CourseError, match="no prompt"):
+        load.Prompts(items=("good", item))
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "good"}) + "\n\n" + json.dumps({"messages": item}))
+    with pytest.raises(CourseError, match="line 3 is no prompt"):
+        load.Prompts.read(path)

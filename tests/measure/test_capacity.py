@@ -10,8 +10,8 @@ from support.listening import listen
 from support.made_runs import closed_loop
 
 from helpers import load, measure, plots
-from helpers.load import runs
 from helpers.errors import CourseError
+from helpers.load import levels
 from helpers.records import Record, Run
 
 PROMISE = measure.Objective(ttft_ms=2000, tpot_ms=None)
@@ -88,7 +88,7 @@ async def searched(monkeypatch, carries, **options):
             run.ends = [run.ends[0] | {"ended": "interrupted"}]
         return run
 
-    monkeypatch.setattr(runs, "run", run)
+    monkeypatch.setattr(levels, "run", run)
     stop = {key: value for key, value in options.items() if key != "stop_at"}
     await load.search(None, load.Synthetic(), PROMISE, **stop)
     return asked
@@ -119,7 +119,7 @@ async def test_a_search_asks_what_the_sweep_before_did_not(monkeypatch):
         return closed_loop(users=1)
 
     asked.clear()
-    monkeypatch.setattr(runs, "run", run)
+    monkeypatch.setattr(levels, "run", run)
     await load.sweep(None, load.Synthetic())
     assert len(searched_seeds | {work.seed for work, _ in asked}) == len(searched_seeds) + 5
 

@@ -269,7 +269,7 @@ def test_killed_kernel_leaves_readable_records_and_a_findable_instance(own_rehea
         os.kill(kernel.pid, signal.SIGKILL)
         kernel.wait()
     time.sleep(0.5)
-    run = Run.load(file)
+    run = Run.read(file)
     assert len(run.records) > 5
     assert all(record.output_tokens == 8 for record in run.records if record.ok)
     provider = providers.connect(own_rehearsal)

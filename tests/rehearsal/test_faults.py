@@ -257,7 +257,7 @@ def test_disk_full_while_records_are_written(endpoint, tmp_path):
     assert done.returncode != 0
     assert "CourseError" in done.stderr
     assert "run.jsonl" in done.stderr.splitlines()[-1]
-    run = Run.load(tmp_path / "run.jsonl")
+    run = Run.read(tmp_path / "run.jsonl")
     assert 10 < len(run.records) < 500
 
 

@@ -57,10 +57,10 @@ def test_what_cannot_be_routed_is_told(endpoint):
 
 
 def test_the_servers_metrics_have_the_same_few_names(endpoint):
-    """`serving.metrics` is what the text promises for both engines."""
-    before = serving.metrics(endpoint)
+    """`load.server_metrics` is what the text promises for both engines."""
+    before = load.server_metrics(endpoint)
     endpoint.client().completions.create(model=endpoint.model, prompt="Hi", max_tokens=3)
-    assert serving.metrics(endpoint).output_tokens_total >= before.output_tokens_total + 3
+    assert load.server_metrics(endpoint).output_tokens_total >= before.output_tokens_total + 3
     assert before.running == 0
 
 
@@ -117,7 +117,7 @@ async def test_one_joins_and_one_is_killed_in_mid_run(provider, replicas, tmp_pa
         while not (there and there.running and there.output_tokens_total > 24):
             assert asyncio.get_running_loop().time() < deadline, "nothing came to the new one"
             await asyncio.sleep(0.1)
-            there = await asyncio.to_thread(serving.metrics, endpoints[1])
+            there = await asyncio.to_thread(load.server_metrics, endpoints[1])
         await asyncio.to_thread(provider.destroy, machines[1].id)
         run = await running
     lost = [record for record in run.records if not record.ok]

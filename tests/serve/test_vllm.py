@@ -59,7 +59,7 @@ def wait_idle(endpoint, within_s: float = 10) -> float:
     """Wait until vLLM says that nothing runs; returns how long that took, in seconds."""
     began = time.monotonic()
     while True:
-        now = serving.metrics(endpoint)
+        now = load.server_metrics(endpoint)
         took = time.monotonic() - began
         if now.running == now.waiting == 0:
             return took
@@ -177,7 +177,7 @@ def test_an_answer_nobody_reads_is_not_generated(vllm):
         extra_body={"ignore_eos": True},
     )
     next(iter(answer))
-    assert serving.metrics(vllm.endpoint).running == 1
+    assert load.server_metrics(vllm.endpoint).running == 1
     answer.close()
     wait_idle(vllm.endpoint)
 
@@ -202,18 +202,18 @@ async def test_a_request_past_its_time_limit_is_taken_back(vllm, tmp_path):
 def test_a_stopped_load_stops_at_the_server(vllm, tmp_path, number):
     """Ctrl-C, or a kernel that is killed: the requests of its generator end within seconds."""
     endpoint = vllm.endpoint
-    before = serving.metrics(endpoint).output_tokens_total
+    before = load.server_metrics(endpoint).output_tokens_total
     words = [endpoint.base_url, endpoint.api_key, tmp_path / "run.jsonl"]
     with subprocess.Popen(
         [sys.executable, "-c", LOADING, *words], cwd=PROJECT, stdout=subprocess.PIPE, text=True
     ) as process:
-        while serving.metrics(endpoint).running < 4:
+        while load.server_metrics(endpoint).running < 4:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(number)
         said = process.communicate(timeout=30)[0]
     wait_idle(endpoint)
-    assert serving.metrics(endpoint).output_tokens_total - before < 4 * 900
+    assert load.server_metrics(endpoint).output_tokens_total - before < 4 * 900
     if number == signal.SIGINT:
         assert said == f"True {['interrupted'] * 4}\n"
 
@@ -223,7 +223,7 @@ def test_a_stopped_load_stops_at_the_server(vllm, tmp_path, number):
 
 def test_every_figure_of_the_metrics_is_there(vllm):
     """A name that vLLM changed would silently be a missing column in the reader's run."""
-    before = serving.metrics(vllm.endpoint)
+    before = load.server_metrics(vllm.endpoint)
     assert None not in vars(before).values(), before
     answer = vllm.endpoint.client().chat.completions.create(
         model="smollm2",
@@ -234,12 +234,12 @@ def test_every_figure_of_the_metrics_is_there(vllm):
     )
     for _ in zip(answer, range(100), strict=False):
         pass
-    during = serving.metrics(vllm.endpoint)
+    during = load.server_metrics(vllm.endpoint)
     assert (during.running, during.waiting) == (1, 0)
     assert 0 < during.kv_cache_usage < 1
     answer.close()
     wait_idle(vllm.endpoint)
-    after = serving.metrics(vllm.endpoint)
+    after = load.server_metrics(vllm.endpoint)
     assert after.output_tokens_total - before.output_tokens_total >= 100
     assert after.ttft_count == before.ttft_count + 1
 
@@ -313,4 +313,4 @@ async def test_what_notebooks_print_is_what_this_vllm_does(vllm):
         if refusal["asked"] in REFUSALS:
             reply = await ask(vllm.endpoint, plain(**REFUSALS[refusal["asked"]][0]))
             assert (reply.cause, reply.error) == (f"http {refusal['status']}", refusal["answer"])
-    assert seen["metrics"].keys() == vars(serving.metrics(vllm.endpoint)).keys()
+    assert seen["metrics"].keys() == vars(load.server_metrics(vllm.endpoint)).keys()

@@ -1,17 +1,15 @@
 """The line of progress under a cell while a run goes on."""
 
-import re
+import json
 import time
 from collections import deque
 
 from helpers.progress import Progress
 
-_OUTPUT = re.compile(rb'"output_tokens":(\d+)')
-_FAILED = re.compile(rb'"cause":"(?!")')
 EVERY_S = 0.2
 
 
-class Live:
+class RunProgress:
     """Counts finished requests as their lines go by and shows them a few times a second.
 
     It lives in the caller's process, the load is made in another one: showing disturbs nothing.
@@ -27,21 +25,20 @@ class Live:
         self.done = self.failed = self.tokens = 0
         self.running: dict[object, int] = {}  # requests in flight, by generator
         self.past = deque([(time.monotonic(), 0)], maxlen=16)  # three seconds, the present rate
-        self.say = Progress() if shown else None
+        self.say = Progress(shown=shown)
 
     def count(self, line: bytes) -> None:
-        """Take note of a record; any other line is passed over."""
-        if not line.startswith(b'{"type":"request"'):
-            return
-        self.done += 1
-        self.failed += bool(_FAILED.search(line))
-        found = _OUTPUT.search(line)
-        self.tokens += int(found[1]) if found else 0
+        """Take note of a record's line; any other line is passed over."""
+        entry = json.loads(line)
+        if entry["type"] == "request":
+            self.done += 1
+            self.failed += bool(entry["cause"])
+            self.tokens += entry["output_tokens"]
 
     def show(self) -> None:
         """Update the line, if it is time and the line can be updated."""
         now = time.monotonic()
-        if self.say is None or not self.say.updates or now - self.past[-1][0] < EVERY_S:
+        if not self.say.updates or now - self.past[-1][0] < EVERY_S:
             return
         self.past.append((now, self.tokens))
         (then, before), running = self.past[0], sum(self.running.values())
@@ -50,9 +47,8 @@ class Live:
 
     def close(self) -> None:
         """Leave the last line, with what came of it."""
-        if self.say is not None:
-            self._tell(f"{self.tokens} output tokens")
-            self.say.close()
+        self._tell(f"{self.tokens} output tokens")
+        self.say.close()
 
     def _tell(self, what: str) -> None:
         failed = f", {self.failed} failed" if self.failed else ""

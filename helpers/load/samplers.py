@@ -1,0 +1,103 @@
+"""What is read beside the requests while a run goes on: the server's metrics, and its GPU."""
+
+import contextlib
+import threading
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from helpers.endpoint import Endpoint
+from helpers.load.files import RunFile
+from helpers.load.metrics import server_metrics
+
+if TYPE_CHECKING:
+    import paramiko
+
+# What nvidia-smi is asked for, and what a reading calls it.
+GPU_FIELDS = {
+    "index": "gpu",
+    "utilization.gpu": "gpu_busy",
+    "memory.used": "memory_mib",
+    "power.draw": "power_w",
+}
+
+
+class ServerSampler:
+    """Reads ``/metrics`` before a run, regularly during it, and after it.
+
+    Args:
+        endpoint: the server.
+        every_s: time between readings, in seconds.
+        file: takes each reading with its time ``t_s`` in the run.
+    """
+
+    def __init__(self, endpoint: Endpoint, every_s: float, file: RunFile) -> None:
+        self.endpoint, self.every_s, self.file = endpoint, every_s, file
+        self.began: float | None = None
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def start(self) -> None:
+        """Take the reading before the run; further ones follow. Time 0 is its end."""
+        answers = self._sample()
+        self.began = time.perf_counter()
+        if answers:
+            self.thread.start()
+
+    def stop(self) -> None:
+        """Take the reading after the run."""
+        self.over.set()
+        if self.thread.ident:
+            self.thread.join()
+            self._sample()
+
+    def _follow(self) -> None:
+        while not self.over.wait(self.every_s):
+            self._sample()
+
+    def _sample(self) -> bool:
+        asked = time.perf_counter()
+        reading = server_metrics(self.endpoint)
+        if reading is None:
+            return False
+        middle = (asked + time.perf_counter()) / 2
+        at = 0.0 if self.began is None else middle - self.began
+        told = {name: value for name, value in asdict(reading).items() if value is not None}
+        self.file.add("server", {"t_s": round(at, 3), **told})
+        return True
+
+
+class GpuSampler:
+    """Reads ``nvidia-smi`` over SSH twice a second during a run, where there is one.
+
+    Args:
+        ssh: connection to the machine.
+        file: takes each reading with its time ``t_s`` in the run.
+    """
+
+    def __init__(self, ssh: "paramiko.SSHClient", file: RunFile) -> None:
+        self.ssh, self.file = ssh, file
+        self.output: paramiko.ChannelFile | None = None
+
+    def start(self) -> None:
+        """Start reading; a machine without ``nvidia-smi`` ends it at once, silently."""
+        query = ",".join(GPU_FIELDS)
+        command = f"nvidia-smi --query-gpu={query} --format=csv,noheader,nounits -lms 500"
+        self.began = time.perf_counter()
+        _, self.output, _ = self.ssh.exec_command(command)
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop reading."""
+        if self.output:
+            self.output.channel.close()
+
+    def _follow(self) -> None:
+        for line in self.output or ():
+            reading = {}
+            for name, value in zip(GPU_FIELDS.values(), line.split(","), strict=False):
+                with contextlib.suppress(ValueError):  # "[N/A]" or a message
+                    reading[name] = float(value)
+            if reading:
+                at = round(time.perf_counter() - self.began, 3)
+                self.file.add("gpu", {"t_s": at, **reading})
