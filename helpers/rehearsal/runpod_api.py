@@ -11,8 +11,7 @@ from aiohttp import web
 
 from helpers.rehearsal.market import HOURS_PER_MONTH, Market, Rental, is_public_key
 from helpers.rehearsal.proxy import forward
-from helpers.rent.runpod import DISK_USD_PER_GB_MONTH, SSH_IMAGE
-from helpers.serve.spec import VLLM_IMAGE, ServingSpec
+from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, VLLM_IMAGE, ServingSpec
 
 # RunPod's ids of the GPUs that the pretend market has.
 GPU_IDS = {

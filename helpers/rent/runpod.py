@@ -25,13 +25,10 @@ from helpers.rent.market import (
     new_label,
 )
 from helpers.rent.runpod_http import Api, NotFound, fitting
-from helpers.serve.spec import ServingSpec
+from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, ServingSpec
 
 API_URL = "https://api.runpod.io"
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
-# RunPod keeps an image's entrypoint, and vLLM's own image has no SSH server: RunPod's does.
-SSH_IMAGE = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
-DISK_USD_PER_GB_MONTH = 0.10  # container disk, billed while running (docs, pods/pricing, 2026-08)
 _HOURS_PER_MONTH = 730
 _STATUS = {
     "PROVISIONING": "creating",

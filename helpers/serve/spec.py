@@ -13,6 +13,10 @@ from helpers.errors import CourseError
 # Model ids, revisions and image tags stand here and nowhere else: never in a notebook's cell.
 MISTRAL_AWQ = "solidrust/Mistral-7B-Instruct-v0.3-AWQ"
 VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
+# RunPod keeps an image's entrypoint, and vLLM's own image has no SSH server: RunPod's does.
+SSH_IMAGE = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
+# RunPod's container disk, billed while the pod runs (docs, pods/pricing, 2026-08).
+DISK_USD_PER_GB_MONTH = 0.10
 STARTS, ENDED = "llm-course: the server starts", "llm-course: the server has ended with status"
 # What the log of a server that gave up says, and what to do about it.
 _REASONS = {
