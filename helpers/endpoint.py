@@ -44,8 +44,8 @@ class Endpoint:
         where = " on ".join(part for part in (self.engine, self.hardware) if part)
         return ", ".join(part for part in (self.model, where, self.source) if part)
 
-    def client(self, **options) -> "openai.OpenAI":
-        """A plain ``openai`` client for this server (options go to ``openai.OpenAI``)."""
-        import openai  # here, because it takes most of a second and measuring needs none of it
+    def client(self) -> "openai.OpenAI":
+        """A plain ``openai`` client for this server."""
+        import openai  # takes most of a second, and measuring does without
 
-        return openai.OpenAI(base_url=self.base_url, api_key=self.api_key, **options)
+        return openai.OpenAI(base_url=self.base_url, api_key=self.api_key)

@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from typing import Any
 
 
 class Progress:
@@ -37,7 +38,7 @@ class Progress:
         """Show a line (its first line, if there are several)."""
         if not self._shown:
             return
-        line = line.strip().splitlines()[0] if line.strip() else ""
+        line = line.strip().partition("\n")[0]
         text = f"{time.monotonic() - self._began:4.0f} s  {line}"
         if self._display is not None:
             self._display.update({"text/plain": text}, raw=True)
@@ -49,19 +50,19 @@ class Progress:
             print(text, flush=True)
         self._last = line
 
-    def __enter__(self) -> "Progress":
-        return self
-
     def close(self) -> None:
         """End the line."""
         if self._open_line:
             print()
 
-    def __exit__(self, *_) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _notebook_display():
+def _notebook_display() -> Any:
     """A display that can be updated, when a notebook's kernel runs us; else None."""
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()

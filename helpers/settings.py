@@ -1,17 +1,21 @@
 """Environment variables and ``.env`` -> one validated Settings object."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from helpers._moved import renamed
 from helpers.errors import CourseError
 
 PROJECT = Path(__file__).resolve().parents[1]
 ASSETS = PROJECT / "assets"
 _APP = "llm-serving-course"
+
+HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path in which ``~`` is the reader's home."""
 
 
 class Settings(BaseSettings):
@@ -35,27 +39,21 @@ class Settings(BaseSettings):
     runpod_api_key: SecretStr | None = None
     hf_token: SecretStr | None = None
 
-    max_usd_per_hour: float = Field(0.80, gt=0)
-    budget_usd: float = Field(10.0, gt=0)
-    lifetime_hours: float = Field(4.0, gt=0)
+    max_usd_per_hour: float = Field(default=0.80, gt=0)
+    budget_usd: float = Field(default=10.0, gt=0)
+    lifetime_hours: float = Field(default=4.0, gt=0)
     confirm: bool = True
-    ssh_key: Path = Path("~/.ssh/id_llm_course")
+    ssh_key: HomePath = Path("~/.ssh/id_llm_course")
     ssh_passphrase: SecretStr | None = None
 
-    runs_dir: Path = PROJECT / "runs"
-    rehearsal_home: Path = platformdirs.user_state_path(_APP)
-    rehearsal_idle_s: float = Field(1800, gt=0)
-    model_cache: Path = platformdirs.user_cache_path(_APP)
+    runs_dir: HomePath = PROJECT / "runs"
+    rehearsal_home: HomePath = platformdirs.user_state_path(_APP)
+    rehearsal_idle_s: float = Field(default=1800, gt=0)
+    model_cache: HomePath = platformdirs.user_cache_path(_APP)
     engine: Literal["llamacpp", "vllm"] = "llamacpp"
-    vllm_env: Path = PROJECT / ".venv-vllm"
+    vllm_env: HomePath = PROJECT / ".venv-vllm"
     local_model: str = ""
-    sky_python: Path = PROJECT / ".venv-sky" / "bin" / "python"
-
-    def model_post_init(self, _context) -> None:
-        """Expand ``~`` in every path."""
-        paths = ("ssh_key", "runs_dir", "rehearsal_home", "model_cache", "vllm_env", "sky_python")
-        for name in paths:
-            object.__setattr__(self, name, getattr(self, name).expanduser())
+    sky_python: HomePath = PROJECT / ".venv-sky" / "bin" / "python"
 
     def require(self, name: str, url: str) -> str:
         """The text of a key, or the sentence that says where to get it.
@@ -77,7 +75,7 @@ class Settings(BaseSettings):
         return secret.get_secret_value().strip()
 
 
-def load() -> Settings:
+def read() -> Settings:
     """Read the settings now.
 
     Returns:
@@ -88,7 +86,7 @@ def load() -> Settings:
             when other users can read ``.env``.
     """
     env_file = Settings.model_config["env_file"]
-    if env_file and Path(env_file).exists() and Path(env_file).stat().st_mode & 0o077:
+    if isinstance(env_file, Path) and env_file.exists() and env_file.stat().st_mode & 0o077:
         raise CourseError(
             f"{env_file} can be read by other users of this machine, and it is there for keys",
             f"chmod 600 {env_file}",
@@ -103,3 +101,8 @@ def load() -> Settings:
             f"a setting is not valid: {wrong}",
             "correct it in .env or in the environment; .env.example explains each",
         ) from None
+
+
+load = read  # the old name, until its last caller is changed
+if not TYPE_CHECKING:  # a type checker would believe that every name exists
+    __getattr__ = renamed(__name__, {"load": "read"})

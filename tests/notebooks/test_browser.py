@@ -3,7 +3,6 @@
 import functools
 import http.server
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -102,14 +101,14 @@ def lab(own_rehearsal, tmp_path, monkeypatch):
         stdout=log, stderr=log, cwd=folder,
     )  # fmt: skip
     try:
-        yield until(lambda: address(tmp_path / "runtime"), 60)
+        yield until(lambda: server_url(tmp_path / "runtime"), 60)
     finally:
         server.terminate()  # its kernels end with it
         server.wait(30)
         log.close()
 
 
-def address(runtime: Path) -> str | None:
+def server_url(runtime: Path) -> str | None:
     """Where the server listens, once it says so."""
     for file in runtime.glob("jpserver-*.json"):
         return json.loads(file.read_text())["url"]
@@ -161,12 +160,9 @@ def test_notebook_04_runs_from_the_menu(lab, page, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The site's address; built here and served from this process."""
-    folder = tmp_path_factory.mktemp("site")
-    line = [sys.executable, "-m", "sphinx", "-q", "-W", "notebooks", folder]
-    subprocess.run(line, cwd=PROJECT, check=True, env={**os.environ, "NO_COLOR": "1"})
-    handler = functools.partial(Quiet, directory=folder)
+def address(site):
+    """The reading site's address, served from this process."""
+    handler = functools.partial(Quiet, directory=site)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -180,9 +176,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """No line for each request."""
 
 
-def test_the_site_is_read_from_first_to_last_page(site, page, tmp_path):
+def test_the_site_is_read_from_first_to_last_page(address, page, tmp_path):
     """By clicking "next"; each page loads whole, without a complaint of the browser."""
-    page.goto(f"{site}/index.html")
+    page.goto(f"{address}/index.html")
     read = []
     while True:
         page.wait_for_load_state("networkidle")
@@ -199,9 +195,9 @@ def test_the_site_is_read_from_first_to_last_page(site, page, tmp_path):
     assert read == ["index", *(chapter.stem for chapter in CHAPTERS)]
 
 
-def test_code_is_copied_by_its_button(site, page):
+def test_code_is_copied_by_its_button(address, page):
     """What lands in the clipboard is the code, without prompts or outputs."""
-    page.goto(f"{site}/04_throughput.html")
+    page.goto(f"{address}/04_throughput.html")
     cell = page.locator("div.cell_input", has_text="# Works anywhere").first
     cell.hover()
     cell.locator("button.copybtn").click()
@@ -210,9 +206,9 @@ def test_code_is_copied_by_its_button(site, page):
     assert copied.startswith("# Works anywhere.") and "import" in copied
 
 
-def test_search_finds_a_word_of_the_course(site, page):
+def test_search_finds_a_word_of_the_course(address, page):
     """Typed into the field, and answered by this site alone."""
-    page.goto(f"{site}/00_what_do_we_need.html")
+    page.goto(f"{address}/00_what_do_we_need.html")
     page.keyboard.press("Control+k")
     page.keyboard.type("goodput")
     page.keyboard.press("Enter")
@@ -223,10 +219,10 @@ def test_search_finds_a_word_of_the_course(site, page):
     assert page.complaints == []
 
 
-def test_dark_mode_can_be_switched_on(site, page, tmp_path):
+def test_dark_mode_can_be_switched_on(address, page, tmp_path):
     """The background really is dark, and figures keep a background of their own."""
     page.emulate_media(color_scheme="light")
-    page.goto(f"{site}/04_throughput.html")
+    page.goto(f"{address}/04_throughput.html")
     light = "+getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0]"
     page.wait_for_function(f"{light} > 200")
     page.get_by_role("button", name="Color mode").click()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from fingerprint import fingerprints
 from nbclient import NotebookClient
 from support.pasting import needs, paste, solutions, with_everything_tried
 from support.waiting import eventually
@@ -25,6 +26,7 @@ NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 IDS = [path.stem for path in NOTEBOOKS]
 WITH_TEMPLATE = [*NOTEBOOKS, PROJECT / "notebooks" / "template.ipynb"]
 TEMPLATE_IDS = [*IDS, "template"]
+BUILD = "python notebooks/publish/build.py"
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU"
 SECRETS = [
@@ -37,16 +39,6 @@ SECRETS = [
 
 def read(path):
     return nbformat.read(path, as_version=4)
-
-
-@pytest.fixture(scope="module")
-def build():
-    sys.path.insert(0, str(PROJECT / "notebooks"))
-    try:
-        import build
-    finally:
-        sys.path.remove(str(PROJECT / "notebooks"))
-    return build
 
 
 @pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
@@ -114,13 +106,13 @@ def test_a_secret_in_an_output_is_noticed(shown):
 
 
 @pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
-def test_outputs_were_made_by_this_code(path, build):
+def test_outputs_were_made_by_this_code(path):
     """Code changed after its outputs were made would show what it does not do."""
     notebook = read(path)
     made_by = {
         key: notebook.metadata["course"].get(key) for key in ("code_sha256", "helpers_sha256")
     }
-    assert made_by == build.fingerprints(notebook), f"python notebooks/build.py --run {path.stem}"
+    assert made_by == fingerprints(notebook), f"{BUILD} --run {path.stem}"
 
 
 def test_reading_stays_short_and_running_does_too():
@@ -128,46 +120,6 @@ def test_reading_stays_short_and_running_does_too():
     seconds = [read(path).metadata["course"]["seconds"] for path in NOTEBOOKS]
     assert max(seconds) < 180
     assert sum(seconds) < 900
-
-
-def test_fingerprint_follows_what_the_code_does(build, tmp_path):
-    """A helper's code counts, however far away; its comments, docstrings and layout do not."""
-    files = {
-        "__init__.py": "",
-        "near.py": '"""Words."""\nfrom helpers import far\n\n\ndef one():\n    return far.two()\n',
-        "far.py": 'PROGRAM = "python -m helpers.started $1"\ntwo = lambda: 2\n',
-        "started.py": "print(3)\n",
-        "other.py": "print(4)\n",
-    }
-    for name, text in files.items():
-        (tmp_path / "helpers" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "helpers" / name).write_text(text)
-    cell = nbformat.v4.new_code_cell("from helpers import near\nawait near.one()")
-    notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell("Words.")])
-
-    def after(name: str, old: str, new: str) -> dict[str, str]:
-        path = tmp_path / "helpers" / name
-        path.write_text(files[name].replace(old, new))
-        now = build.fingerprints(notebook, tmp_path)
-        path.write_text(files[name])
-        return now
-
-    before = build.fingerprints(notebook, tmp_path)
-    assert after("near.py", "Words.", "Other words.") == before
-    assert after("near.py", "def", "# A remark\ndef") == before
-    assert after("other.py", "4", "5") == before
-    for name, old, new in (
-        ("near.py", "two()", "two"),
-        ("far.py", "2", "0"),
-        ("started.py", "3", "0"),
-    ):
-        now = after(name, old, new)
-        assert now["helpers_sha256"] != before["helpers_sha256"], name
-        assert now["code_sha256"] == before["code_sha256"]
-    notebook.cells[1].source = "Better words."
-    assert build.fingerprints(notebook, tmp_path) == before
-    cell.source += "\n1 + 1"
-    assert build.fingerprints(notebook, tmp_path)["code_sha256"] != before["code_sha256"]
 
 
 @pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
@@ -277,14 +229,3 @@ def test_killed_kernel_leaves_readable_records_and_a_findable_instance(own_rehea
     assert guard.find(provider, "mistral").id == left.id
     again = guard.rent(provider, None, "mistral", own_rehearsal, progress=print)
     assert again.id == left.id
-
-
-def test_navigation_and_contents_are_up_to_date(tmp_path):
-    """``build.py`` changes nothing when it is run again."""
-    before = {path: path.read_bytes() for path in [*NOTEBOOKS, PROJECT / "README.md"]}
-    subprocess.run([sys.executable, PROJECT / "notebooks" / "build.py"], check=True)
-    after = {path: path.read_bytes() for path in before}
-    changed = [path.name for path in before if before[path] != after[path]]
-    for path, content in before.items():
-        Path(path).write_bytes(content)
-    assert changed == []

@@ -1,7 +1,4 @@
-"""The reading site: the notebooks with their committed outputs, as HTML with a search.
-
-``sphinx-build -W notebooks notebooks/_build/html`` makes it in seconds, offline.
-"""
+"""Sphinx's settings for the reading site, which website.py builds."""
 
 import json
 
@@ -9,7 +6,6 @@ project = "Serving an LLM from a rented GPU"
 author = "the course's authors"
 html_title = project
 extensions = ["myst_nb", "sphinx_copybutton"]
-exclude_patterns = ["_build", "template.ipynb", "**.ipynb_checkpoints"]
 
 nb_execution_mode = "off"  # the outputs are the committed ones
 nb_merge_streams = True
@@ -17,7 +13,7 @@ nb_output_stderr = "error"
 myst_heading_anchors = 4
 
 html_theme = "sphinx_book_theme"
-html_favicon = "../assets/icon.svg"
+html_favicon = "../../assets/icon.svg"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system

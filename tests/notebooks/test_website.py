@@ -1,8 +1,5 @@
 """The reading site: built as README says, offline, without a warning, with every link whole."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,19 +10,6 @@ from helpers.settings import PROJECT
 
 CHAPTERS = sorted(path.stem for path in (PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PAGES = ["index", *CHAPTERS]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The folder of a fresh build; warnings are errors, and no proxy leads anywhere."""
-    folder = tmp_path_factory.mktemp("site") / "html"
-    nowhere = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "all")}
-    line = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "notebooks", folder]
-    done = subprocess.run(
-        line, cwd=PROJECT, env={**os.environ, **nowhere}, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return folder
 
 
 @pytest.fixture(scope="module")

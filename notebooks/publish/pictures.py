@@ -10,7 +10,7 @@ from nbformat import NotebookNode
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 THUMBNAIL_WIDTH = 240
 
 # What each notebook is about: parts (ids) of assets/map.svg, and the same in words.

@@ -1,13 +1,14 @@
-"""Keep the notebooks one course: ``python notebooks/build.py [--run] [NN ...]``.
+"""Keep the notebooks one course: run them, and write what can be derived from them.
 
-Writes what can be derived: the navigation and the map of every notebook, the table of
-them in README.md and notebook 00, the small pictures of that table. A second call
-changes nothing.
+``python notebooks/publish/build.py [--run] [NN ...]`` writes the navigation and the map
+of every notebook, the table of them in README.md and notebook 00, and the small
+pictures of that table. A second call changes nothing.
 
 ``--run`` executes first, all of them or those named, each from a fresh kernel and a
 stopped rehearsal. Only a clean execution is kept. It leaves a record in the notebook's
 metadata: the date, the seconds, and hashes of its code cells and of the helpers it
-uses, so that a test can tell when code has changed after its outputs were made.
+uses, so that a test can tell when code has changed after its outputs were made
+(fingerprint.py).
 """
 
 import argparse
@@ -26,7 +27,8 @@ from nbformat import NotebookNode
 from fingerprint import code_cells, fingerprints
 from pictures import ANY_MAP, chapter_map, put, small_picture
 
-FOLDER = Path(__file__).resolve().parent
+PROJECT = Path(__file__).resolve().parents[2]
+FOLDER = PROJECT / "notebooks"
 TEMPLATE = FOLDER / "template.ipynb"
 CELL_TIMEOUT_S = 600
 FAILURES = (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError)
@@ -144,7 +146,7 @@ def refresh() -> None:
         write(notebook, path)
     if TEMPLATE.exists():
         write(read(TEMPLATE), TEMPLATE)
-    readme = FOLDER.parent / "README.md"
+    readme = PROJECT / "README.md"
     table = contents([Facts(path) for path in paths], pictures=True)
     put(readme, between_marks(readme.read_text(), table))
 
