@@ -4,4 +4,4 @@ import sys
 
 from helpers._moved import Finder
 
-sys.meta_path.append(Finder)
+sys.meta_path.insert(0, Finder)

@@ -23,7 +23,7 @@ MOVED = {f"helpers.{name}": folder for folder, names in FOLDERS.items() for name
 
 
 class Finder:
-    """The last entry of ``sys.meta_path``: asked for a module that nobody else has found."""
+    """The first entry of ``sys.meta_path``: a folder that an update left behind must not hide it."""
 
     @staticmethod
     def find_spec(
