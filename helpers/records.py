@@ -14,11 +14,13 @@ can hide waiting (coordinated omission); in a closed loop it is when the user as
 """
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from helpers.errors import CourseError
@@ -151,7 +153,7 @@ class Run:
         for number, line in enumerate(lines):
             try:
                 run._add(json.loads(line) if line else {})
-            except (ValueError, TypeError, AttributeError):
+            except (ValueError, TypeError, LookupError, AttributeError):
                 if number < len(lines) - 1:  # only the last line may be cut
                     hint = "the file was changed by hand or by two runs at once"
                     raise CourseError(f"{path}, line {number + 1} is damaged", hint) from None
@@ -162,30 +164,16 @@ class Run:
 
     def _add(self, entry: dict) -> None:
         kind = entry.pop("type", None)
+        others = {"server": self.samples, "gpu": self.gpu, "end": self.ends}
         if kind == "request":
             entry["token_us"] = tuple(entry.get("token_us", ()))
             self.records.append(Record(**{key: entry[key] for key in entry.keys() & _FIELDS}))
-        elif kind == "server":
-            self.samples.append(entry)
-        elif kind == "gpu":
-            self.gpu.append(entry)
-        elif kind == "end":
-            self.ends.append(entry)
         elif kind == "run":
             self.header = entry
         elif kind == "begin":
             self.header["began"] = entry["at"]
-
-    def save(self, path: str | Path) -> Path:
-        """Write the run to ``path`` in the form that ``read`` reads."""
-        path = Path(path)
-        entries = [{"type": "run", **self.header}]
-        entries += [{"type": "request", **_plain(record)} for record in self.records]
-        entries += [{"type": "server", **sample} for sample in self.samples]
-        entries += [{"type": "gpu", **sample} for sample in self.gpu]
-        entries += [{"type": "end", **end} for end in self.ends]
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        return path
+        elif kind in others:
+            others[kind].append(entry)
 
     @property
     def title(self) -> str:
@@ -199,12 +187,13 @@ class Run:
 
     @property
     def began(self) -> float:
-        """The run's time 0 as seconds since 1970, to set other events beside its records.
+        """The run's time 0 in seconds since 1970, as ``time.time()`` counts.
 
-        Runs of older files know it to the second.
+        With it other events find their place beside the records. An older file tells only the
+        second in which the run was set up.
         """
-        started = datetime.fromisoformat(self.header["started_at"])
-        return self.header.get("began", started.timestamp())
+        set_up = datetime.fromisoformat(self.header["started_at"])
+        return self.header.get("began", set_up.timestamp())
 
     @property
     def users(self) -> int | None:
@@ -218,15 +207,20 @@ class Run:
         return len(ended) < self.header.get("processes", 1) or set(ended) != {"complete"}
 
     @property
+    def server_gone(self) -> bool:
+        """The run ended because nothing but dead connections came any more."""
+        return any(end["ended"] == "server gone" for end in self.ends)
+
+    @property
     def stopped(self) -> bool:
         """Somebody stopped it; a server that was gone is a measurement."""
-        return self.interrupted and not any(end["ended"] == "server gone" for end in self.ends)
+        return self.interrupted and not self.server_gone
 
     @property
     def round_trip_ms(self) -> float:
         """Median round trip to the endpoint (``/v1/models``), before the run: the line's part."""
-        trips = sorted(trip for end in self.ends for trip in end.get("round_trip_ms", ()))
-        return trips[len(trips) // 2] if trips else float("nan")
+        trips = [trip for end in self.ends for trip in end.get("round_trip_ms", ())]
+        return median(trips or [math.nan])
 
     @property
     def lag_p99_ms(self) -> float:
@@ -251,14 +245,19 @@ class Run:
         So it is judged when a generator used more than 90 % of its core, or when the client's
         error is above 5 ms and above a tenth of the median time to first token.
         """
-        firsts = sorted(record.ttft_s for record in self.ok if record.token_us) or [0.0]
+        firsts = [record.ttft_s for record in self.ok if record.ttft_s is not None]
         error_s = self.lag_p99_ms / 1e3
-        return self.client_cpu > 0.9 or error_s > max(0.005, 0.1 * firsts[len(firsts) // 2])
+        return self.client_cpu > 0.9 or error_s > max(0.005, 0.1 * median(firsts or [0.0]))
 
     @cached_property
     def ok(self) -> list[Record]:
         """Records of the answers that arrived whole."""
         return [record for record in self.records if record.ok]
+
+    @property
+    def failed(self) -> list[Record]:
+        """Records of the requests that failed; those that were interrupted are neither."""
+        return [record for record in self.records if record.cause not in ("", "interrupted")]
 
     def frame(self) -> "pandas.DataFrame":
         """One row a request, one column a field or measure, units in the names."""
@@ -270,16 +269,11 @@ class Run:
         return pandas.DataFrame(rows, columns=names)
 
     def __repr__(self) -> str:
-        failed = sum(record.cause not in ("", "interrupted") for record in self.records)
         tokens = sum(record.output_tokens for record in self.records)
-        gone = any(end["ended"] == "server gone" for end in self.ends)
-        cut = ", the server was gone" if gone else ", interrupted" if self.interrupted else ""
+        parts = [f"{len(self.records)} requests", f"{len(self.failed)} failed"]
+        parts.append(f"{tokens} output tokens")
+        if self.interrupted:
+            parts.append("the server was gone" if self.server_gone else "interrupted")
+        parts.append(f"client error p99 {self.lag_p99_ms:.1f} ms")
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
-        return (
-            f"Run({self.label}: {len(self.records)} requests, {failed} failed, {tokens} output "
-            f"tokens{cut}, client error p99 {self.lag_p99_ms:.1f} ms{limit})"
-        )
-
-
-def _plain(record: Record) -> dict:
-    return {name: getattr(record, name) for name in Record.__slots__}
+        return f"Run({self.label}: {', '.join(parts)}{limit})"

@@ -1,10 +1,12 @@
 """Records into answers: latency percentiles, throughput, goodput, capacity, cost.
 
-The public face of ``helpers.measure.summary``, ``helpers.measure.intervals``, ``helpers.measure.capacity`` and
-``helpers.measure.agreement``; the definitions of the latencies stand in ``helpers.records``.
+``summary`` and ``table`` say what runs were like, ``interval`` and ``compare`` how sure that is,
+``capacity`` how many customers it is good for, ``usd_per_million_tokens`` what it costs, and
+``agreement`` whether the server's own counters say the same. The definitions of the latencies
+stand in ``helpers.records``.
 """
 
-from helpers.measure.agreement import agreement, to_vllm
+from helpers.measure.agreement import agreement
 from helpers.measure.capacity import (
     Capacity,
     Objective,
@@ -17,7 +19,7 @@ from helpers.measure.capacity import (
 from helpers.measure.intervals import Difference, Interval, compare, interval
 from helpers.measure.summary import (
     Summary,
-    measured,
+    most_at_once,
     steady_window,
     summary,
     table,
@@ -27,6 +29,6 @@ from helpers.measure.summary import (
 
 __all__ = [
     "Capacity", "Difference", "Interval", "Objective", "Summary", "agreement", "capacity",
-    "compare", "goodput", "interval", "level", "measured", "meets", "steady_window", "summary",
-    "table", "to_vllm", "token_times", "usd_per_million_tokens", "window",
+    "compare", "goodput", "interval", "level", "meets", "most_at_once", "steady_window", "summary",
+    "table", "token_times", "usd_per_million_tokens", "window",
 ]  # fmt: skip

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from helpers.errors import CourseError
-from helpers.measure.summary import measured, milliseconds, summary, window
+from helpers.measure.summary import latencies, measured, summary, window
 from helpers.records import Record, Run
 
-NEVER_S = 1e9
+NEVER_MS = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ def level(run: Run) -> tuple[float, str]:
     """Return the load of a run and its unit.
 
     Raises:
-        CourseError: its arrivals have no single level (a ramp, a trace).
+        CourseError: its arrivals have no single level (a trace).
     """
     arrivals = run.header["arrivals"]
     if "users" in arrivals:
@@ -137,26 +138,28 @@ def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacit
         CourseError: there are no runs, or they mix users and rates.
     """
     objective = objective or Objective()
-    runs = [run for run in runs if not run.stopped]
-    if not runs or len({level(run)[1] for run in runs}) > 1:
+    by_load: dict[float, list[Run]] = {}
+    units = set()
+    for run in runs:
+        if not run.stopped:
+            load, unit = level(run)
+            by_load.setdefault(load, []).append(run)
+            units.add(unit)
+    if len(units) != 1:
         raise CourseError("capacity needs runs, all of users or all of rates", "see load.search")
-    loads = sorted({level(run)[0] for run in runs})
-    ordered = [next(run for run in runs if level(run)[0] == load) for load in loads]
-    verdicts = [
-        np.all([_verdicts(run, objective) for run in runs if level(run)[0] == load], axis=0)
-        for load in loads
-    ]
-    misses = next((i for i, verdict in enumerate(verdicts) if not verdict[0]), len(ordered))
-    best = ordered[misses - 1] if misses else None
-    confidence = verdicts[misses - 1].mean() if best else 1.0
-    if misses < len(ordered):
-        confidence *= 1 - verdicts[misses].mean()
-    numbers = summary(best) if best else None
+    best, fails_at, confidence = 0.0, None, 1.0
+    for load in sorted(by_load):
+        verdicts = np.all([_verdicts(run, objective) for run in by_load[load]], axis=0)
+        if not verdicts[0]:
+            fails_at, confidence = load, confidence * (1 - verdicts.mean())
+            break
+        best, confidence = load, verdicts.mean()
+    numbers = summary(by_load[best][0]) if best else None
     return Capacity(
         objective=objective,
-        unit=level(ordered[0])[1],
-        load=level(best)[0] if best else 0,
-        fails_at=level(ordered[misses])[0] if misses < len(ordered) else None,
+        unit=units.pop(),
+        load=best,
+        fails_at=fails_at,
         confidence=float(confidence),
         requests_per_s=numbers.requests_per_s if numbers else 0.0,
         output_tokens_per_s=numbers.output_tokens_per_s if numbers else 0.0,
@@ -164,7 +167,7 @@ def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacit
     )
 
 
-def usd_per_million_tokens(usd_per_hour, tokens_per_s):
+def usd_per_million_tokens(usd_per_hour: Any, tokens_per_s: Any) -> Any:
     """Return what a million tokens cost on a machine that is busy all the time.
 
     Args:
@@ -198,23 +201,22 @@ def falls_behind(run: Run) -> bool:
 def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarray:
     """Return whether the run met the objective, then whether it does with requests drawn again."""
     inside = measured(run)
-    failed = not inside or summary(run).error_rate > objective.error_rate
-    if failed or falls_behind(run):
+    error_rate = len(run.failed) / max(len(run.ok) + len(run.failed), 1)
+    if not inside or error_rate > objective.error_rate or falls_behind(run):
         return np.zeros(resamples + 1, dtype=bool)
     chance = np.random.default_rng(0)
     met = np.ones(resamples + 1, dtype=bool)
-    for values, limit in (
-        # An answer without a first token has not met its time.
-        ([NEVER_S if r.ttft_s is None else r.ttft_s for r in inside], objective.ttft_ms),
-        ([r.tpot_s for r in inside], objective.tpot_ms),
-        ([r.e2e_s for r in inside], objective.e2e_ms),
+    for name, limit in (
+        ("ttft", objective.ttft_ms),
+        ("tpot", objective.tpot_ms),
+        ("e2e", objective.e2e_ms),
     ):
-        ms = milliseconds(values)
+        ms = np.concatenate([*latencies(inside, name), []]) * 1e3
+        if name == "ttft":  # an answer without a first token has not met its time
+            ms = np.append(ms, [NEVER_MS] * (len(inside) - ms.size))
         if limit is None or not ms.size:
             continue
         drawn = ms[chance.integers(ms.size, size=(resamples, ms.size))]
-        samples = [ms[None, :], drawn] if resamples else [ms[None, :]]
-        met &= np.concatenate(
-            [np.percentile(sample, objective.percentile, axis=1) <= limit for sample in samples]
-        )
+        rows = np.concatenate([ms[None, :], drawn])
+        met &= np.percentile(rows, objective.percentile, axis=1) <= limit
     return met

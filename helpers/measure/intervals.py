@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers.errors import CourseError
-from helpers.measure.summary import measured, token_times, window
+from helpers.measure.summary import latencies, measured, token_times, window
 from helpers.records import Run
 
 RESAMPLES = 400
@@ -46,14 +46,14 @@ class Difference:
     requests: int
 
     def __str__(self) -> str:
-        percent = [(value - 1) * 100 for value in (self.ratio.low, self.ratio.high)]
-        span = f"95 % interval {percent[0]:+.0f} % to {percent[1]:+.0f} %"
-        first, second = self.names
         if self.requests < FEWEST:
             return f"{self.measure}: too few requests to tell ({self.requests})"
+        low, high = (f"{(ratio - 1) * 100:+.0f} %" for ratio in (self.ratio.low, self.ratio.high))
+        span = f"(95 % interval {low} to {high})"
         if not self.real:
-            return f"{self.measure}: no difference beyond noise ({span})"
-        return f"{self.measure}: {second} against {first}: {self.ratio.value - 1:+.0%} ({span})"
+            return f"{self.measure}: no difference beyond noise {span}"
+        first, second = self.names
+        return f"{self.measure}: {second} against {first}: {self.ratio.value - 1:+.0%} {span}"
 
 
 def interval(runs: Run | Sequence[Run], measure: str = "ttft_p95_ms", seed: int = 0) -> Interval:
@@ -71,11 +71,7 @@ def interval(runs: Run | Sequence[Run], measure: str = "ttft_p95_ms", seed: int 
     Raises:
         CourseError: the measure is none of these, or nothing was measured.
     """
-    runs = [runs] if isinstance(runs, Run) else list(runs)
-    drawn = _draw(runs, measure, seed)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    value = np.mean([_statistic(_blocks(run, measure), measure) for run in runs])
-    return Interval(value=float(value), low=float(low), high=float(high))
+    return _interval(*_resampled(_group(runs), measure, seed))
 
 
 def compare(
@@ -88,56 +84,64 @@ def compare(
     Raises:
         CourseError: as for ``interval``, or the first is 0.
     """
-    groups = [[g] if isinstance(g, Run) else list(g) for g in (first, second)]
-    values = [interval(group, measure).value for group in groups]
-    drawn = [_draw(group, measure, seed) for seed, group in enumerate(groups)]
-    if not drawn[0].all():
+    groups = _group(first), _group(second)
+    value, drawn = _resampled(groups[0], measure, 0)
+    other, other_drawn = _resampled(groups[1], measure, 1)
+    if not drawn.all():
         raise CourseError(f"{groups[0][0].label}: {measure} is 0, nothing can be compared with it")
-    low, high = np.percentile(drawn[1] / drawn[0], [2.5, 97.5])
+    ratio = _interval(other / value, other_drawn / drawn)
     requests = min(sum(len(measured(run)) for run in group) for group in groups)
     return Difference(
         measure=measure,
         names=(groups[0][0].label, groups[1][0].label),
-        ratio=Interval(value=values[1] / values[0], low=float(low), high=float(high)),
-        real=bool(requests >= FEWEST and (low > 1 or high < 1)),
+        ratio=ratio,
+        real=requests >= FEWEST and not ratio.low <= 1 <= ratio.high,
         requests=requests,
     )
 
 
-def _blocks(run: Run, measure: str) -> list[np.ndarray]:
-    """Return the units of drawing: a request's values, or the rate of a part of the window."""
+def _group(runs: Run | Sequence[Run]) -> list[Run]:
+    return [runs] if isinstance(runs, Run) else list(runs)
+
+
+def _interval(value: float, drawn: np.ndarray) -> Interval:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value=value, low=float(low), high=float(high))
+
+
+def _resampled(runs: list[Run], measure: str, seed: int) -> tuple[float, np.ndarray]:
+    """Return the measure's mean over the runs, and what it is when they are drawn again."""
     found = _LATENCY.fullmatch(measure)
-    if not found and measure != "output_tokens_per_s":
-        hint = "e.g. ttft_p95_ms, itl_p99_ms, e2e_p50_s, output_tokens_per_s"
-        raise CourseError(f"no measure is called {measure!r}", hint)
-    if found:
-        scale = 1e3 if found[3] == "ms" else 1.0
-        values = [getattr(record, f"{found[1]}_s") for record in measured(run)]
-        blocks = [np.atleast_1d(value) * scale for value in values if value not in (None, [])]
-    else:
-        times, weights = token_times(run)
-        start, end = window(run)
-        edges = np.linspace(start, end, 21)
-        rates = np.histogram(times, edges, weights=weights)[0] / max(edges[1] - edges[0], 1e-9)
-        blocks = list(rates[:, None])
-    if not blocks:
-        raise CourseError(f"{run.label}: nothing to measure {measure} on")
-    return blocks
-
-
-def _statistic(blocks: list[np.ndarray], measure: str) -> float:
-    found, values = _LATENCY.fullmatch(measure), np.concatenate(blocks)
-    return float(np.percentile(values, float(found[2])) if found else np.mean(values))
-
-
-def _draw(runs: list[Run], measure: str, seed: int) -> np.ndarray:
-    chance = np.random.default_rng(seed)
     blocks = [_blocks(run, measure) for run in runs]
+
+    def statistic(chosen: list[np.ndarray]) -> float:
+        values = np.concatenate(chosen)
+        return float(np.percentile(values, float(found[2])) if found else np.mean(values))
+
+    chance = np.random.default_rng(seed)
     drawn = np.empty(RESAMPLES)
     for number in range(RESAMPLES):
         values = []
         for which in chance.integers(len(runs), size=len(runs)):
             chosen = chance.integers(len(blocks[which]), size=len(blocks[which]))
-            values.append(_statistic([blocks[which][index] for index in chosen], measure))
+            values.append(statistic([blocks[which][index] for index in chosen]))
         drawn[number] = np.mean(values)
-    return drawn
+    return float(np.mean([statistic(one) for one in blocks])), drawn
+
+
+def _blocks(run: Run, measure: str) -> list[np.ndarray]:
+    """Return the units of drawing: a request's values, or the rate of a part of the window."""
+    if found := _LATENCY.fullmatch(measure):
+        scale = 1e3 if found[3] == "ms" else 1.0
+        blocks = [values * scale for values in latencies(measured(run), found[1])]
+    elif measure == "output_tokens_per_s":
+        times, weights = token_times(run)
+        edges = np.linspace(*window(run), 21)
+        rates = np.histogram(times, edges, weights=weights)[0] / max(edges[1] - edges[0], 1e-9)
+        blocks = list(rates[:, None])
+    else:
+        hint = "e.g. ttft_p95_ms, itl_p99_ms, e2e_p50_s, output_tokens_per_s"
+        raise CourseError(f"no measure is called {measure!r}", hint)
+    if not blocks:
+        raise CourseError(f"{run.label}: nothing to measure {measure} on")
+    return blocks

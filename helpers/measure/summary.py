@@ -26,10 +26,8 @@ class Summary:
         requests: finished, the failed ones included.
         failed: of these; ``error_rate`` is their part of all.
         output_tokens: the server's count over the whole run.
-        window_s: start and end of the steady window, seconds from the run's start.
-        steady: whether such a window was found; otherwise it is the whole run.
+        steady: whether a steady window was found; otherwise it is the whole run.
         output_tokens_per_s: in the window.
-        total_tokens_per_s: prompt tokens (at their first answer) included.
         requests_per_s: answers that ended in the window.
         round_trip_ms: median, from client to server and back, without load.
         client_lag_p99_ms: how long arrived bytes waited for the client to stamp them, or how late
@@ -44,10 +42,8 @@ class Summary:
     failed: int
     error_rate: float
     output_tokens: int
-    window_s: tuple[float, float]
     steady: bool
     output_tokens_per_s: float
-    total_tokens_per_s: float
     requests_per_s: float
     ttft_p50_ms: float
     ttft_p95_ms: float
@@ -67,36 +63,25 @@ class Summary:
 
 def summary(run: Run) -> Summary:
     """Return one run in numbers; a run without a finished answer has NaN latencies."""
-    steady = steady_window(run) is not None
     start, end = window(run)
+    length = max(end - start, 1e-9)
     inside = measured(run)
     times, weights = token_times(run)
-    in_window = (times >= start) & (times <= end)
-    length = max(end - start, 1e-9)
-    output = weights[in_window].sum() / length
-    prompt = sum(r.prompt_tokens for r in run.ok if start <= r.origin_s + (r.ttft_s or 0) <= end)
-    ttft = milliseconds([record.ttft_s for record in inside])
-    tpot = milliseconds([record.tpot_s for record in inside])
-    itl = milliseconds([gap for record in inside for gap in record.itl_s])
-    e2e = milliseconds([record.e2e_s for record in inside]) / 1e3
-    finished = [record for record in run.records if record.cause != "interrupted"]
-    failed = sum(not record.ok for record in finished)
+    finished = len(run.ok) + len(run.failed)
     return Summary(
         label=run.label,
         users=run.users,
-        requests=len(finished),
-        failed=failed,
-        error_rate=failed / len(finished) if finished else 0.0,
+        requests=finished,
+        failed=len(run.failed),
+        error_rate=len(run.failed) / max(finished, 1),
         output_tokens=sum(record.output_tokens for record in run.records),
-        window_s=(round(start, 3), round(end, 3)),
-        steady=steady,
-        output_tokens_per_s=float(output),
-        total_tokens_per_s=float(output + prompt / length),
+        steady=steady_window(run) is not None,
+        output_tokens_per_s=float(weights[(times >= start) & (times <= end)].sum() / length),
         requests_per_s=sum(start <= record.end_s <= end for record in run.ok) / length,
-        **_percentiles("ttft", ttft, "ms", 50, 95, 99),
-        **_percentiles("itl", itl, "ms", 50, 95, 99),
-        **_percentiles("tpot", tpot, "ms", 50, 95),
-        **_percentiles("e2e", e2e, "s", 50, 95),
+        **_percentiles(inside, "ttft", "ms", 50, 95, 99),
+        **_percentiles(inside, "itl", "ms", 50, 95, 99),
+        **_percentiles(inside, "tpot", "ms", 50, 95),
+        **_percentiles(inside, "e2e", "s", 50, 95),
         round_trip_ms=run.round_trip_ms,
         client_lag_p99_ms=run.lag_p99_ms,
         client_cpu=run.client_cpu,
@@ -122,8 +107,7 @@ def table(runs: Sequence[Run]) -> "pandas.DataFrame":
     """Return one row a run, one column a measure of ``Summary``, units in the names."""
     import pandas  # here, to keep a load-generating script small
 
-    rows = pandas.DataFrame([asdict(summary(run)) for run in runs])
-    return rows.drop(columns=["window_s"]).set_index("label")
+    return pandas.DataFrame([asdict(summary(run)) for run in runs]).set_index("label")
 
 
 def token_times(run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -132,17 +116,22 @@ def token_times(run: Run) -> tuple[np.ndarray, np.ndarray]:
     A server that falls behind sends several tokens in one piece; the server's count is spread
     evenly over the pieces of an answer.
     """
-    times = [np.asarray(r.token_us) / 1e6 + r.sent_s for r in run.records if r.token_us]
-    if not times:
+    answers = [record for record in run.records if record.token_us]
+    if not answers:
         return np.empty(0), np.empty(0)
-    weights = [
-        np.full(len(r.token_us), r.output_tokens / len(r.token_us))
-        for r in run.records
-        if r.token_us
-    ]
-    times, weights = np.concatenate(times), np.concatenate(weights)
+    pieces = np.array([len(record.token_us) for record in answers])
+    sent_s = np.repeat([record.sent_s for record in answers], pieces)
+    times = sent_s + np.concatenate([record.token_us for record in answers]) / 1e6
+    weights = np.repeat([record.output_tokens for record in answers] / pieces, pieces)
     order = np.argsort(times, kind="stable")
     return times[order], weights[order]
+
+
+def most_at_once(run: Run) -> int:
+    """Return the most requests that were running at the same time."""
+    changes = [(record.origin_s, 1) for record in run.records]
+    changes += [(record.end_s, -1) for record in run.records]
+    return int(np.cumsum([change for _, change in sorted(changes)]).max(initial=0))
 
 
 def steady_window(run: Run, bins: int = 40) -> tuple[float, float] | None:
@@ -166,13 +155,20 @@ def steady_window(run: Run, bins: int = 40) -> tuple[float, float] | None:
     return float(edges[int(np.argmin(error))]), float(end)
 
 
-def milliseconds(seconds: list[float | None]) -> np.ndarray:
-    """Return what is there of ``seconds`` in milliseconds."""
-    return np.array([value for value in seconds if value is not None], dtype=float) * 1e3
+def latencies(records: Sequence[Record], name: str) -> list[np.ndarray]:
+    """Return a latency of each request that has it, in seconds.
+
+    Args:
+        records: of the requests.
+        name: ``ttft``, ``tpot``, ``e2e`` (one value a request) or ``itl`` (one a gap).
+    """
+    values = (getattr(record, f"{name}_s") for record in records)
+    return [np.atleast_1d(value) for value in values if value is not None and value != []]
 
 
-def _percentiles(name: str, values: np.ndarray, unit: str, *ranks: int) -> dict[str, float]:
-    found = np.percentile(values, ranks) if values.size else [np.nan] * len(ranks)
-    return {
-        f"{name}_p{rank}_{unit}": float(value) for rank, value in zip(ranks, found, strict=True)
-    }
+def _percentiles(records: Sequence[Record], name: str, unit: str, *ranks: int) -> dict[str, float]:
+    values = np.concatenate([*latencies(records, name), []])
+    found = np.percentile(values, ranks) if values.size else np.full(len(ranks), np.nan)
+    scale = 1e3 if unit == "ms" else 1.0
+    columns = [f"{name}_p{rank}_{unit}" for rank in ranks]
+    return dict(zip(columns, (found * scale).tolist(), strict=True))

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from helpers import measure
 from helpers.errors import CourseError
-from helpers.measure.agreement import most_at_once
+from helpers.measure import most_at_once
 from helpers.plots.picture import Picture
 from helpers.records import Run
 

@@ -31,7 +31,7 @@ def test_lengths_follow_their_distribution():
 
 
 def test_the_shared_prefix_is_shared_and_the_rest_is_not():
-    """All conversations open with the same system message, so that it can be cached."""
+    """All chats open with the same system message, so that it can be cached."""
     work = load.Synthetic(input_tokens=20, shared_prefix_tokens=50, turns=2)
     first, second = work.chat(0), work.chat(1)
     assert first.opening == second.opening and words(first.opening[0]) == 50

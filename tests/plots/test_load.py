@@ -1,9 +1,13 @@
 """Figures carry units, name what was measured, and show the numbers they were given."""
 
+from dataclasses import replace
+
 import pytest
-from support.made_runs import closed_loop
+from support.made_runs import broken, closed_loop, queue
 
 from helpers import measure, plots
+from helpers.errors import CourseError
+from helpers.records import Run
 
 
 @pytest.fixture
@@ -62,3 +66,31 @@ def test_gpus_stand_below_the_server(runs, tmp_path):
     first, second = figure.axes[-1].get_lines()
     assert list(first.get_ydata()) == [90.0] * 4 and list(second.get_ydata()) == [89.0] * 4
     assert figure.axes[-1].get_xlabel() and not figure.axes[-2].get_xlabel()
+
+
+def test_pictures_of_failure(tmp_path):
+    """A load at which every answer was lost still has its place in the picture."""
+    runs = [closed_loop(users=1), broken(closed_loop(users=2))]
+    for number, objective in enumerate(
+        (
+            measure.Objective(ttft_ms=2000, tpot_ms=None),
+            measure.Objective(),
+            measure.Objective(e2e_ms=900, percentile=99.5),
+        )
+    ):
+        plots.capacity(runs, objective).savefig(tmp_path / f"{number}.png")
+    assert "endless" in plots.latency(runs).get_suptitle()
+    with pytest.raises(CourseError, match="no request"):
+        plots.request(runs[1])
+    tools = closed_loop()
+    called = [replace(record, finish="tool_calls") for record in tools.records]
+    plots.capacity([Run(tools.header, called, ends=tools.ends)], measure.Objective())
+
+
+def test_pictures_of_rates(tmp_path):
+    """A search by rate gives the same pictures, with the rate on the axis."""
+    runs = [queue(rate, seconds=5) for rate in (10, 20, 30)]
+    for figure in (plots.throughput(runs), plots.latency(runs)):
+        figure.savefig(tmp_path / "rates.png")
+        assert figure.axes[0].get_xlabel() == "requests/s"
+    assert "at 10 requests/s" in plots.throughput(runs).get_suptitle()

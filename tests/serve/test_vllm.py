@@ -3,9 +3,7 @@
 ``tests/benchmarks/vllm_seen.py`` writes down what is seen here for the notebooks.
 """
 
-import asyncio
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -14,9 +12,9 @@ import time
 from dataclasses import replace
 
 import pytest
-from support.vllm_server import MODEL, VLLM_ENV, needs_vllm
+from support.vllm_server import needs_vllm
 
-from helpers import load, measure, tools
+from helpers import load, tools
 from helpers.errors import CourseError
 from helpers.load.client import stream, wire
 from helpers.serve import spec as serving
@@ -262,47 +260,6 @@ async def test_a_shared_prefix_is_read_once(vllm, tmp_path):
     found = run.samples[-1]["prefix_cache_hits"] - run.samples[0]["prefix_cache_hits"]
     assert found == sum(record.cached_tokens for record in later)
     assert statistics.median(record.ttft_s for record in later) < first.ttft_s
-
-
-async def test_our_export_has_the_form_of_vllm_bench_serve(vllm, tmp_path):
-    """Every key of the result that vLLM's own benchmark writes, with values of the same type."""
-    words = [
-        *("bench", "serve", "--backend", "openai-chat", "--endpoint", "/v1/chat/completions"),
-        *("--model", "smollm2", "--dataset-name", "random", "--num-prompts", "4"),
-        *("--random-input-len", "16", "--random-output-len", "8", "--max-concurrency", "2"),
-        *("--ignore-eos", "--save-result", "--save-detailed", "--result-filename", "r.json"),
-    ]
-    words += ["--base-url", vllm.endpoint.origin, "--tokenizer", MODEL, "--result-dir", tmp_path]
-    env = {**os.environ, "OPENAI_API_KEY": vllm.endpoint.api_key, "HF_HUB_OFFLINE": "1"}
-    done = await asyncio.to_thread(
-        subprocess.run, [VLLM_ENV / "bin" / "vllm", *words], env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    theirs = json.loads((tmp_path / "r.json").read_text())
-    run = await load.run(
-        vllm.endpoint,
-        load.Synthetic(input_tokens=16, output_tokens=8),
-        load.ClosedLoop(users=2),
-        requests=4,
-        path=tmp_path / "run.jsonl",
-        progress=False,
-    )
-    ours = json.loads(json.dumps(measure.to_vllm(run)))
-    assert theirs.keys() - ours.keys() <= {"rtfx"}  # of speech
-    different = {
-        name: (value, ours[name])
-        for name, value in theirs.items()
-        if name in ours and kind(value) != kind(ours[name]) and name != "label"
-    }
-    assert not different
-    assert ours["total_output_tokens"] == theirs["total_output_tokens"] == 4 * 8
-
-
-def kind(value) -> str:
-    """A JSON type; of a list, with that of its items."""
-    if isinstance(value, list):
-        return f"list of {kind(value[0]) if value else 'nothing'}"
-    return "number" if isinstance(value, int | float) else type(value).__name__
 
 
 async def test_what_notebooks_print_is_what_this_vllm_does(vllm):

@@ -1,0 +1,74 @@
+"""A request's record and the file of a run, also of one that an older version wrote."""
+
+import json
+
+import pytest
+
+from helpers import measure
+from helpers.errors import CourseError
+from helpers.records import Record, Run
+
+HEADER = {  # as it was written until November 2026
+    "type": "run",
+    "format": 1,
+    "label": "a request every 0.5 s",
+    "started_at": "2026-11-20T12:00:00+00:00",
+    "endpoint": {"title": "m, vLLM 0.33 on 1x RTX 4090", "model": "m"},
+    "arrivals": {"kind": "Interval", "every_s": 0.5},
+    "processes": 1,
+}
+REQUEST = {
+    "type": "request", "index": 0, "scheduled_s": 0.0, "sent_s": 0.001, "end_s": 0.4,
+    "token_us": [100_000, 300_000], "output_tokens": 2, "status": 200, "cause": "",
+    "a field that is gone": 1,
+}  # fmt: skip
+END = {"type": "end", "ended": "complete", "wall_s": 1.0, "cpu_s": 0.1, "lag_p99_ms": 0.2}
+
+
+def test_a_run_of_an_older_version_still_loads(tmp_path):
+    """What is in it is there under today's names; it began in the second that it tells."""
+    path = tmp_path / "run.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in (HEADER, REQUEST, END)))
+    run = Run.read(path)
+    assert run.title == HEADER["endpoint"]["title"] and not run.interrupted
+    assert run.began == 1795176000.0 and measure.level(run) == (2.0, "requests/s")
+    assert run.ok[0].ttft_s == pytest.approx(0.101) and run.ok[0].tpot_s == pytest.approx(0.2)
+    assert "1 requests, 0 failed, 2 output tokens" in repr(run)
+
+
+def test_a_run_begins_when_its_clock_does(tmp_path):
+    """The file is made before the clock starts; which is told as soon as it does."""
+    path = tmp_path / "run.jsonl"
+    begin = {"type": "begin", "at": 1795176001.25}
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in (HEADER, begin, REQUEST, END)))
+    assert Run.read(path).began == 1795176001.25
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([REQUEST], "is not a run"),
+        ([HEADER, {"type": "request"}, END], "line 2 is damaged"),
+        ([HEADER, {"type": "begin"}, END], "line 2 is damaged"),
+        ([HEADER, 5, END], "line 2 is damaged"),
+    ],
+)
+def test_what_is_no_run_is_said_so(tmp_path, lines, said):
+    """A sentence instead of a traceback; a last line that was cut is no damage."""
+    path = tmp_path / "run.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(CourseError, match=said):
+        Run.read(path)
+    path.write_text(json.dumps(HEADER) + "\n" + json.dumps(REQUEST)[:-9])
+    assert Run.read(path).records == []
+
+
+def test_connecting_is_not_the_clients_lag():
+    """On a distant line a connection takes longer than a tenth of the TTFT; no client is late."""
+    records = [
+        Record(index=i, scheduled_s=i, sent_s=i + 0.06, connect_s=0.06, end_s=i + 1, token_us=(1,))
+        for i in range(5)
+    ]
+    run = Run({}, records, ends=[END])
+    assert records[0].lag_s == 0 and not run.client_limited
+    assert records[0].e2e_s == 1
