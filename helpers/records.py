@@ -14,7 +14,6 @@ can hide waiting (coordinated omission); in a closed loop it is when the user as
 """
 
 import json
-import math
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
@@ -215,12 +214,6 @@ class Run:
     def stopped(self) -> bool:
         """Somebody stopped it; a server that was gone is a measurement."""
         return self.interrupted and not self.server_gone
-
-    @property
-    def round_trip_ms(self) -> float:
-        """Median round trip to the endpoint (``/v1/models``), before the run: the line's part."""
-        trips = [trip for end in self.ends for trip in end.get("round_trip_ms", ())]
-        return median(trips or [math.nan])
 
     @property
     def lag_p99_ms(self) -> float:

@@ -5,11 +5,12 @@ import os
 import platform
 import threading
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from helpers.endpoint import Endpoint
+
+PUBLIC = ("model", "engine", "hardware", "source", "title")  # of an endpoint, in a run's file
 
 
 class RunFile:
@@ -62,11 +63,7 @@ def header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
         "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "endpoint": {
             "base_url": _without_password(endpoint.base_url),
-            "model": endpoint.model,
-            "engine": endpoint.engine,
-            "hardware": endpoint.hardware,
-            "source": endpoint.source,
-            "title": endpoint.title,
+            **{name: getattr(endpoint, name) for name in PUBLIC},
         },
         **asked,
         "processes": processes,
@@ -74,7 +71,6 @@ def header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
             "python": platform.python_version(),
-            "versions": {name: _version(name) for name in ("llm-serving-course", "uvloop")},
         },
     }
 
@@ -90,10 +86,3 @@ def new_path(label: str) -> Path:
 def _without_password(base_url: str) -> str:
     url = urlsplit(base_url)
     return url._replace(netloc=url.netloc.rpartition("@")[2], query="").geturl()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

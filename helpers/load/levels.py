@@ -82,7 +82,7 @@ async def search(
     from helpers.measure.capacity import Objective, meets  # only a search judges what it measured
 
     objective = objective or Objective()
-    make = arrivals or (lambda users: ClosedLoop(users=users))
+    make = arrivals or (lambda users: ClosedLoop(users=int(users)))
     whole = isinstance(make(int(start) or 1), ClosedLoop)
     runs: dict[float, Run] = {}
 

@@ -70,33 +70,18 @@ async def run(
         CourseError: no end is given, the server does not answer, a generator breaks, or an
             executor has too few free workers.
     """
-    if isinstance(arrivals, Replay):
-        requests = min(requests or len(arrivals.times_s), len(arrivals.times_s))
-    if requests is None and duration_s is None:
-        raise CourseError("the run has no end", "give requests=, duration_s= or both")
-    above_0 = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
-    for name, value in {**above_0, "processes": processes}.items():
-        if value is not None and not value > 0:
-            raise CourseError(f"{name} is {value}", f"{name} must be above 0")
+    spec = _spec(endpoint, workload, arrivals, requests, duration_s, timeout_s)
+    if processes < 1:
+        raise CourseError(f"processes is {processes}", "processes must be above 0")
     if there and (ssh is None or processes > 1 or executor):
         raise CourseError("there= needs ssh=, and neither processes= nor executor=")
     if isinstance(arrivals, ClosedLoop):
         processes = min(processes, arrivals.users)
-    spec = {
-        "base_url": there or endpoint.base_url,
-        "route": "/chat/completions",
-        "model": endpoint.model,
-        "api_key": endpoint.api_key,
-        "workload": to_spec(workload),
-        "arrivals": to_spec(arrivals),
-        "requests": requests,
-        "duration_s": duration_s,
-        "timeout_s": timeout_s,
-    }
+    spec["base_url"] = there or endpoint.base_url
     label = label or str(arrivals)
     head = header(endpoint, spec, label, processes)
     file = RunFile(Path(path) if path else new_path(label), head)
-    bar = RunProgress(label, requests, shown=progress)
+    bar = RunProgress(label, spec["requests"], shown=progress)
     samplers: list[ServerSampler | GpuSampler] = []
     if server_every_s:
         samplers.append(ServerSampler(endpoint, server_every_s, file))
@@ -152,3 +137,35 @@ async def run(
             f"what was measured so far is in {file.path}",
         )
     return Run.read(file.path)
+
+
+def _spec(
+    endpoint: Endpoint,
+    workload: Workload,
+    arrivals: Arrivals,
+    requests: int | None,
+    duration_s: float | None,
+    timeout_s: float,
+) -> dict:
+    """Return what a load generator is told, as plain JSON values.
+
+    Raises:
+        CourseError: the run has no end, or a limit makes no sense.
+    """
+    if isinstance(arrivals, Replay):
+        requests = min(requests or len(arrivals.times_s), len(arrivals.times_s))
+    if requests is None and duration_s is None:
+        raise CourseError("the run has no end", "give requests=, duration_s= or both")
+    limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
+    for name, value in limits.items():
+        if value is not None and not value > 0:  # nor not a number
+            raise CourseError(f"{name} is {value}", f"{name} must be above 0")
+    return {
+        "base_url": endpoint.base_url,
+        "route": "/chat/completions",
+        "model": endpoint.model,
+        "api_key": endpoint.api_key,
+        "workload": to_spec(workload),
+        "arrivals": to_spec(arrivals),
+        **limits,
+    }

@@ -33,15 +33,14 @@ class ServerSampler:
 
     def __init__(self, endpoint: Endpoint, every_s: float, file: RunFile) -> None:
         self.endpoint, self.every_s, self.file = endpoint, every_s, file
-        self.began: float | None = None
+        self.began = time.perf_counter()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def start(self) -> None:
-        """Take the reading before the run; further ones follow. Time 0 is its end."""
-        answers = self._sample()
+        """Take the reading before the run; further ones follow where there is one."""
         self.began = time.perf_counter()
-        if answers:
+        if self._sample():
             self.thread.start()
 
     def stop(self) -> None:
@@ -58,13 +57,11 @@ class ServerSampler:
     def _sample(self) -> bool:
         asked = time.perf_counter()
         reading = server_metrics(self.endpoint)
-        if reading is None:
-            return False
-        middle = (asked + time.perf_counter()) / 2
-        at = 0.0 if self.began is None else middle - self.began
-        told = {name: value for name, value in asdict(reading).items() if value is not None}
-        self.file.add("server", {"t_s": round(at, 3), **told})
-        return True
+        if reading is not None:
+            at = (asked + time.perf_counter()) / 2 - self.began
+            told = {name: value for name, value in asdict(reading).items() if value is not None}
+            self.file.add("server", {"t_s": round(at, 3), **told})
+        return reading is not None
 
 
 class GpuSampler:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from helpers.errors import CourseError
-from helpers.measure.summary import latencies, measured, summary, window
+from helpers.measure.summary import measured, summary, window
 from helpers.records import Record, Run
 
-NEVER_MS = 1e12
+NEVER_S = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +31,21 @@ class Objective:
     percentile: float = 95.0
     error_rate: float = 0.01
 
+    @property
+    def limits_ms(self) -> dict[str, float]:
+        """The longest time of each latency for which there is a demand."""
+        limits = {"ttft": self.ttft_ms, "tpot": self.tpot_ms, "e2e": self.e2e_ms}
+        return {name: ms for name, ms in limits.items() if ms is not None}
+
     def __str__(self) -> str:
-        names = {"TTFT": self.ttft_ms, "TPOT": self.tpot_ms, "end to end": self.e2e_ms}
-        demands = [f"{name} p{self.percentile:g} ≤ {ms:g} ms" for name, ms in names.items() if ms]
-        return ", ".join(demands)
+        names = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end"}
+        limits = self.limits_ms.items()
+        return ", ".join(f"{names[key]} p{self.percentile:g} ≤ {ms:g} ms" for key, ms in limits)
 
     def holds(self, record: Record) -> bool:
         """Whether one request met every demand."""
-        return record.ok and all(
-            limit is None or (value is not None and value * 1e3 <= limit)
-            for value, limit in (
-                (record.ttft_s, self.ttft_ms),
-                # An answer of one token has no time per further token, so it cannot miss it.
-                (record.tpot_s or 0.0, self.tpot_ms),
-                (record.e2e_s, self.e2e_ms),
-            )
-        )
+        times = _judged_ms(record)
+        return record.ok and all(times.get(n, 0.0) <= ms for n, ms in self.limits_ms.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +104,9 @@ def level(run: Run) -> tuple[float, str]:
     arrivals = run.header["arrivals"]
     if "users" in arrivals:
         return arrivals["users"], "users"
-    if "rate_per_s" in arrivals:
-        return arrivals["rate_per_s"], "requests/s"
-    if "every_s" in arrivals:
-        return 1 / arrivals["every_s"], "requests/s"
-    raise CourseError(f"{run.label} has no single level of load", "use ClosedLoop or Poisson")
+    if not arrivals.keys() & {"rate_per_s", "every_s"}:
+        raise CourseError(f"{run.label} has no single level of load", "use ClosedLoop or Poisson")
+    return arrivals.get("rate_per_s") or 1 / arrivals["every_s"], "requests/s"
 
 
 def goodput(run: Run, objective: Objective) -> float:
@@ -206,17 +203,22 @@ def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarra
         return np.zeros(resamples + 1, dtype=bool)
     chance = np.random.default_rng(0)
     met = np.ones(resamples + 1, dtype=bool)
-    for name, limit in (
-        ("ttft", objective.ttft_ms),
-        ("tpot", objective.tpot_ms),
-        ("e2e", objective.e2e_ms),
-    ):
-        ms = np.concatenate([*latencies(inside, name), []]) * 1e3
-        if name == "ttft":  # an answer without a first token has not met its time
-            ms = np.append(ms, [NEVER_MS] * (len(inside) - ms.size))
-        if limit is None or not ms.size:
-            continue
-        drawn = ms[chance.integers(ms.size, size=(resamples, ms.size))]
-        rows = np.concatenate([ms[None, :], drawn])
-        met &= np.percentile(rows, objective.percentile, axis=1) <= limit
+    judged = [_judged_ms(record) for record in inside]
+    for name, limit in objective.limits_ms.items():
+        ms = np.array([times[name] for times in judged if name in times])
+        if ms.size:
+            drawn = ms[chance.integers(ms.size, size=(resamples, ms.size))]
+            rows = np.concatenate([ms[None, :], drawn])
+            met &= np.percentile(rows, objective.percentile, axis=1) <= limit
     return met
+
+
+def _judged_ms(record: Record) -> dict[str, float]:
+    """Return the latencies by which an answer is judged.
+
+    One without a first token has not met its time; one of a single token has no time per further
+    token, so it cannot miss it.
+    """
+    first_s = NEVER_S if record.ttft_s is None else record.ttft_s
+    times_s = {"ttft": first_s, "tpot": record.tpot_s, "e2e": record.e2e_s}
+    return {name: time * 1e3 for name, time in times_s.items() if time is not None}

@@ -29,10 +29,8 @@ class Summary:
         steady: whether a steady window was found; otherwise it is the whole run.
         output_tokens_per_s: in the window.
         requests_per_s: answers that ended in the window.
-        round_trip_ms: median, from client to server and back, without load.
         client_lag_p99_ms: how long arrived bytes waited for the client to stamp them, or how late
             it sent what was scheduled, whichever is larger: the error of every time here.
-        client_cpu: part of one core that the busiest load generator used.
         client_limited: the client was the limit, so the server can do more than was measured.
     """
 
@@ -55,9 +53,7 @@ class Summary:
     tpot_p95_ms: float
     e2e_p50_s: float
     e2e_p95_s: float
-    round_trip_ms: float
     client_lag_p99_ms: float
-    client_cpu: float
     client_limited: bool
 
 
@@ -82,9 +78,7 @@ def summary(run: Run) -> Summary:
         **_percentiles(inside, "itl", "ms", 50, 95, 99),
         **_percentiles(inside, "tpot", "ms", 50, 95),
         **_percentiles(inside, "e2e", "s", 50, 95),
-        round_trip_ms=run.round_trip_ms,
         client_lag_p99_ms=run.lag_p99_ms,
-        client_cpu=run.client_cpu,
         client_limited=run.client_limited,
     )
 
