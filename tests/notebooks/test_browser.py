@@ -192,7 +192,7 @@ def test_the_site_is_read_from_first_to_last_page(address, page, tmp_path):
         if not onward.count():
             break
         onward.click()
-    assert read == ["index", *(chapter.stem for chapter in CHAPTERS)]
+    assert read == ["index", *(chapter.stem for chapter in CHAPTERS), "api"]
 
 
 def test_code_is_copied_by_its_button(address, page):
