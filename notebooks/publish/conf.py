@@ -5,12 +5,21 @@ import json
 project = "Serving an LLM from a rented GPU"
 author = "the course's authors"
 html_title = project
-extensions = ["myst_nb", "sphinx_copybutton"]
+extensions = [
+    "myst_nb",
+    "sphinx_copybutton",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+]
 
 nb_execution_mode = "off"  # the outputs are the committed ones
 nb_merge_streams = True
 nb_output_stderr = "error"
 myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_use_rtype = False
 
 html_theme = "sphinx_book_theme"
 html_favicon = "../../assets/icon.svg"

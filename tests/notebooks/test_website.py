@@ -1,15 +1,17 @@
 """The reading site: built as README says, offline, without a warning, with every link whole."""
 
+import importlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
+from website import ROOMS
 
 from helpers.settings import PROJECT
 
 CHAPTERS = sorted(path.stem for path in (PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-PAGES = ["index", *CHAPTERS]
+PAGES = ["index", *CHAPTERS, "api"]
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +28,21 @@ def test_every_notebook_has_its_page(site):
 
 def test_every_picture_is_there_and_has_alternative_text(site, pages):
     """Figures of cells and drawings alike."""
-    for name in PAGES:
+    for name in ["index", *CHAPTERS]:
         pictures = pages[site / f"{name}.html"].select("article img")
         assert pictures
         for picture in pictures:
             assert len(picture.get("alt", "")) > 20, (name, picture)
             assert (site / unquote(picture["src"])).is_file(), picture["src"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_api_page_describes_every_public_name(site, pages, room):
+    """A name that a room exports has its place there, and a description."""
+    page, module = pages[site / "api.html"], importlib.import_module(f"helpers.{room}")
+    for public in getattr(module, "__all__", []):
+        name = f"helpers.{room}.{public}"
+        assert page.find(id=[name, f"module-{name}"]), f"{name} has no docstring"
 
 
 def test_no_output_is_empty(site, pages):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import nbformat
 
@@ -28,7 +29,10 @@ def solutions(cell) -> list[str]:
     return [code for folded in SOLUTION.findall(cell.source) for code in CODE.findall(folded)]
 
 
-def with_everything_tried(notebook, tests_folder):
+TESTS = str(Path(__file__).resolve().parents[1])
+
+
+def with_everything_tried(notebook):
     """The notebook, where each solution is run after it, and each marked cell pasted before it."""
     cells = []
     for cell in notebook.cells:
@@ -36,8 +40,8 @@ def with_everything_tried(notebook, tests_folder):
             given = ", ".join(f"{name!r}: {name}" for name in names)
             cells.append(
                 nbformat.v4.new_code_cell(
-                    f"__import__('sys').path.insert(0, {str(tests_folder)!r})\n"
-                    f"__import__('pasting').paste({cell.source!r}, {{{given}}})"
+                    f"__import__('sys').path.insert(0, {TESTS!r})\n"
+                    f"__import__('support.pasting').pasting.paste({cell.source!r}, {{{given}}})"
                 )
             )
         cells.append(cell)
