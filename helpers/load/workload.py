@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from helpers.errors import CourseError
 
 # Everyday words: one token each, with the space before, in the usual vocabularies.
 _WORDS = """
-time year people way day man thing woman life child world school state family student group
-country problem hand part place case week company system program question work government number
-night point home water room mother area money story fact month lot right study book eye job word
-business issue side kind head house service friend father power hour game line end member law car
-city community name president team minute idea body information back parent face others level
-office door health person art war history party result change morning reason research girl guy
-moment air teacher force education
+time year people way day man thing woman life child world school state family student group country
+problem hand part place case week company system program question work government number night point
+home water room mother area money story fact month lot right study book eye job word business issue
+side kind head house service friend father power hour game line end member law car city community
+name president team minute idea body information back parent face others level office door health
+person art war history party result change morning reason research girl guy moment air teacher force
+education
 """.split()  # noqa: SIM905
 
 
@@ -38,7 +39,7 @@ class Lengths:
 
     def __post_init__(self) -> None:
         if self.stdev < 0 or self.min < 1 or (self.max is not None and self.max < self.min):
-            raise CourseError(f"no length is like this: {self}", "stdev 0 or more, 1 <= min <= max")
+            raise CourseError(f"no length is like {self!r}", "stdev 0 or more, 1 <= min <= max")
 
     def __str__(self) -> str:
         return f"{self.mean:g}±{self.stdev:g}"
@@ -51,15 +52,17 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """What one customer says: messages before the first turn, then each turn and its answer's cap.
+    """What one customer says, as OpenAI chat messages.
 
-    ``turns`` holds ``(message, max_tokens)``; a message is an OpenAI chat message. ``tools`` are
-    sent with each request.
+    Args:
+        opening: messages before the first turn.
+        turns: what the customer says and the most tokens of its answer, a request each.
+        tools: OpenAI tool definitions sent with each request.
     """
 
     opening: list[dict]
     turns: list[tuple[dict, int]]
-    tools: tuple[dict, ...] = ()
+    tools: list[dict]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,6 @@ class Synthetic:
         turns: requests in a chat; each carries the history of the ones before.
         shared_prefix_tokens: length of a system message that all chats share, so that a
             server with prefix caching can show it.
-        tools: OpenAI tool definitions sent with each request.
         ignore_eos: ask for exactly ``output_tokens`` where the server knows how (vLLM, llama.cpp,
             SGLang).
         temperature: of sampling; 0 is greedy.
@@ -88,7 +90,6 @@ class Synthetic:
     output_tokens: int | Lengths = 64
     turns: int = 1
     shared_prefix_tokens: int = 0
-    tools: tuple[dict, ...] = ()
     ignore_eos: bool = True
     temperature: float = 0.0
     seed: int = 0
@@ -109,12 +110,14 @@ class Synthetic:
         opening = []
         if self.shared_prefix_tokens:
             shared = random.Random(self.seed)  # noqa: S311
-            opening = [_message("system", _text(shared, self.shared_prefix_tokens))]
+            prefix = _text(shared, self.shared_prefix_tokens)
+            opening = [{"role": "system", "content": prefix}]
         turns = []
         for _ in range(self.turns):
             text = _text(chance, _draw(self.input_tokens, chance))
-            turns.append((_message("user", text), _draw(self.output_tokens, chance)))
-        return Chat(opening=opening, turns=turns, tools=tuple(self.tools))
+            cap = _draw(self.output_tokens, chance)
+            turns.append(({"role": "user", "content": text}, cap))
+        return Chat(opening=opening, turns=turns, tools=[])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +133,13 @@ class Prompts:
         temperature: of sampling; 0 is greedy.
     """
 
-    items: tuple[str | list[dict], ...]
+    items: Sequence[str | list[dict]]
     output_tokens: int = 256
-    tools: tuple[dict, ...] = ()
+    tools: Sequence[dict] = ()
     ignore_eos: bool = False
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "items", tuple(self.items))
         if not self.items:
             raise CourseError("there are no prompts", "give at least one")
         for item in self.items:
@@ -176,10 +178,10 @@ class Prompts:
     def chat(self, index: int) -> Chat:
         """Return chat number ``index``."""
         item = self.items[index % len(self.items)]
-        messages = [_message("user", item)] if isinstance(item, str) else item
+        messages = [{"role": "user", "content": item}] if isinstance(item, str) else item
         opening = [one for one in messages if one.get("role") in ("system", "developer")]
         turns = [(one, self.output_tokens) for one in messages if one.get("role") == "user"]
-        return Chat(opening=opening, turns=turns, tools=tuple(self.tools))
+        return Chat(opening=opening, turns=turns, tools=list(self.tools))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +204,8 @@ class ToolCalls:
     [({'role': 'user', 'content': 'Where is parcel 65125?'}, 96)]
     """
 
-    asks: tuple[str, ...]
-    tools: tuple[dict, ...]
+    asks: Sequence[str]
+    tools: Sequence[dict]
     shuffle: bool = False
     output_tokens: int = 96
     temperature: float = 0.0
@@ -211,8 +213,6 @@ class ToolCalls:
     ignore_eos = False  # a call ends where it ends
 
     def __post_init__(self) -> None:
-        for name in ("asks", "tools"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not (self.asks and self.tools):
             raise CourseError("there are no questions or no tools", "give at least one of each")
         try:
@@ -230,9 +230,11 @@ class ToolCalls:
         """Return chat number ``index``."""
         chance = random.Random(self.seed * 1_000_003 + index)  # noqa: S311
         text = _filled(chance.choice(self.asks), chance)
-        tools = chance.sample(self.tools, len(self.tools)) if self.shuffle else self.tools
-        turn = (_message("user", text), self.output_tokens)
-        return Chat(opening=[], turns=[turn], tools=tuple(tools))
+        tools = list(self.tools)
+        if self.shuffle:
+            chance.shuffle(tools)
+        turn = {"role": "user", "content": text}, self.output_tokens
+        return Chat(opening=[], turns=[turn], tools=tools)
 
 
 Workload = Synthetic | Prompts | ToolCalls
@@ -240,11 +242,7 @@ KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Synthetic, Prompts, To
 
 
 def unseen(work: Workload, load: float, of: str = "sweep") -> Workload:
-    """Return the workload with prompts of its own for each load.
-
-    Those that the server has seen are in its prefix cache. So a search does not repeat the prompts
-    of the sweep before it either.
-    """
+    """Return the workload with new prompts for each load: those seen are in the prefix cache."""
     if isinstance(work, Prompts):
         return work
     return replace(work, seed=work.seed + int(1e6 * load) + (500_009 if of == "search" else 0))
@@ -252,31 +250,20 @@ def unseen(work: Workload, load: float, of: str = "sweep") -> Workload:
 
 def from_spec(spec: dict) -> Workload:
     """Return the workload that ``arrivals.to_spec`` wrote down."""
-    values = {
-        name: Lengths(**value) if isinstance(value, dict) else value
-        for name, value in spec.items()
-        if name != "kind"
-    }
-    return KINDS[spec["kind"]](**values)
+    options = {name: spec[name] for name in spec.keys() - {"kind"}}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            options[name] = Lengths(**value)
+    return KINDS[spec["kind"]](**options)
 
 
 def body(
-    work: Workload,
-    model: str,
-    tools: tuple[dict, ...],
-    messages: list[dict],
-    max_tokens: int,
-    exact: tuple[str, ...],
+    work: Workload, model: str, tools: list, messages: list, max_tokens: int, exact: Sequence[str]
 ) -> bytes:
     """Return the body of a streaming chat completion.
 
-    Args:
-        work: whose sampling options are sent.
-        model: id as the server names it.
-        tools: of the chat.
-        messages: the chat so far.
-        max_tokens: cap of the answer.
-        exact: which of ``ignore_eos`` and ``min_tokens`` the server knows; others may refuse them.
+    ``exact`` names which of ``ignore_eos`` and ``min_tokens`` the server knows: one that does not
+    know them may refuse the request for their sake.
     """
     fields: dict[str, Any] = {
         "model": model,
@@ -297,10 +284,6 @@ def body(
 def _filled(ask: str, chance: random.Random) -> str:
     number, count = chance.randrange(10_000, 100_000), chance.randint(2, 9)
     return ask.format(number=number, count=count, word=chance.choice(_WORDS))
-
-
-def _message(role: str, content: str) -> dict:
-    return {"role": role, "content": content}
 
 
 def _is_prompt(item: object) -> bool:

@@ -17,18 +17,10 @@ from helpers.measure.capacity import (
     usd_per_million_tokens,
 )
 from helpers.measure.intervals import Difference, Interval, compare, interval
-from helpers.measure.summary import (
-    Summary,
-    most_at_once,
-    steady_window,
-    summary,
-    table,
-    token_times,
-    window,
-)
+from helpers.measure.summary import Summary, most_at_once, summary, table, token_times, window
 
 __all__ = [
     "Capacity", "Difference", "Interval", "Objective", "Summary", "agreement", "capacity",
-    "compare", "goodput", "interval", "level", "meets", "most_at_once", "steady_window", "summary",
-    "table", "token_times", "usd_per_million_tokens", "window",
+    "compare", "goodput", "interval", "level", "meets", "most_at_once", "summary", "table",
+    "token_times", "usd_per_million_tokens", "window",
 ]  # fmt: skip

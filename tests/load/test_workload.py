@@ -41,8 +41,8 @@ def test_the_shared_prefix_is_shared_and_the_rest_is_not():
 @pytest.mark.parametrize(
     "work",
     [
-        load.Synthetic(input_tokens=load.Lengths(mean=9, stdev=3), tools=(TOOL,), seed=3),
-        load.Prompts(items=("one", [{"role": "user", "content": "two"}])),
+        load.Synthetic(input_tokens=load.Lengths(mean=9, stdev=3), seed=3),
+        load.Prompts(items=("one", [{"role": "user", "content": "two"}]), tools=(TOOL,)),
         load.ToolCalls(
             asks=("{number} {word}?", "{count}"), tools=(TOOL, {}), shuffle=True, seed=5
         ),
@@ -56,15 +56,15 @@ def test_a_spec_makes_the_same_requests(work):
 
 def test_the_body_is_the_apis():
     """Usage is asked for, tools are sent, and lengths are fixed only in words the server knows."""
-    work = load.Synthetic(tools=(TOOL,))
-    plain = json.loads(workload.body(work, "m", work.tools, [], 5, exact=()))
+    work = load.Synthetic()
+    plain = json.loads(workload.body(work, "m", [TOOL], [], 5, exact=()))
     assert plain["stream_options"] == {"include_usage": True} and plain["tools"] == [TOOL]
     assert plain["max_tokens"] == 5 and not plain.keys() & {"ignore_eos", "min_tokens"}
     both = ("ignore_eos", "min_tokens")
-    exact = json.loads(workload.body(work, "m", (), [], 5, exact=both))
+    exact = json.loads(workload.body(work, "m", [], [], 5, exact=both))
     assert (exact["ignore_eos"], exact["min_tokens"]) == (True, 5)
     free = load.Synthetic(ignore_eos=False)
-    assert not set(both) & json.loads(workload.body(free, "m", (), [], 5, exact=both)).keys()
+    assert not set(both) & json.loads(workload.body(free, "m", [], [], 5, exact=both)).keys()
 
 
 def test_prompts_from_a_file(tmp_path):
@@ -96,7 +96,7 @@ def test_questions_with_tools_are_new_each_time():
     work = load.ToolCalls(asks=("Where is {number}?", "{count} of {word}, {number}"), tools=tools)
     talks = [work.chat(index) for index in range(200)]
     assert len({talk.turns[0][0]["content"] for talk in talks}) > 190
-    assert all(talk.tools == tools for talk in talks)
+    assert all(talk.tools == list(tools) for talk in talks)
     mixed = load.ToolCalls(asks=work.asks, tools=tools, shuffle=True)
     orders = [tuple(t["function"]["name"] for t in mixed.chat(i).tools) for i in range(50)]
     assert len(set(orders)) > 30 and all(sorted(one) == sorted(orders[0]) for one in orders)

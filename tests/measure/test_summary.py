@@ -35,7 +35,7 @@ def test_steady_window_leaves_the_warm_up_out():
     for record in run.records[:8]:
         object.__setattr__(record, "token_us", record.token_us[:1])
         object.__setattr__(record, "output_tokens", 1)
-    start, end = measure.steady_window(run)
+    start, end = measure.window(run)
     assert 0.7 <= start < 4 and end == pytest.approx(39 * 0.2)
 
 
