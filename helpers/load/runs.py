@@ -70,7 +70,8 @@ async def run(
         CourseError: no end is given, the server does not answer, a generator breaks, or an
             executor has too few free workers.
     """
-    spec = _spec(endpoint, workload, arrivals, requests, duration_s, timeout_s)
+    limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
+    spec = _spec(endpoint, workload, arrivals, limits)
     if processes < 1:
         raise CourseError(f"processes is {processes}", "processes must be above 0")
     if there and (ssh is None or processes > 1 or executor):
@@ -139,26 +140,19 @@ async def run(
     return Run.read(file.path)
 
 
-def _spec(
-    endpoint: Endpoint,
-    workload: Workload,
-    arrivals: Arrivals,
-    requests: int | None,
-    duration_s: float | None,
-    timeout_s: float,
-) -> dict:
+def _spec(endpoint: Endpoint, workload: Workload, arrivals: Arrivals, limits: dict) -> dict:
     """Return what a load generator is told, as plain JSON values.
 
     Raises:
         CourseError: the run has no end, or a limit makes no sense.
     """
     if isinstance(arrivals, Replay):
-        requests = min(requests or len(arrivals.times_s), len(arrivals.times_s))
-    if requests is None and duration_s is None:
+        length = len(arrivals.times_s)
+        limits = {**limits, "requests": min(limits["requests"] or length, length)}
+    if limits["requests"] is None and limits["duration_s"] is None:
         raise CourseError("the run has no end", "give requests=, duration_s= or both")
-    limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
     for name, value in limits.items():
-        if value is not None and not value > 0:  # nor not a number
+        if value is not None and not value > 0:  # NaN is refused, too
             raise CourseError(f"{name} is {value}", f"{name} must be above 0")
     return {
         "base_url": endpoint.base_url,
