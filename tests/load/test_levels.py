@@ -91,3 +91,27 @@ async def test_a_search_that_is_cancelled_returns(tmp_path):
     runs = await task
     server.close()
     assert len(runs) == 1 and runs[0].stopped and runs[0].ok
+
+
+async def test_search_finds_the_knee_by_itself(tmp_path):
+    """A server 20 ms slower for each concurrent request: its knee is bracketed to one user."""
+    busy = 0
+
+    async def answer(asked, writer):
+        nonlocal busy
+        busy += 1
+        await asyncio.sleep(0.01 + 0.02 * busy * bool(asked))
+        busy -= 1
+        body = (
+            b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],'
+            b'"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
+        )
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+    server, endpoint = await listen(answer)
+    objective = measure.Objective(ttft_ms=100, tpot_ms=None)
+    runs = await load.search(endpoint, load.Synthetic(), objective, folder=tmp_path, progress=False)
+    server.close()
+    found = measure.capacity(runs, objective)
+    assert found.unit == "users" and 3 <= found.load <= 4 and found.fails_at == found.load + 1
+    assert [run.users for run in runs] == sorted({1, 2, 4, 8} | {run.users for run in runs})

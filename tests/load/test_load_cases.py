@@ -13,7 +13,6 @@ from support.listening import listen
 from helpers import load
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load import samplers
 from helpers.load import users as play
 from helpers.load import workers as shards
 from helpers.load.arrivals import to_spec
@@ -288,49 +287,6 @@ async def test_a_good_answer_is_good_wherever_it_is_cut(serve, tmp_path, early):
 
 
 # What goes on around the requests
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nvllm:num_requests_running 1\n",
-        b"NONSENSE\r\n\r\n",
-    ],
-)
-async def test_broken_metrics_are_none(raw):
-    """The server's own view is an extra: a broken one costs nothing else."""
-
-    async def handle(reader, writer):
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(raw)
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m")
-    assert await asyncio.to_thread(load.server_metrics, endpoint) is None
-    server.close()
-
-
-async def test_a_sampler_that_breaks_does_not_cost_the_run(serve, tmp_path, monkeypatch):
-    """What was measured is returned, and its file is closed."""
-    files = []
-
-    def stop(sampler):
-        files.append(sampler.file.file)
-        raise RuntimeError("the sampler is broken")
-
-    monkeypatch.setattr(samplers.ServerSampler, "stop", stop)
-    run = await load.run(
-        await serve(good),
-        SMALL,
-        load.ClosedLoop(users=1),
-        requests=2,
-        path=tmp_path / "run.jsonl",
-        progress=False,
-    )
-    assert len(run.ok) == 2 and files[0].closed
 
 
 async def test_a_generator_that_dies_when_it_is_to_begin_is_said_so(tmp_path, monkeypatch):

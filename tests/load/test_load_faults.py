@@ -11,7 +11,6 @@ from support.listening import listen
 
 from helpers import load
 from helpers.endpoint import Endpoint
-from helpers.errors import CourseError
 from helpers.load import workers as shards
 
 QUIET = {"progress": False, "server_every_s": None}
@@ -158,20 +157,3 @@ async def test_a_server_that_is_gone_ends_the_run(serve, tmp_path, monkeypatch):
         **QUIET,
     )
     assert 2 < len(run.records) < 500 and run.interrupted and "the server was gone" in repr(run)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"requests": 0},
-        {"duration_s": 0},
-        {"duration_s": float("nan")},
-        {"requests": 1, "timeout_s": -1},
-        {"requests": 1, "processes": 0},
-    ],
-)
-async def test_nonsense_is_refused_before_anything_is_sent(wrong):
-    """A run of no requests or no time is a slip of the pen, and an endless one a bill."""
-    endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", model="m")
-    with pytest.raises(CourseError, match="must be above 0"):
-        await load.run(endpoint, SMALL, load.ClosedLoop(users=1), **wrong)

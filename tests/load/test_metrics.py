@@ -1,5 +1,6 @@
 """The server's own figures, on llama.cpp; ``test_vllm.py`` has vLLM's."""
 
+import asyncio
 import time
 from dataclasses import fields
 from itertools import chain
@@ -7,6 +8,7 @@ from itertools import chain
 import pytest
 
 from helpers import load
+from helpers.endpoint import Endpoint
 from helpers.load import metrics
 
 
@@ -66,3 +68,26 @@ def test_the_table_names_every_metric():
     for name in (*called, *chain(*called.values())):
         words = name.rpartition(":")[2].removesuffix("_count").removesuffix("_sum")
         assert words in table, name
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nvllm:num_requests_running 1\n",
+        b"NONSENSE\r\n\r\n",
+    ],
+)
+async def test_broken_metrics_are_none(raw):
+    """The server's own view is an extra: a broken one costs nothing else."""
+
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(raw)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m")
+    assert await asyncio.to_thread(load.server_metrics, endpoint) is None
+    server.close()
