@@ -5,6 +5,9 @@ returns a ``Run``, whose records are also a file; ``sweep`` and ``search`` do so
 The requests are made in a process of its own; ``helpers.load.client`` is what takes the times.
 """
 
+from typing import TYPE_CHECKING
+
+from helpers._moved import renamed
 from helpers.load.arrivals import ClosedLoop, Constant, Gamma, OpenLoop, Poisson, Replay
 from helpers.load.levels import search, sweep
 from helpers.load.metrics import server_metrics
@@ -16,3 +19,6 @@ __all__ = [
     "ClosedLoop", "Constant", "Gamma", "Lengths", "OpenLoop", "Poisson", "Prompts", "Record",
     "Replay", "Run", "Synthetic", "ToolCalls", "run", "search", "server_metrics", "sweep",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, {"Interval": "Constant"})

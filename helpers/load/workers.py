@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 READY_S = 60.0  # a generator that is not ready by then never will be
 START_IN_S = 3.0  # the time an executor's workers get to begin together
 # What the generator consists of; it needs Python's standard library and no more.
-PARTS = ("__init__", "errors", "load/arrivals", "load/workload", "load/users", "load/generator")
+PARTS = ("errors", "load/arrivals", "load/workload", "load/users", "load/generator")
 PARTS += tuple(
     f"load/client/{name}"
     for name in ("__init__", "http1", "wire", "general", "stream", "eventloop")
@@ -82,7 +82,8 @@ class Shard:
             for part in PARTS:
                 name = f"helpers/{part}.py"
                 files.put(str(Path(__file__).parents[2] / name), f"{folder}/{name}")
-            files.open(f"{package}/load/__init__.py", "w").close()  # there only the generator
+            for empty in ("__init__", "load/__init__"):  # there only the generator
+                files.open(f"{package}/{empty}.py", "w").close()
         channel = ssh.get_transport().open_session()
         channel.exec_command(f"cd {folder} && exec python3 {' '.join(COMMAND)}")
         streams = channel.makefile("wb"), channel.makefile("rb"), channel.makefile_stderr("rb")
