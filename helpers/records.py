@@ -84,7 +84,7 @@ class Record:
 
     @property
     def lag_s(self) -> float:
-        """How late the client began with it, connecting not counted (0 without a schedule)."""
+        """How late the client began, not counting the connection (0 without a schedule)."""
         began_s = self.sent_s - self.connect_s
         return 0.0 if self.scheduled_s is None else began_s - self.scheduled_s
 

@@ -102,7 +102,7 @@ class Gamma(OpenLoop):
 
 @dataclass(frozen=True, kw_only=True)
 class Poisson(OpenLoop):
-    """Requests of independent customers, ``rate_per_s`` of them on average."""
+    """Requests of independent customers: ``rate_per_s`` on average, at random moments."""
 
     rate_per_s: float
     seed: int = 0

@@ -12,7 +12,7 @@ from helpers.errors import CourseError
 
 
 def _called(*names: str) -> Any:
-    """A field with what servers call it; the first name that one of them says is taken."""
+    """Make a field with its names on different servers; the first one found is read."""
     return field(default=None, metadata={"names": names})
 
 
@@ -30,7 +30,7 @@ class ServerMetrics:
         prefix_cache_queries: see there.
         ttft_s_sum: the server's histogram of TTFT: sum of seconds over ``ttft_count`` requests.
         ttft_count: see there.
-        itl_s_sum: likewise of the gaps between tokens (llama.cpp: seconds spent generating).
+        itl_s_sum: the same for the gaps between tokens (llama.cpp: seconds spent generating).
         itl_count: see there.
     """
 
@@ -92,7 +92,7 @@ def server_metrics(endpoint: Endpoint) -> ServerMetrics | None:
 
 
 def parse(text: str) -> ServerMetrics:
-    """Read Prometheus text; counts of several engines on one server are added up, shares averaged.
+    """Read Prometheus text; over several engines on one server counts add up, shares are averaged.
 
     Raises:
         CourseError: the text is no such text.

@@ -23,7 +23,7 @@ GPU_FIELDS = {
 
 
 class ServerSampler:
-    """Reads ``/metrics`` before a run, regularly during it, and after it.
+    """Reads ``/metrics`` before a run, at intervals during it, and after it.
 
     Args:
         endpoint: the server.
@@ -77,7 +77,7 @@ class GpuSampler:
         self.output: paramiko.ChannelFile | None = None
 
     def start(self) -> None:
-        """Start reading; a machine without ``nvidia-smi`` ends it at once, silently."""
+        """Start reading; without an ``nvidia-smi`` there it ends at once, silently."""
         query = ",".join(GPU_FIELDS)
         command = f"nvidia-smi --query-gpu={query} --format=csv,noheader,nounits -lms 500"
         self.began = time.perf_counter()

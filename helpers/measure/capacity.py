@@ -19,10 +19,10 @@ class Objective:
 
     Args:
         ttft_ms: longest time to first token; ``None`` for no demand.
-        tpot_ms: longest time per output token, likewise.
-        e2e_ms: longest end-to-end latency, likewise.
-        percentile: part of the requests (0 to 100) for which each of these must hold.
-        error_rate: largest part (0 to 1) of requests that may fail.
+        tpot_ms: longest time per output token; ``None`` for no demand.
+        e2e_ms: longest end-to-end latency; ``None`` for no demand.
+        percentile: percentage of requests for which each of these must hold.
+        error_rate: largest share of requests (0 to 1) that may fail.
     """
 
     ttft_ms: float | None = 500.0
@@ -53,16 +53,16 @@ class Capacity:
     """The answer: how much load, and what it gets.
 
     Args:
-        objective: that had to be met.
+        objective: what had to be met.
         unit: of the load: ``users`` (closed loop) or ``requests/s`` (open loop).
-        load: the highest one measured to meet it; 0 when none did.
-        fails_at: the lowest one above that misses it. The true capacity lies between the two;
-            ``None``: all met it, so it lies at ``load`` or above.
-        confidence: how often the same verdicts come when the requests are drawn again
+        load: the highest one that was measured and met it; 0 when none did.
+        fails_at: the next one, which missed it: the true capacity lies between the two. ``None``
+            when all met it, so that it lies at ``load`` or above.
+        confidence: how often the verdicts stay the same when the requests are drawn again
             (bootstrap), 0 to 1.
-        requests_per_s: of the run at ``load``.
-        output_tokens_per_s: likewise.
-        e2e_s: likewise, its median end-to-end latency.
+        requests_per_s: finished in the run at ``load``.
+        output_tokens_per_s: generated in that run.
+        e2e_s: median end-to-end latency in that run, in seconds.
     """
 
     objective: Objective

@@ -33,10 +33,10 @@ class Difference:
 
     Args:
         measure: what is compared, a column of ``measure.table``.
-        names: of the two.
+        names: the labels of both.
         ratio: the second over the first, with its interval.
-        real: the interval leaves 1 out.
-        requests: on the side that has fewer; below ``FEWEST`` nothing is real.
+        real: whether the interval excludes 1.
+        requests: how many the smaller side has; with fewer than ``FEWEST`` nothing is real.
     """
 
     measure: str
@@ -60,11 +60,11 @@ def interval(runs: Run | Sequence[Run], measure: str = "ttft_p95_ms", seed: int 
     """Return a measure with its 95 % interval.
 
     Requests are drawn again with replacement (Efron's percentile bootstrap); gaps between tokens
-    stay with their request, because those of one answer are alike. Of repeated runs, runs are
-    drawn first. The throughput's unit of drawing is a twentieth of the steady window.
+    stay with their request, because those of one answer are alike. If a run was repeated, whole
+    runs are drawn first. For throughput, twentieths of the steady window take the place of requests.
 
     Args:
-        runs: one, or repeated ones of the same settings.
+        runs: one, or several with the same settings.
         measure: a latency of ``measure.table`` (``ttft_p95_ms``, ...) or ``output_tokens_per_s``.
         seed: of the drawing.
 

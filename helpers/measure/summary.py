@@ -24,13 +24,14 @@ class Summary:
         label: the run's name.
         users: of a closed loop, else ``None``.
         requests: finished, the failed ones included.
-        failed: of these; ``error_rate`` is their part of all.
+        failed: how many of these failed.
+        error_rate: their share, 0 to 1.
         output_tokens: the server's count over the whole run.
-        steady: whether a steady window was found; otherwise it is the whole run.
+        steady: whether a steady window was found; if not, the whole run counts as one.
         output_tokens_per_s: in the window.
         requests_per_s: answers that ended in the window.
-        client_lag_p99_ms: how long arrived bytes waited for the client to stamp them, or how late
-            it sent what was scheduled, whichever is larger: the error of every time here.
+        client_lag_p99_ms: how long bytes that had arrived waited for their time stamp, or how late
+            the client sent what was scheduled, whichever is larger: the error of every time here.
         client_limited: the client was the limit, so the server can do more than was measured.
     """
 
