@@ -61,7 +61,7 @@ def interval(runs: Run | Sequence[Run], measure: str = "ttft_p95_ms", seed: int 
 
     Requests are drawn again with replacement (Efron's percentile bootstrap); gaps between tokens
     stay with their request, because those of one answer are alike. If a run was repeated, whole
-    runs are drawn first. For throughput, twentieths of the steady window take the place of requests.
+    runs are drawn first. For throughput, twentieths of the window take the place of requests.
 
     Args:
         runs: one, or several with the same settings.

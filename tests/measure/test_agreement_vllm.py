@@ -1,4 +1,4 @@
-"""The load generator against real vLLM, in the environment that ``vllm_env.sh`` makes."""
+"""Our numbers against those of real vLLM, in the environment that ``vllm_env.sh`` makes."""
 
 import pytest
 from support.vllm_server import needs_vllm
