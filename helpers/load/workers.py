@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 READY_S = 60.0  # a generator that is not ready by then never will be
 START_IN_S = 3.0  # the time an executor's workers get to begin together
 # What the generator consists of; it needs Python's standard library and no more.
-PARTS = ("__init__", "errors", "load/arrivals", "load/workload", "load/users", "load/generator")
+PARTS = (
+    "__init__",
+    "_moved",
+    "errors",
+    "load/arrivals",
+    "load/workload",
+    "load/users",
+    "load/generator",
+)
 PARTS += tuple(
     f"load/client/{name}"
     for name in ("__init__", "http1", "wire", "general", "stream", "eventloop")
