@@ -42,19 +42,21 @@ def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096)
     machines, rows = [sizing.gpu(name) for name in gpus], range(len(gpus))
     figure, panels = picture("", "", columns=len(models), height=1.8 + 0.26 * len(gpus))
     figure.set_figwidth(9)
-    served = []
+    served, misfits = [], 0
     for axes, model in zip(panels, models, strict=True):
         splits, left = [sizing.memory(model, gpu) for gpu in machines], np.zeros(len(gpus))
+        fits = [split.kv_tokens > 0 for split in splits]
+        served.append(f"{sum(fits)} in {model.precision.upper()}")
+        misfits += fits.count(False)
         for part, (_, color) in _PARTS.items():
             parts = [getattr(split, f"{part}_gib") for split in splits]
             width = 100 * np.array(parts) / [gpu.usable_gib for gpu in machines]
             width = np.minimum(width, 100 - left)
-            fits = [split.kv_tokens > 0 or part != "weights" for split in splits]
-            axes.barh(rows, width, 0.7, left, color=[color if fit else RED for fit in fits])
+            colors = [color if fit or part != "weights" else RED for fit in fits]
+            axes.barh(rows, width, 0.7, left, color=colors)
             left += width
         for row, count in enumerate(split.sequences(context) for split in splits):
             axes.text(102, row, f"{count:,.0f}" if count >= 1 else "none", va="center", fontsize=9)
-        served.append(f"{sum(s.kv_tokens > 0 for s in splits)} in {model.precision.upper()}")
         axes.set_title(f"{model.precision.upper()}: {model.weights_gb():.1f} GB of weights")
         axes.text(102, -0.65, f"sequences\nof {context:,}", fontsize=8, color=GREY, va="bottom")
         axes.set(xlim=(0, 128), xticks=range(0, 101, 25), xlabel="share of the GPU's memory, %")
@@ -63,7 +65,8 @@ def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096)
         axes.grid(visible=False, axis="y")
     panels[0].set_yticks(rows, [f"{gpu.name} ({gpu.usable_gib:.0f} GiB)" for gpu in machines])
     handles = [Patch(color=color, label=name) for name, color in _PARTS.values()]
-    handles.insert(1, Patch(color=RED, label="weights that do not fit"))
+    if misfits:
+        handles.insert(1, Patch(color=RED, label="weights that do not fit"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     title = f"Of {len(gpus)} GPUs, {' and '.join(served)} can serve {models[0].name}"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
