@@ -8,19 +8,7 @@ from matplotlib.patches import Patch
 
 from helpers.choose import sizing
 from helpers.choose.models import ModelShape, shape
-from helpers.plots.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PALE,
-    PURPLE,
-    RED,
-    Picture,
-    bars,
-    picture,
-    styled,
-)
+from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PALE, RED, Picture, bars, picture, styled
 
 _PARTS = {
     "weights": ("weights", BLUE),
@@ -40,22 +28,22 @@ def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096)
         context: length of the sequences that are counted, tokens.
     """
     machines, rows = [sizing.gpu(name) for name in gpus], range(len(gpus))
-    figure, panels = picture("", "", columns=len(models), height=1.8 + 0.26 * len(gpus))
+    splits = [[sizing.memory(model, gpu) for gpu in machines] for model in models]
+    counts = [sum(split.kv_tokens > 0 for split in column) for column in splits]
+    served = [f"{n} in {m.precision.upper()}" for n, m in zip(counts, models, strict=True)]
+    title = f"Of {len(gpus)} GPUs, {' and '.join(served)} can serve {models[0].name}"
+    figure, panels = picture(title, "", columns=len(models), height=1.8 + 0.26 * len(gpus))
     figure.set_figwidth(9)
-    served, misfits = [], 0
-    for axes, model in zip(panels, models, strict=True):
-        splits, left = [sizing.memory(model, gpu) for gpu in machines], np.zeros(len(gpus))
-        fits = [split.kv_tokens > 0 for split in splits]
-        served.append(f"{sum(fits)} in {model.precision.upper()}")
-        misfits += fits.count(False)
+    for axes, model, column in zip(panels, models, splits, strict=True):
+        left = np.zeros(len(gpus))
         for part, (_, color) in _PARTS.items():
-            parts = [getattr(split, f"{part}_gib") for split in splits]
+            parts = [getattr(split, f"{part}_gib") for split in column]
             width = 100 * np.array(parts) / [gpu.usable_gib for gpu in machines]
             width = np.minimum(width, 100 - left)
-            colors = [color if fit or part != "weights" else RED for fit in fits]
-            axes.barh(rows, width, 0.7, left, color=colors)
+            colors = [color if split.kv_tokens or part != "weights" else RED for split in column]
+            axes.barh(rows, width, left=left, color=colors, height=0.7)
             left += width
-        for row, count in enumerate(split.sequences(context) for split in splits):
+        for row, count in enumerate(split.sequences(context) for split in column):
             axes.text(102, row, f"{count:,.0f}" if count >= 1 else "none", va="center", fontsize=9)
         axes.set_title(f"{model.precision.upper()}: {model.weights_gb():.1f} GB of weights")
         axes.text(102, -0.65, f"sequences\nof {context:,}", fontsize=8, color=GREY, va="bottom")
@@ -65,11 +53,9 @@ def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096)
         axes.grid(visible=False, axis="y")
     panels[0].set_yticks(rows, [f"{gpu.name} ({gpu.usable_gib:.0f} GiB)" for gpu in machines])
     handles = [Patch(color=color, label=name) for name, color in _PARTS.values()]
-    if misfits:
+    if sum(counts) < len(models) * len(gpus):
         handles.insert(1, Patch(color=RED, label="weights that do not fit"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    title = f"Of {len(gpus)} GPUs, {' and '.join(served)} can serve {models[0].name}"
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.alt = (
         f"Stacked bars, a GPU each, {gpus[0]} to {gpus[-1]}: weights, activations, KV cache, "
         f"memory left unused. {title}."
@@ -91,11 +77,11 @@ def roofline(measured: pd.DataFrame) -> Picture:
     figure.set_figwidth(9)
     names = list(dict.fromkeys(measured.gpu))
     x = np.geomspace(0.7, 1000, 200)
-    for name, color in zip(names, (BLUE, PURPLE, GREEN, ORANGE, RED), strict=False):
+    for name in names:
         gpu = sizing.gpu(name)
         roof = np.minimum(x * gpu.bandwidth_gb_s / 1000, gpu.fp16_tflops)
-        axes.plot(x, roof, color=color, label=f"roof of the {name}")
-        axes.scatter(*_points(measured[measured.gpu == name]), color=color, zorder=3)
+        (line,) = axes.plot(x, roof, label=f"roof of the {name}")
+        axes.scatter(*_points(measured[measured.gpu == name]), color=line.get_color(), zorder=3)
     axes.set(xscale="log", yscale="log", ylabel="TFLOP/s spent on tokens")
     axes.set_xlabel("FLOPs for each byte read from memory (grows with the batch)")
     axes.xaxis.set_major_formatter("{x:g}")

@@ -78,14 +78,11 @@ def capacity(runs: Sequence[Run], objective: measure.Objective) -> Picture:
         low, middle, high = np.array(times).T
         error = np.abs([middle - low, high - middle])
         axes.errorbar(loads, middle, error, color=BLUE, marker="o", capsize=3)
-        axes.axhline(limit, color=RED, linestyle="--")
-        axes.annotate(
-            f"promise: {limit:g} ms", (1, limit), xycoords=("axes fraction", "data"), color=RED,
-            ha="right", va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 1},
-        )  # fmt: skip
+        axes.axhline(limit, color=RED, linestyle="--", label=f"promise: {limit:g} ms")
         axes.axvspan(loads[0], max(found.load, loads[0]), color=GREEN, alpha=0.12)
         axes.set_ylim(0, 1.12 * max(axes.get_ylim()[1], limit))
         axes.set_ylabel(f"{name.upper()} p{objective.percentile:g}, ms (bar: 95 % interval)")
+        axes.legend(loc="upper left")
         _load_axis(axes, loads, found.unit)
     return figure
 

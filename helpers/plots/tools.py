@@ -51,10 +51,8 @@ def tool_tokens(table: pd.DataFrame, subtitle: str) -> Picture:
         subtitle: what was measured, and where.
     """
     fresh, repeated = table["fresh_ms"], table["repeated_ms"]
-    title = (
-        f"{table.index[-1]} tools: {fresh.iloc[-1]:.0f} ms to the first token, "
-        f"{repeated.iloc[-1]:.0f} ms when the prompt is cached"
-    )
+    title = f"{table.index[-1]} tools: {fresh.iloc[-1]:.0f} ms to the first token, "
+    title += f"{repeated.iloc[-1]:.0f} ms when the prompt is cached"
     figure, (axes,) = picture(title, subtitle)
     axes.plot(table.index, fresh, "o-", color=ORANGE, label="fresh prompt")
     axes.plot(table.index, repeated, "s-", color=BLUE, label="repeated prompt")
