@@ -1,10 +1,12 @@
 """The shape of a model: the few numbers of a transformer that decide its memory and speed."""
 
+import argparse
 import json
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import requests
@@ -106,94 +108,92 @@ def shape(source: str | Path, precision: str | None = None) -> ModelShape:
     """The shape of a model.
 
     Args:
-        source: a name or repository of ``assets/models.csv``; else a ``config.json`` of Hugging
-            Face's form, as a path, a URL, or a Hub id such as ``"Qwen/Qwen3-8B"``.
+        source: a name or repository in ``assets/models.csv``; or a ``config.json`` as Hugging
+            Face has them: a path, a URL, or a Hub id such as ``"Qwen/Qwen3-8B"``.
         precision: ``"fp16"``, ``"fp8"`` or ``"awq"``; ``None`` takes the source's own.
 
     Raises:
-        CourseError: nothing of that name, no answer, or no shape that these formulas describe.
+        CourseError: nothing of that name, no answer, or a model these formulas do not describe.
     """
-    known = table()
-    found = known[(known.model == str(source)) | (known.repo == str(source))]
-    if len(found):
-        row = found.iloc[0].to_dict() | {"name": found.model.iloc[0]}
-    else:
-        row = {"name": str(source)} | _from_config(_read_config(str(source)), str(source))
-    row = {k: v for k, v in row.items() if k in ModelShape.__dataclass_fields__}
-    return ModelShape(**row | ({"precision": precision} if precision else {}))
+    name = str(source)
+    found = _listed(name) or {"model": name} | _from_config(_read_config(name), name)
+    found |= {"name": found["model"], "precision": precision or found["precision"]}
+    return ModelShape(**{item.name: found[item.name] for item in fields(ModelShape)})
 
 
 def spec(name: str, settings: Settings) -> ServingSpec:
     """What to run to serve a model of the table, with the arguments its vLLM recipe asks for.
 
     Args:
-        name: a name or repository of ``assets/models.csv``.
-        settings: where the Hugging Face token is; it enters the environment of a gated model's
+        name: a name or repository in ``assets/models.csv``.
+        settings: holds the Hugging Face token; it enters the environment of a gated model's
             server, and of no other.
 
     Raises:
         CourseError: no such model, or it is gated and no token is set.
     """
-    known = table()
-    found = known[(known.model == name) | (known.repo == name)]
-    if found.empty:
-        raise CourseError(
-            f"there is no model called {name!r} in assets/models.csv",
-            f"known are {', '.join(known.model)}",
-        )
-    row = found.iloc[0]
+    found = _listed(name)
+    if not found:
+        raise _unknown(name)
     env = {}
-    if row.gated == "yes" and not settings.hf_token:
+    if found["gated"] == "yes" and not settings.hf_token:
         raise CourseError(
-            f"{row.model} is gated and HF_TOKEN is not set",
-            f"accept its terms at https://huggingface.co/{row.repo}, create a token at "
+            f"{found['model']} is gated and HF_TOKEN is not set",
+            f"accept its terms at https://huggingface.co/{found['repo']}, create a token at "
             "https://huggingface.co/settings/tokens and put it into .env",
         )
-    if row.gated != "no" and settings.hf_token:
+    if found["gated"] != "no" and settings.hf_token:
         env["HF_TOKEN"] = settings.hf_token.get_secret_value()
-    words = shlex.split(row.vllm_args)
-    length = words.index("--max-model-len") if "--max-model-len" in words else None
-    limit = int(words[length + 1]) if length is not None else 8192
-    if length is not None:
-        del words[length : length + 2]
-    return ServingSpec(model=row.repo, max_model_len=limit, extra_args=tuple(words), env=env)
+    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipe.add_argument("--max-model-len", type=int, default=8192)
+    given, rest = recipe.parse_known_args(shlex.split(found["vllm_args"]))
+    return ServingSpec(
+        model=found["repo"], max_model_len=given.max_model_len, extra_args=tuple(rest), env=env
+    )
 
 
-def _read_config(source: str) -> dict:
+def _listed(name: str) -> dict[str, Any]:
+    """The row of ``assets/models.csv`` with that name or repository; empty without one."""
+    known = table()
+    rows = known[(known.model == name) | (known.repo == name)].to_dict("records")
+    return {str(column): value for column, value in rows[0].items()} if rows else {}
+
+
+def _unknown(name: str) -> CourseError:
+    return CourseError(
+        f"there is no model called {name!r} in assets/models.csv",
+        f"known are {', '.join(table().model)}; models.shape also takes a config.json (path or "
+        "URL) or a Hub id owner/name",
+    )
+
+
+def _read_config(source: str) -> dict[str, Any]:
     """A Hugging Face ``config.json`` from a path, a URL or the Hub."""
-    path = Path(source).expanduser()
-    path = path / "config.json" if path.is_dir() else path
+    path, url, token = Path(source).expanduser(), source, None
     try:
-        if path.is_file():
-            return json.loads(path.read_text())
-        url, headers = source, {}
+        if path.exists():
+            return json.loads((path / "config.json" if path.is_dir() else path).read_text())
         if "://" not in source:
             if source.count("/") != 1:
-                raise CourseError(
-                    f"there is no model called {source!r} in assets/models.csv, and no such file",
-                    "give a name of the table, a config.json (path or URL) or a Hub id owner/name",
-                )
+                raise _unknown(source)
             hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
             url, token = f"{hub}/{source}/resolve/main/config.json", load().hf_token
-            headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+        headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         answer = requests.get(url, headers=headers, timeout=20)
-        if answer.status_code in (401, 403):
-            raise CourseError(
-                f"{source} is gated", "accept its terms on its Hub page and set HF_TOKEN in .env"
-            )
         answer.raise_for_status()
         return answer.json()
     except (OSError, ValueError) as error:
         raise CourseError(
             f"no config.json could be read from {source} ({type(error).__name__})",
-            "check the name and the network, or download the file and give its path",
+            "check the name and the network; for a gated model accept its terms on its Hub page "
+            "and set HF_TOKEN in .env",
         ) from error
 
 
-def _from_config(config: dict, source: str) -> dict:
+def _from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
     """Our fields from Hugging Face's names; multimodal models keep theirs in ``text_config``."""
-    text = config.get("text_config", config)
-    quantization = config.get("quantization_config") or text.get("quantization_config") or {}
+    text = config | (config.get("text_config") or {})
+    quantization = text.get("quantization_config") or config.get("quantization_config") or {}
     method, bits = quantization.get("quant_method", ""), quantization.get("bits")
     precision = "awq" if bits == 4 or method == "awq" else "fp8" if method == "fp8" else "fp16"
     try:
@@ -209,8 +209,7 @@ def _from_config(config: dict, source: str) -> dict:
             "kv_heads": text.get("num_key_value_heads") or heads,
             "head_dim": text.get("head_dim") or text["hidden_size"] // heads,
             "vocab": text["vocab_size"],
-            "tied_embeddings": text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
-            or False,
+            "tied_embeddings": text.get("tie_word_embeddings") or False,
             "experts": experts,
             "experts_per_token": text.get("num_experts_per_tok", 1) if experts > 1 else 1,
             "context": text.get("max_position_embeddings", 32768),
@@ -218,6 +217,6 @@ def _from_config(config: dict, source: str) -> dict:
         }
     except KeyError as error:
         raise CourseError(
-            f"{source} is no model these formulas describe ({error.args[0]})",
+            f"{source} is not a model these formulas describe ({error.args[0]})",
             "they hold for decoder-only transformers with grouped-query attention",
         ) from None

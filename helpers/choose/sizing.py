@@ -5,20 +5,14 @@ what no software can beat on that hardware; *expected* is the bound times :data:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from helpers.choose import prices
 from helpers.choose.models import ModelShape, shape
 from helpers.errors import CourseError
-from helpers.serve.fleet import Fleet, Interruptible, Serverless, fleet
 from helpers.settings import ASSETS
-
-__all__ = [
-    "EFFICIENCY", "GIB", "REST_GIB", "UTILIZATION", "Estimate", "Fleet", "Gpu", "Interruptible",
-    "Memory", "Serverless", "choose", "decode_step_s", "estimate", "fleet", "gpu", "intensity",
-    "kv_cache_gib", "measurements", "memory", "prefill_s",
-]  # fmt: skip
 
 GIB = 2**30
 EFFICIENCY = 0.7
@@ -68,21 +62,6 @@ class Memory:
         return self.kv_tokens / context
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """Speed of a closed loop of equal users. Times are lower bounds, rates upper bounds."""
-
-    batch: int
-    ttft_s: float
-    itl_s: float
-    tokens_per_s: float
-
-    @property
-    def expected_tokens_per_s(self) -> float:
-        """Output tokens per second over all users that published runs would lead one to expect."""
-        return EFFICIENCY * self.tokens_per_s
-
-
 def gpu(name: str, count: int = 1) -> Gpu:
     """A GPU of ``assets/gpus.csv``, or ``count`` of them in one server.
 
@@ -94,15 +73,11 @@ def gpu(name: str, count: int = 1) -> Gpu:
         raise CourseError(
             f"{name} is not in assets/gpus.csv", f"known are {', '.join(table.index)}"
         )
-    row = table.loc[name]
-    usable = row.usable_gib if pd.notna(row.usable_gib) else _USABLE * row.vram_gb
-    fp8 = row.fp8_tflops if pd.notna(row.fp8_tflops) else row.fp16_tflops
-    rates = (usable, row.bandwidth_gb_s, row.fp16_tflops, fp8)
-    usable_gib, bandwidth, fp16, fp8 = (float(rate) * count for rate in rates)
-    return Gpu(
-        name=f"{count}x {name}" if count > 1 else name, count=count, usable_gib=usable_gib,
-        bandwidth_gb_s=bandwidth, fp16_tflops=fp16, fp8_tflops=fp8,
-    )  # fmt: skip
+    table["usable_gib"] = table.usable_gib.fillna(_USABLE * table.vram_gb)
+    table["fp8_tflops"] = table.fp8_tflops.fillna(table.fp16_tflops)
+    rates = ("usable_gib", "bandwidth_gb_s", "fp16_tflops", "fp8_tflops")
+    totals = {rate: count * float(table[rate][name]) for rate in rates}
+    return Gpu(name=f"{count}x {name}" if count > 1 else name, count=count, **totals)
 
 
 def kv_cache_gib(total: float, weights: float, rest: float, utilization: float) -> float:
@@ -179,10 +154,10 @@ def _prefill_compute_s(model: ModelShape, gpu: Gpu, tokens: int) -> float:
     return flops / gpu.tflops(model.precision) / 1e12
 
 
-def estimate(
+def tokens_per_s(
     model: ModelShape, gpu: Gpu, users: int, prompt_tokens: int, output_tokens: int
-) -> Estimate:
-    """Bounds for ``users`` who each send the next request as soon as the last is answered.
+) -> float:
+    """Most output tokens per second of ``users`` who each ask again as soon as they are answered.
 
     One round serves a request of each: the prompts are computed (their weights are read along with
     a decode step's), and every output token is one step of the batch at its half-way context. The
@@ -194,18 +169,18 @@ def estimate(
         users: concurrent users.
         prompt_tokens: tokens of a prompt.
         output_tokens: tokens of an answer.
+
+    Returns:
+        A bound, over all users; :data:`EFFICIENCY` times that is expected.
     """
     context = prompt_tokens + output_tokens / 2
     batch = max(1, min(users, int(memory(model, gpu).sequences(context))))
-    step = decode_step_s(model, gpu, batch, context)
-    round_s = batch * _prefill_compute_s(model, gpu, prompt_tokens) + output_tokens * step
-    ttft_s = prefill_s(model, gpu, prompt_tokens)
-    return Estimate(
-        batch=batch, ttft_s=ttft_s, itl_s=step, tokens_per_s=batch * output_tokens / round_s
-    )
+    step_s = decode_step_s(model, gpu, batch, context)
+    round_s = batch * _prefill_compute_s(model, gpu, prompt_tokens) + output_tokens * step_s
+    return batch * output_tokens / round_s
 
 
-def choose(
+def rank(
     offers: pd.DataFrame,
     model: ModelShape,
     *,
@@ -227,58 +202,55 @@ def choose(
         max_ttft_s: objective for the time to first token of a prompt that arrives alone, seconds.
 
     Returns:
-        The offers with ``sequences`` (of that context that fit), ``user_tokens_per_s`` and
+        The offers with ``sequences`` (how many of that context fit), ``user_tokens_per_s`` and
         ``ttft_s`` (both expected, see :data:`EFFICIENCY`), ``confidence`` in the GPU's published
-        figures, and ``reason``, empty where the offer satisfies everything. Those come first,
+        figures, and ``reason``, empty where nothing speaks against the offer. Those come first,
         the cheapest on top.
     """
     machines = offers[["gpu", "gpu_count"]].drop_duplicates()
-    judged = pd.DataFrame(
-        [
-            {"gpu": name, "gpu_count": count}
-            | _judge(
-                model, name, count, users, context, output_tokens, min_tokens_per_s, max_ttft_s
-            )
-            for name, count in machines.itertuples(index=False)
-        ]
-    )
-    table = offers.merge(judged, on=["gpu", "gpu_count"], how="left")
+    judged = [
+        _judge(model, one["gpu"], one["gpu_count"], users, context, output_tokens)
+        for one in machines.to_dict("records")
+    ]
+    names = ["gpu", "gpu_count", "sequences", "user_tokens_per_s", "ttft_s", "reason"]
+    table = offers.merge(pd.DataFrame(judged, columns=names), on=names[:2], how="left")
     table = table.merge(prices.gpus()[["gpu", "confidence"]], on="gpu", how="left")
+    speed, ttft_s = table.user_tokens_per_s, table.ttft_s
+    slow = speed.map("{:.0f} tokens/s a user".format) + f", {min_tokens_per_s:.0f} wanted"
+    late = ttft_s.map("first token after {:.2f} s".format) + f", {max_ttft_s:.2f} wanted"
+    table["reason"] = table.reason.mask((table.reason == "") & (speed < min_tokens_per_s), slow)
+    table["reason"] = table.reason.mask((table.reason == "") & (ttft_s > max_ttft_s), late)
     table["fits"] = table.reason == ""
     order = table.sort_values(["fits", "usd_per_hour"], ascending=[False, True], ignore_index=True)
     return order.drop(columns="fits")
 
 
-def _judge(model, name, count, users, context, output_tokens, min_tokens_per_s, max_ttft_s) -> dict:
-    """What one kind of machine would do, and the first objective it misses."""
+def _judge(
+    model: ModelShape, name: str, count: int, users: int, context: int, output_tokens: int
+) -> dict[str, Any]:
+    """What so many GPUs can be expected to do, and why the load does not fit on them, if so."""
+    found: dict[str, Any] = {"gpu": name, "gpu_count": count, "reason": ""}
     if context > model.context:
-        return {"reason": f"the model was made for {model.context:,} tokens"}
+        return found | {"reason": f"the model was made for {model.context:,} tokens"}
     try:
         machine = gpu(name, count)
     except CourseError:
-        return {"reason": "no published specification in assets/gpus.csv"}
+        return found | {"reason": "no published specification in assets/gpus.csv"}
     split = memory(model, machine)
-    sequences = split.sequences(context)
-    speed = EFFICIENCY / decode_step_s(model, machine, users, context - output_tokens / 2)
-    ttft_s = prefill_s(model, machine, context - output_tokens) / EFFICIENCY
-    reason = ""
+    found["sequences"] = split.sequences(context)
+    step_s = decode_step_s(model, machine, users, context - output_tokens / 2)
+    found["user_tokens_per_s"] = EFFICIENCY / step_s
+    found["ttft_s"] = prefill_s(model, machine, context - output_tokens) / EFFICIENCY
     if not split.kv_tokens:
-        needed = split.weights_gib + split.rest_gib
-        room = machine.usable_gib - split.idle_gib
-        reason = f"weights and the rest need {needed:.1f} of {room:.1f} GiB: no KV cache"
-    elif sequences < users:
-        reason = f"KV cache holds {sequences:.1f} of {users} sequences"
-    elif speed < min_tokens_per_s:
-        reason = f"{speed:.0f} tokens/s a user, {min_tokens_per_s:.0f} wanted"
-    elif ttft_s > max_ttft_s:
-        reason = f"first token after {ttft_s:.2f} s, {max_ttft_s:.2f} wanted"
-    return {
-        "sequences": sequences, "user_tokens_per_s": speed, "ttft_s": ttft_s, "reason": reason
-    }  # fmt: skip
+        needed, room = split.weights_gib + split.rest_gib, machine.usable_gib - split.idle_gib
+        found["reason"] = f"weights and the rest need {needed:.1f} of {room:.1f} GiB: no KV cache"
+    elif found["sequences"] < users:
+        found["reason"] = f"KV cache holds {found['sequences']:.1f} of {users} sequences"
+    return found
 
 
 def measurements() -> pd.DataFrame:
-    """Published vLLM measurements beside what :func:`estimate` says of the same run.
+    """Published vLLM measurements beside what :func:`tokens_per_s` says of the same run.
 
     Returns:
         The rows of ``assets/measurements.csv`` with ``bound`` and ``expected`` (output tokens per
@@ -287,11 +259,11 @@ def measurements() -> pd.DataFrame:
     """
     table = pd.read_csv(ASSETS / "measurements.csv", dtype={"date": str}).fillna({"note": ""})
     table["bound"] = [
-        estimate(
-            shape(row.model, row.precision), gpu(row.gpu), row.users, row.prompt_tokens,
-            row.output_tokens,
-        ).tokens_per_s
-        for row in table.itertuples()
+        tokens_per_s(
+            shape(run["model"], run["precision"]), gpu(run["gpu"]), run["users"],
+            run["prompt_tokens"], run["output_tokens"],
+        )
+        for run in table.to_dict("records")
     ]  # fmt: skip
     table["expected"] = EFFICIENCY * table.bound
     table["of_bound"] = table.tokens_per_s / table.bound

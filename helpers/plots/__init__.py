@@ -1,8 +1,14 @@
-"""Figures of the course."""
+"""Every figure of the course, in one style: units on the axes, the finding in the title.
 
+Each function returns a ``Picture``: as a cell's last line it shows itself, with its title as
+alternative text, and ``figure.savefig(path)`` keeps it. Colours and style are in ``style``; of the
+other modules each draws for one stage: ``choose`` (00), ``load`` (04), ``tools`` (05), ``scale``
+(06).
+"""
+
+from helpers.plots.choose import cost, roofline, vram
 from helpers.plots.load import (
     capacity,
-    compare,
     latency,
     loops,
     request,
@@ -11,15 +17,11 @@ from helpers.plots.load import (
     timeline,
     ways,
 )
+from helpers.plots.scale import day, events, policies, replicas
+from helpers.plots.tools import conversation, mistakes, phases, tool_tokens
 
 __all__ = [
-    "capacity",
-    "compare",
-    "latency",
-    "loops",
-    "request",
-    "server_view",
-    "throughput",
-    "timeline",
-    "ways",
-]
+    "capacity", "conversation", "cost", "day", "events", "latency", "loops", "mistakes", "phases",
+    "policies", "replicas", "request", "roofline", "server_view", "throughput", "timeline",
+    "tool_tokens", "vram", "ways",
+]  # fmt: skip

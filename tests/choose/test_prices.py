@@ -168,7 +168,7 @@ def test_every_snapshot_row_has_a_source_and_a_date_or_says_why_not():
 def test_comparison_is_computed_from_the_offers():
     """The table of notebook 00: its prices are those of the offers, its facts have a source."""
     table = prices.offers(live=False)
-    side_by_side = prices.compare(table)
+    side_by_side = prices.by_cloud(table)
     assert list(side_by_side.columns) == ["vast.ai", "runpod", "aws", "azure"]
     aws = table[(table.provider == "aws") & (table.gpu == "A100 80GB SXM")].usd_per_gpu_hour.min()
     assert side_by_side.loc["a100_80gb", "aws"] == f"${aws:.2f}/h"

@@ -1,9 +1,10 @@
 """The pictures of notebook 00 show what the formulas and the published runs say."""
 
+import pandas as pd
 import pytest
 
+from helpers import plots
 from helpers.choose import models, sizing
-from helpers.plots import choose as plots_sizing
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +15,7 @@ def mistral():
 
 def test_memory_picture_counts_what_fits(mistral, tmp_path):
     """The number beside a bar is the number the table gives; bars stay within the memory."""
-    figure = plots_sizing.vram(mistral, ["T4", "RTX 4090"], context=4096)
+    figure = plots.vram(mistral, ["T4", "RTX 4090"], context=4096)
     assert figure.get_suptitle().startswith("Of 2 GPUs, 1 in FP16 and 2 in AWQ")
     for axes, model in zip(figure.axes, mistral, strict=True):
         assert "%" in axes.get_xlabel()
@@ -30,7 +31,7 @@ def test_memory_picture_counts_what_fits(mistral, tmp_path):
 def test_roofline_picture_has_every_run_under_its_roof(tmp_path):
     """A dot above its roof would mean a wrong specification or a wrong formula."""
     measured = sizing.measurements()
-    figure = plots_sizing.roofline(measured)
+    figure = plots.roofline(measured)
     (axes,) = figure.axes
     assert "byte" in axes.get_xlabel() and "TFLOP/s" in axes.get_ylabel()
     names = list(dict.fromkeys(measured.gpu))
@@ -43,9 +44,25 @@ def test_roofline_picture_has_every_run_under_its_roof(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size < 120_000
 
 
-def test_a_picture_shows_itself_with_alternative_text(mistral):
-    """Without it a notebook prints `<Figure size ...>` instead of the figure."""
-    data, metadata = plots_sizing.vram(mistral, ["T4", "L4"])._repr_mimebundle_()
-    assert data["image/png"].startswith(b"\x89PNG")
-    assert metadata["image/png"]["alt"] == data["text/plain"]
-    assert "T4 to L4" in data["text/plain"]
+def test_weights_that_do_not_fit_are_in_the_legend_where_there_are_some(mistral):
+    """A T4 does not hold Mistral in 16 bit; an L4 does."""
+    for name, shown in (("T4", True), ("L4", False)):
+        (legend,) = plots.vram(mistral, [name]).legends
+        assert shown == ("weights that do not fit" in [t.get_text() for t in legend.get_texts()])
+
+
+def test_costs_are_in_order_and_name_the_run():
+    """The cheapest stands on top; two runs on one GPU are two bars."""
+    columns = ["gpu", "model", "precision", "users", "usd_per_million"]
+    rows = [
+        ("L4", "M AWQ", "awq", 8, 0.3),
+        ("L4", "M", "fp16", 1, 0.9),
+        ("T4", "M", "fp16", 4, 0.6),
+    ]
+    figure = plots.cost(pd.DataFrame(rows, columns=columns))
+    (axes,) = figure.axes
+    assert figure.get_suptitle() == "Tokens from the L4 cost 3.0 times those from the L4"
+    assert [bar.get_width() for bar in axes.patches] == [0.3, 0.6, 0.9]
+    assert [text.get_text() for text in axes.texts] == [
+        "$0.300: M AWQ, 8 users", "$0.600: M FP16, 4 users", "$0.900: M FP16, 1 users"
+    ]  # fmt: skip

@@ -7,10 +7,8 @@ import pandas as pd
 import pytest
 
 from helpers import measure
-from helpers.choose import sizing
-from helpers.choose.sizing import Interruptible, Serverless, fleet
 from helpers.errors import CourseError
-from helpers.plots import scale as plots_fleet
+from helpers.serve.fleet import Interruptible, Serverless, fleet
 
 NIGHT_AND_DAY = [0.0] * 8 + [10.0] * 16
 SECONDS = Serverless(usd_per_hour=0.5, cold_start_s=180, idle_s=600)
@@ -121,7 +119,6 @@ def test_a_day_without_traffic():
     assert plan.costs.loc["serverless", "cold_requests"] == 0
     off = fleet([0] * 24, 4, usd_per_hour=0.5, minimum=0)
     assert (off.costs.usd_per_day == 0).all() and "0 to 0 replicas" in str(off)
-    assert plots_fleet.day(off, "nothing").get_suptitle() == "From 0 to 0 replicas"
 
 
 def test_traffic_above_the_limit_is_told():
@@ -172,23 +169,3 @@ def test_inputs_that_make_no_sense(traffic, capacity, more, told):
     """A capacity of 0 is what an unmet objective gives: it must not become a division."""
     with pytest.raises(CourseError, match=told):
         fleet(traffic, capacity, **{"usd_per_hour": 1, **more})
-
-
-def test_the_picture_shows_the_plan(tmp_path):
-    """The bars are the table, the green steps the replicas, the title the cheapest way."""
-    plan = fleet(NIGHT_AND_DAY, 4, usd_per_hour=0.5, serverless=SECONDS, headroom=0)
-    figure = plots_fleet.day(plan, "by hand")
-    left, right = figure.axes
-    assert [bar.get_width() for bar in right.patches] == list(plan.costs.usd_per_day)
-    assert list(left.patches[0].get_data().values) == [4] * 8 + [12] * 16
-    assert figure.get_suptitle() == (
-        "From 1 to 3 replicas: serverless costs 33% less than the peak all day"
-    )
-    assert "requests/s" in left.get_ylabel() and "dollars" in right.get_xlabel()
-    figure.savefig(tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size < 120_000
-
-
-def test_sizing_is_where_it_is_found():
-    """The notebook and the README call it sizing.fleet."""
-    assert sizing.fleet is fleet

@@ -1,0 +1,100 @@
+"""The style of every figure: its colours, how it begins, and the bars that several share."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from cycler import cycler
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
+from PIL import Image
+
+from helpers.measure import Interval
+
+# Okabe and Ito's palette: told apart with every kind of colour vision.
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+GREY, PALE = "#6e7781", "#d0d7de"
+STYLE: dict[RcKeyType, Any] = {
+    "figure.facecolor": "white",  # opaque, so that it also reads on GitHub's dark page
+    "figure.dpi": 110,
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, GREY]),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e1e4e8",
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titlecolor": GREY,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+}
+styled = rc_context(STYLE)
+"""Decorator of a function that draws: the style holds while it runs, and nowhere else."""
+
+
+class Picture(Figure):
+    """A figure that appears as PNG when it is a cell's last line, whatever backend is active.
+
+    ``alt`` says in words what there is to see, for those who cannot see it and for the checks; by
+    default it is the figure's title.
+    """
+
+    alt: str = ""
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict, dict]:
+        # A bare Figure shows itself only after pyplot has made one; ours never go through pyplot.
+        page, small = io.BytesIO(), io.BytesIO()
+        self.savefig(page, format="png")
+        # So few colours are enough for lines and letters, and keep a notebook small.
+        few = Image.open(page).convert("RGB").quantize(64)
+        few.save(small, format="png", optimize=True)
+        text = self.alt or self.get_suptitle()
+        return {"image/png": small.getvalue(), "text/plain": text}, {"image/png": {"alt": text}}
+
+
+def picture(
+    title: str, measured: str, *, rows: int = 1, columns: int = 1, height: float = 4
+) -> tuple[Picture, list[Axes]]:
+    """A figure with its title, what was measured where, and a grid of empty axes.
+
+    Args:
+        title: the finding.
+        measured: what the numbers come from; stands over the first axes.
+        rows: of axes; they share their x axis.
+        columns: of axes.
+        height: of the figure, inches.
+
+    Returns:
+        The figure and its axes, row by row.
+    """
+    figure = Picture(figsize=(8, height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, sharex=rows > 1, squeeze=False).flat)
+    # No formulas: two prices in a title are none.
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
+    axes[0].set_title(measured, parse_math=False)
+    return figure, axes
+
+
+def bars(
+    axes: Axes, labels: Sequence[str], values: Sequence[float], color: str | Sequence[str] = BLUE
+) -> BarContainer:
+    """Draw horizontal bars, the first on top, of one colour or of one each."""
+    drawn = axes.barh(range(len(values)), values, tick_label=labels, color=color, height=0.6)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    return drawn
+
+
+def intervals(axes: Axes, labels: Sequence[str], found: Sequence[Interval], form: str) -> None:
+    """Draw horizontal bars with their 95 % intervals, each value as ``form`` writes it."""
+    bars(axes, labels, [one.value for one in found])
+    for row, one in enumerate(found):
+        error = [[max(one.value - one.low, 0)], [max(one.high - one.value, 0)]]
+        axes.errorbar(one.value, row, xerr=error, color="black", capsize=3)
+        axes.annotate(" " + form.format(one.value), (one.high, row), va="center")
+    axes.margins(x=0.12)

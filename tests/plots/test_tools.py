@@ -1,0 +1,83 @@
+"""The figures of function calling show what was counted, and survive what models write."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import plots
+from helpers.errors import CourseError
+from helpers.tools import Conversation, Evaluation, Question, Step, Verdict
+
+PHASES = pd.DataFrame(
+    {"deciding_ms": [300.0, 800.0], "executing_ms": [5.0, 9.0], "answering_ms": [195.0, 691.0],
+     "whole_p95_ms": [600.0, 1800.0], "per_minute": [100.0, 200.0]},
+    index=[1, 4],
+)  # fmt: skip
+
+
+def verdict(kind: str, cause: str) -> Verdict:
+    question = Question(kind=kind, messages=[], tools=[], calls=[])
+    return Verdict(question=question, got="", right_tool=False, cause=cause, seconds=1.0)
+
+
+def evaluation(*verdicts: Verdict) -> Evaluation:
+    return Evaluation(title="m", tool_choice="auto", seconds=1.0, verdicts=verdicts)
+
+
+def test_a_conversation_about_money_is_drawn(tmp_path):
+    """Two dollar signs are no formula."""
+    steps = [
+        Step(phase="deciding", round=1, start_s=0, end_s=3, what='{"min": "$10", "max": "$2_"}'),
+        Step(phase="answering", round=2, start_s=3, end_s=4, what="x" * 60),
+    ]
+    figure = plots.conversation(Conversation(messages=[], steps=steps), "costs $1 to $2_")
+    assert figure.get_suptitle() == "75% of the wait went into deciding what to call"
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [3, 1]
+    figure.savefig(tmp_path / "talk.png")
+
+
+def test_the_commonest_mistake_is_in_the_title():
+    """It is what a reader takes home."""
+    figure = plots.mistakes(
+        evaluation(verdict("one", "right"), verdict("one", "wrong value"),
+                   verdict("none", "wrong value"), verdict("none", "needless call"))
+    )  # fmt: skip
+    assert figure.get_suptitle() == "3 of 4 questions went wrong, most often: wrong value (2)"
+    (axes,) = figure.axes
+    labels = [" ".join(label.get_text().split()) for label in axes.get_xticklabels()]
+    assert labels == ["right", "needless call", "wrong value"]
+    assert [text.get_text() for text in axes.texts] == ["1", "", "1", "", "1", "1"]
+    colours = axes.images[0].get_array()
+    assert colours.shape == (2, 3, 4) and colours[..., 3].tolist() == [[0.5, 0, 0.5], [0, 0.5, 0.5]]
+
+
+def test_without_a_mistake_the_title_says_so():
+    """There is no commonest one."""
+    assert plots.mistakes(evaluation(verdict("k", "right"))).get_suptitle() == (
+        "All 1 questions right"
+    )
+
+
+def test_phases_add_up_and_users_without_an_answer_are_left_out():
+    """A row of nothing must not become a title that says "0.0 times as long"."""
+    lost = pd.DataFrame({name: [np.nan] for name in PHASES}, index=[8]).assign(per_minute=0.0)
+    figure = plots.phases(pd.concat([PHASES, lost]), "m")
+    assert figure.get_suptitle() == (
+        "4 users wait 3.0 times as long as 1, and get 2.0 times the answers"
+    )
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.patches] == [300, 800, 5, 9, 195, 691]
+    assert [bar.get_y() for bar in axes.patches] == [0, 0, 300, 800, 305, 809]
+    assert [mark[1] for mark in axes.collections[0].get_offsets()] == [600, 1800]
+    with pytest.raises(CourseError, match="no conversation"):
+        plots.phases(lost, "m")
+
+
+def test_tools_cost_time_until_the_cache_knows_them():
+    """The title has the last row, the lines have both columns."""
+    table = pd.DataFrame({"fresh_ms": [90, 1292], "repeated_ms": [20, 30]}, index=[1, 16])
+    figure = plots.tool_tokens(table, "m")
+    assert figure.get_suptitle() == (
+        "16 tools: 1292 ms to the first token, 30 ms when the prompt is cached"
+    )
+    assert [list(line.get_ydata()) for line in figure.axes[0].get_lines()] == [[90, 1292], [20, 30]]
