@@ -12,7 +12,7 @@ from helpers.progress import Progress
 from helpers.rehearsal.faults import FAULTS
 from helpers.rent import guard, ssh
 from helpers.rent import market as providers
-from helpers.serve import spec as serving
+from helpers.serve import ServingSpec
 from helpers.settings import Settings
 
 USERS = (1, 2, 4, 8, 16)
@@ -34,17 +34,14 @@ def rehearse(settings: Settings) -> None:
         columns = ["gpu", "vram_gb", "usd_per_hour", "reliability", "location"]
         print(providers.frame(offers[:3])[columns].to_string(index=False))
         print("3. rent, wait, log in")
-        spec = serving.ServingSpec()
+        spec = ServingSpec()
         with (
             guard.rented(provider, spec, "rehearse", settings) as instance,
             ssh.tunnel(instance, settings) as tunnel,
         ):
             print(f"4. tunnel, the same as: {tunnel.command}")
             with Progress() as say:
-                endpoint = serving.endpoint(
-                    tunnel.base_url,
-                    hardware=instance.hardware,
-                    source=provider.name,
+                endpoint = tunnel.endpoint(
                     poll_s=provider.poll_s,
                     progress=say,
                     log=lambda: provider.logs(instance.id, 20),

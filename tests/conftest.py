@@ -11,8 +11,7 @@ from helpers import settings as settings_module
 from helpers.rent import guard, ssh
 from helpers.rent import market as providers
 from helpers.rent.market import OfferFilter
-from helpers.serve import spec as serving
-from helpers.serve.spec import ServingSpec
+from helpers.serve import ServingSpec
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,12 +60,10 @@ def instance(provider, settings):
 
 
 @pytest.fixture(scope="session")
-def endpoint(provider, instance, settings):
+def endpoint(instance, settings):
     """The model's API, through the tunnel."""
     with ssh.tunnel(instance, settings) as tunnel:
-        yield serving.endpoint(
-            tunnel.base_url, hardware=instance.hardware, source=provider.name, poll_s=0.3
-        )
+        yield tunnel.endpoint(poll_s=0.3)
 
 
 @pytest.fixture(scope="session")

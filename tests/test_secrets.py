@@ -42,7 +42,7 @@ CELLS = [
     """
     tunnel = ssh.tunnel(instance, config)
     print(tunnel, tunnel.command)
-    endpoint = serving.endpoint(tunnel.base_url, api_key=MODEL_KEY)
+    endpoint = tunnel.endpoint(api_key=MODEL_KEY)
     run = await load.run(endpoint, load.Synthetic(input_tokens=8, output_tokens=4),
                          load.ClosedLoop(users=2), requests=4)
     print(endpoint, run)

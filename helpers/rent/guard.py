@@ -5,14 +5,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock
 
 from helpers.errors import CourseError
 from helpers.progress import Progress
-from helpers.rent import deadman, ssh
-from helpers.rent import market as providers
+from helpers.rent import deadman, market, ssh
 from helpers.rent.market import LABEL_PREFIX, Instance, Offer, OfferFilter, OfferGone, Provider
 from helpers.serve.spec import ServingSpec
 from helpers.settings import Settings
@@ -27,6 +27,8 @@ HOSTS_TRIED = 3
 class Ledger:
     """What the course has rented, in a file, so that a budget outlives every kernel.
 
+    It is written by :func:`rent` alone, one process at a time.
+
     Args:
         settings: where the file is kept.
         provider: whose rentals; each provider has its own file.
@@ -35,22 +37,20 @@ class Ledger:
     def __init__(self, settings: Settings, provider: Provider) -> None:
         self.file = settings.rehearsal_home / f"rentals-{provider.name}.json"
 
-    def read(self) -> dict[str, dict]:
+    def read(self) -> dict[str, dict[str, Any]]:
         """Rentals by id: ``usd_per_hour``, ``began`` and ``ended`` (None while it may run)."""
         return json.loads(self.file.read_text()) if self.file.exists() else {}
 
-    def note(self, instance_id: str, **facts) -> None:
+    def note(self, instance_id: str, **facts: float) -> None:
         """Add facts to a rental."""
-        self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(f"{self.file}.lock"):
-            rentals = self.read()
-            rentals.setdefault(instance_id, {"ended": None}).update(facts)
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(rentals, indent=1))
-            part.replace(self.file)
+        rentals = self.read()
+        rentals.setdefault(instance_id, {"ended": None}).update(facts)
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(rentals, indent=1))
+        part.replace(self.file)
 
     def close_gone(self, present: set[str]) -> None:
-        """What the provider no longer knows has ended, at the latest now."""
+        """What the provider no longer knows has ended, now at the latest."""
         for number, rental in self.read().items():
             if rental["ended"] is None and number not in present:
                 self.note(number, ended=time.time())
@@ -128,6 +128,7 @@ def rent(
     label: str,
     settings: Settings,
     wanted: OfferFilter | None = None,
+    *,
     progress: Callable[[str], None] | None = None,
     loading_timeout_s: float = 1800,
 ) -> Instance:
@@ -153,50 +154,64 @@ def rent(
         CourseError: when nothing could be rented within the limits; nothing is left rented.
     """
     say = progress or Progress()
-    lock = settings.rehearsal_home / f"rent-{provider.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with FileLock(lock):  # two notebooks may ask at once
+
+    def come_up(new: Instance) -> Instance:
+        up = market.wait_running(provider, new.id, timeout_s=loading_timeout_s, progress=say)
+        ssh.wait_login(up, settings, progress=say)
+        return up
+
+    settings.rehearsal_home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(settings.rehearsal_home / f"rent-{provider.name}.lock"):  # two may ask at once
         instance = find(provider, label)
         if instance is not None and instance.status == "failed":
             say(f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
             destroy(provider, instance.id)
             instance = None
-        if instance is None:
-            wanted = wanted or OfferFilter(gpu_count=spec.gpus)
-            instance = _rent(provider, spec, label, settings, wanted, say, loading_timeout_s)
-        else:
+        if instance is not None:
             say(f"found instance {instance.id} by its label, nothing is rented")
             if instance.status == "stopped":
                 provider.start(instance.id)
-            instance = _up(provider, instance.id, settings, say, loading_timeout_s)
+            instance = come_up(instance)
+        else:
+            wanted = wanted or OfferFilter(gpu_count=spec.gpus)
+            instance = _rent_anew(provider, spec, label, settings, wanted, come_up=come_up, say=say)
     say(f"running: {instance.gpu_count}x {instance.gpu}, ${instance.usd_per_hour:.3f}/h")
     return instance
 
 
-def _rent(provider, spec, label, settings, wanted, say, timeout_s) -> Instance:
+def _rent_anew(
+    provider: Provider,
+    spec: ServingSpec,
+    label: str,
+    settings: Settings,
+    wanted: OfferFilter,
+    *,
+    come_up: Callable[[Instance], Instance],
+    say: Callable[[str], None],
+) -> Instance:
     ledger = Ledger(settings, provider)
     ledger.close_gone({i.id for i in provider.instances()})
     provider.register_key(ssh.ensure_key(settings))
     balance, offers = provider.balance_usd(), provider.offers(wanted)
     if not offers:
         raise CourseError("no offer matches the filter", "loosen it: less VRAM, a higher ceiling")
-    check(offers[0], settings, balance, ledger.spent_usd())
-    if settings.confirm and not provider.rehearsal:
-        confirm(offers[0], settings, balance)
+    agreed = provider.rehearsal or not settings.confirm
     failures: list[str] = []
     for offer in offers:
         check(offer, settings, balance, ledger.spent_usd())
+        if not agreed:
+            confirm(offer, settings, balance)
+            agreed = True
         say(f"renting {offer.gpu} at ${offer.usd_per_hour:.3f}/h")
+        lifetime_s = settings.lifetime_hours * 3600
         try:
-            instance = provider.launch(
-                offer, spec, label, lifetime_s=settings.lifetime_hours * 3600
-            )
+            instance = provider.launch(offer, spec, label, lifetime_s=lifetime_s)
         except OfferGone:
             say(f"{offer.gpu} was taken by somebody else, trying the next offer")
             continue
         try:
             ledger.note(instance.id, usd_per_hour=offer.usd_per_hour, began=instance.created)
-            return _up(provider, instance.id, settings, say, timeout_s)
+            return come_up(instance)
         except BaseException as error:
             destroy(provider, instance.id)
             ledger.note(instance.id, ended=time.time())
@@ -204,16 +219,10 @@ def _rent(provider, spec, label, settings, wanted, say, timeout_s) -> Instance:
                 raise
             failures.append(f"{offer.gpu}: {error.what}")
             say(f"{failures[-1]}; destroyed")
-            if len(failures) == HOSTS_TRIED:
-                break
+        if len(failures) == HOSTS_TRIED:
+            break
     tried = "\n".join(failures) or f"all {len(offers)} offers were taken while we tried"
     raise CourseError(f"nothing could be rented:\n{tried}", "search again in a few minutes")
-
-
-def _up(provider, instance_id, settings, say, timeout_s) -> Instance:
-    instance = providers.wait_running(provider, instance_id, timeout_s=timeout_s, progress=say)
-    ssh.wait_login(instance, settings, progress=say)
-    return instance
 
 
 def find(provider: Provider, label: str) -> Instance | None:
@@ -258,7 +267,8 @@ def destroy(provider: Provider, instance_id: str, timeout_s: float = GONE_TIMEOU
     """
     deadline = time.monotonic() + timeout_s
     provider.destroy(instance_id)
-    while _exists(provider, instance_id):
+    # Asked in two ways: one odd "not found" must not pass for the end of all charges.
+    while provider.instance(instance_id) or instance_id in {i.id for i in provider.instances()}:
         if time.monotonic() > deadline:
             raise CourseError(
                 f"instance {instance_id} is still there {timeout_s:.0f} s after its destruction",
@@ -267,18 +277,11 @@ def destroy(provider: Provider, instance_id: str, timeout_s: float = GONE_TIMEOU
         time.sleep(provider.poll_s)
 
 
-def _exists(provider: Provider, instance_id: str) -> bool:
-    """Asked twice over: one odd "not found" must not pass for the end of all charges."""
-    return provider.instance(instance_id) is not None or any(
-        instance.id == instance_id for instance in provider.instances()
-    )
-
-
 @contextlib.contextmanager
 def rented(
-    provider: Provider, spec: ServingSpec, label: str, settings: Settings, **options
+    provider: Provider, spec: ServingSpec, label: str, settings: Settings, **options: Any
 ) -> Iterator[Instance]:
-    """:func:`rent`, and :func:`destroy` on leaving, whatever happened."""
+    """:func:`rent` (which takes the options), and :func:`destroy` on leaving, whatever happened."""
     try:
         yield rent(provider, spec, label, settings, **options)
     finally:
@@ -294,18 +297,10 @@ def status(provider: Provider) -> pd.DataFrame:
         One row an instance; ``about_usd`` is hours times the present price, an upper bound for
         machines that were stopped or loading for a while.
     """
-    rows = [
-        {
-            "provider": i.provider,
-            "id": i.id,
-            "label": i.label,
-            "status": i.status,
-            "gpu": f"{i.gpu_count}x {i.gpu}",
-            "usd_per_hour": round(i.usd_per_hour, 3),
-            "usd_per_hour_stopped": round(i.stopped_usd_per_hour, 4),
-            "hours": round(i.hours, 2),
-            "about_usd": round(i.hours * i.usd_per_hour, 3),
-        }
-        for i in provider.instances()
-    ]
-    return pd.DataFrame(rows)
+    instances = provider.instances()
+    shown = ["provider", "id", "label", "status", "gpu_count", "gpu"]
+    shown += ["usd_per_hour", "stopped_usd_per_hour"]
+    table = market.frame(instances).reindex(columns=shown)
+    table["hours"] = [instance.hours for instance in instances]
+    table["about_usd"] = table.hours * table.usd_per_hour
+    return table.round({"usd_per_hour": 3, "stopped_usd_per_hour": 4, "hours": 2, "about_usd": 3})

@@ -20,20 +20,25 @@ def ensure_key(settings: Settings) -> str:
     Raises:
         CourseError: when the files are not a usable pair.
     """
-    private, public = settings.ssh_key, _public_path(settings.ssh_key)
+    private = settings.ssh_key
+    public = _public_path(private)
     if not private.exists() and not public.exists():
         private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = asyncssh.generate_private_key("ssh-ed25519", comment="llm-serving-course")
-        phrase = settings.ssh_passphrase and settings.ssh_passphrase.get_secret_value()
         # "x": never over a file that exists; 0600 from the first byte on.
         with open(private, "xb", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
-            file.write(key.export_private_key("openssh", passphrase=phrase))
+            file.write(key.export_private_key("openssh", passphrase=passphrase(settings)))
         public.write_bytes(key.export_public_key())
     return read_public_key(public)
 
 
+def passphrase(settings: Settings) -> str | None:
+    """What opens the private key, if it is protected."""
+    return settings.ssh_passphrase.get_secret_value() if settings.ssh_passphrase else None
+
+
 def read_public_key(path: Path) -> str:
-    """A public key file's line, after a look that it is one.
+    """A public key file's line, after a check that it is one.
 
     Raises:
         CourseError: when the file is missing, holds a private key, or is no key at all.

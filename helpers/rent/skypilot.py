@@ -22,8 +22,7 @@ from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.progress import Progress
 from helpers.rent.market import is_secret
-from helpers.serve import spec as serving
-from helpers.serve.spec import ServingSpec
+from helpers.serve import ServingSpec, endpoint
 from helpers.settings import ASSETS, Settings
 
 TASK_FILE = ASSETS / "sky_task.yaml"
@@ -174,7 +173,7 @@ class Sky:
             where = self._run("launch", say, task=task(spec), cluster=name, secrets=hidden)
             address = self._run("endpoint", say, cluster=name, port=spec.port)
             root = address if "://" in address else f"http://{address}"
-            return serving.endpoint(
+            return endpoint(
                 f"{root.rstrip('/')}/v1",
                 api_key=key, hardware=where, source="skypilot", progress=say, poll_s=10,
             )  # fmt: skip

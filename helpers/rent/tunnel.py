@@ -1,59 +1,55 @@
-"""The process behind :func:`helpers.rent.ssh.tunnel`; it is told its task on standard input."""
+"""The process behind :func:`helpers.rent.ssh.tunnel`: a port of an instance, forwarded for good.
+
+It reads its task, a line of JSON, from standard input and ends when that is closed. It writes a
+line whenever something happens: ``up``, or ``down:`` and the reason. It is started by its path, so
+that it loads nothing of the course.
+"""
 
 import asyncio
 import json
+import os
 import sys
+import threading
+from typing import Any
 
 import asyncssh
 
-KEEPALIVE_S, KEEPALIVE_MISSED = 5, 3
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 
 
-def _tell(event: str, **more) -> None:
-    print(json.dumps({"event": event, **more}), flush=True)
+async def _forward(login: dict[str, Any], local_port: int, remote_port: int) -> None:
+    """Connect, forward, and connect again whenever the line drops.
 
-
-async def _forward(task: dict) -> None:
-    """Connect, forward, and connect again when the line drops, for ever."""
-    local_port, wait = 0, FIRST_WAIT_S
+    Args:
+        login: arguments of ``asyncssh.connect``.
+        local_port: where to listen on 127.0.0.1; always the same, so an endpoint stays valid.
+        remote_port: where to on the instance's own 127.0.0.1.
+    """
+    wait_s = FIRST_WAIT_S
     while True:
         try:
             async with asyncssh.connect(
-                task["host"],
-                task["port"],
-                username=task["user"],
-                client_keys=[task["key"]],
-                passphrase=task["passphrase"],
-                known_hosts=task["known_hosts"],
-                host_key_alias=task["alias"],
-                keepalive_interval=KEEPALIVE_S,
-                keepalive_count_max=KEEPALIVE_MISSED,
-                config=None,
+                **login, keepalive_interval=5, keepalive_count_max=3, config=None
             ) as connection:
-                listener = await connection.forward_local_port(
-                    "127.0.0.1", local_port, "127.0.0.1", task["remote_port"]
+                await connection.forward_local_port(
+                    "127.0.0.1", local_port, "127.0.0.1", remote_port
                 )
-                # The same port again after a drop: the endpoint keeps its address.
-                local_port, wait = listener.get_port(), FIRST_WAIT_S
-                _tell("up", local_port=local_port)
+                wait_s = FIRST_WAIT_S
+                print("up", flush=True)
                 await connection.wait_closed()
-                _tell("down", reason="the connection was lost")
+                print("down: the connection was lost", flush=True)
         except (OSError, asyncssh.Error) as error:
-            _tell("down", reason=f"{type(error).__name__}: {error}")
-        await asyncio.sleep(wait)
-        wait = min(2 * wait, LONGEST_WAIT_S)
+            print(f"down: {type(error).__name__}: {error}", flush=True)
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-async def _main() -> None:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    work = asyncio.create_task(_forward(json.loads(await reader.readline())))
-    await reader.read()  # ends when the opener closes its end or dies
-    work.cancel()
+def _end_with_the_opener() -> None:
+    sys.stdin.read()  # returns when the opener closes its end, or dies
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_opener, daemon=True).start()
+    asyncio.run(_forward(**task))

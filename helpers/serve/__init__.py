@@ -1,0 +1,17 @@
+"""Serving a model: what a rented machine is to run, whether it answers yet, and several of them.
+
+A :class:`ServingSpec` says which model vLLM serves and how; every provider starts it from the same
+spec. :func:`endpoint` waits until a server answers and gives what everything that measures takes.
+``router`` puts several servers behind one address, and :func:`fleet` says how many a day's traffic
+needs and what they cost.
+"""
+
+from helpers.serve import router
+from helpers.serve.fleet import Fleet, Interruptible, Serverless, fleet
+from helpers.serve.ready import endpoint, wait_ready
+from helpers.serve.spec import MISTRAL_AWQ, ServingSpec
+
+__all__ = [
+    "MISTRAL_AWQ", "Fleet", "Interruptible", "Serverless", "ServingSpec", "endpoint", "fleet",
+    "router", "wait_ready",
+]  # fmt: skip

@@ -1,14 +1,8 @@
-"""What to run on the instance, and when it is ready to answer."""
+"""What to run on the instance: one model on one vLLM server, and every way to start it."""
 
 import shlex
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-
-import requests
-
-from helpers.endpoint import Endpoint
-from helpers.errors import CourseError
+from itertools import pairwise
 
 # Model ids, revisions and image tags stand here and nowhere else: never in a notebook's cell.
 MISTRAL_AWQ = "solidrust/Mistral-7B-Instruct-v0.3-AWQ"
@@ -18,15 +12,6 @@ SSH_IMAGE = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
 # RunPod's container disk, billed while the pod runs (docs, pods/pricing, 2026-08).
 DISK_USD_PER_GB_MONTH = 0.10
 STARTS, ENDED = "llm-course: the server starts", "llm-course: the server has ended with status"
-# What the log of a server that gave up says, and what to do about it.
-_REASONS = {
-    "out of memory": "rent a GPU with more VRAM, or lower max_model_len",
-    "No space left": "rent more disk: ServingSpec(disk_gb=...)",
-    "401 Client Error": "the model is gated: accept its licence and set HF_TOKEN in .env",
-    "GatedRepoError": "the model is gated: accept its licence and set HF_TOKEN in .env",
-    "RepositoryNotFound": "the model's name is wrong, or it needs HF_TOKEN",
-    "huggingface.co": "the host does not reach Hugging Face: destroy it and rent another one",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +67,18 @@ class ServingSpec:
             *self.extra_args,
         ]
 
+    def flag(self, name: str) -> str | None:
+        """What a flag of ``vllm serve`` is set to: ``""`` for a bare switch, None when not given.
+
+        >>> spec = ServingSpec(extra_args=("--tool-call-parser", "mistral", "--enable-lora"))
+        >>> spec.flag("--tool-call-parser"), spec.flag("--enable-lora"), spec.flag("--seed")
+        ('mistral', '', None)
+        """
+        for word, value in pairwise([*self.vllm_args(), "--"]):
+            if word == name:
+                return "" if value.startswith("--") else value
+        return None
+
     def command(self) -> str:
         """The ``vllm serve`` command line, quoted for a shell."""
         return shlex.join(["vllm", "serve", *self.vllm_args()])
@@ -119,120 +116,3 @@ class ServingSpec:
             f"({self.served()}) 2>&1 | tee -a ~/vllm.log &",
         ]
         return "\n".join([*lines, ""])
-
-
-def wait_ready(
-    base_url: str,
-    *,
-    api_key: str = "none",
-    timeout_s: float = 1800,
-    poll_s: float = 2,
-    progress: Callable[[str], None] = lambda line: None,
-    log: Callable[[], str] = lambda: "",
-) -> str:
-    """Wait until the server answers: it lists a model and completes one token with it.
-
-    Args:
-        base_url: root of the API including the version.
-        api_key: bearer token of the server, if it asks for one.
-        timeout_s: give up after this many seconds; a fresh 7B model downloads for minutes.
-        poll_s: pause between two questions, in seconds.
-        progress: called with one line on each question.
-        log: gives the server's log; its last line is shown, and stands in the error.
-
-    Returns:
-        The model id to use in requests; with a LoRA adapter served, the adapter's.
-
-    Raises:
-        CourseError: when time is up, with the last thing the server said.
-    """
-    deadline = time.monotonic() + timeout_s
-    headers = {"Authorization": f"Bearer {api_key}"}
-    said = "no answer yet"
-    while time.monotonic() < deadline:
-        try:
-            listing = requests.get(f"{base_url}/models", headers=headers, timeout=10)
-            if listing.ok:
-                model = _served(listing.json()["data"])
-                request = {"model": model, "prompt": "Hi", "max_tokens": 1}
-                reply = requests.post(
-                    f"{base_url}/completions", json=request, headers=headers, timeout=120
-                )
-                if reply.ok:
-                    return model
-                said = f"completion: HTTP {reply.status_code}"
-            else:
-                said = f"HTTP {listing.status_code}"
-            if listing.status_code == 401:
-                raise CourseError(
-                    "the model server refuses the API key",
-                    "pass the key it was started with (--api-key)",
-                )
-        except requests.RequestException as error:
-            # Refused or cut: normal while the image starts and the weights load.
-            said = type(error).__name__
-        except (ValueError, LookupError, TypeError):
-            said = "an answer that is not the OpenAI API's"
-        tail = log().strip()
-        progress(f"model server: {said} | {tail.rpartition(chr(10))[2]}")
-        if ENDED in tail.rpartition(STARTS)[2]:  # an end before the last start is history
-            raise CourseError(f"the model server gave up:\n{tail[-1500:]}", _remedy(tail))
-        time.sleep(poll_s)
-    raise CourseError(
-        f"the model server at {base_url} did not become ready in {timeout_s:.0f} s ({said})\n"
-        f"{log().strip()[-1000:]}",
-        "destroy the instance if the log shows no progress: `python -m helpers destroy`",
-    )
-
-
-def _served(models: list[dict]) -> str:
-    """The first adapter, if one is served: vLLM lists it after the model that it changes."""
-    return next((one["id"] for one in models if one.get("parent")), models[0]["id"])
-
-
-def _remedy(log: str) -> str:
-    found = (advice for words, advice in _REASONS.items() if words.lower() in log.lower())
-    return next(found, "read the log above; `python -m helpers destroy` ends the rental")
-
-
-def engine_name(base_url: str, api_key: str = "none") -> str:
-    """What serves there, asked of the server itself: ``"vLLM 0.33.0"``, ``"llama.cpp"`` or ``""``.
-
-    vLLM answers ``/version``; llama.cpp names itself as the owner of its models.
-    """
-    headers = {"Authorization": f"Bearer {api_key}"}
-    root = base_url.rstrip("/").removesuffix("/v1")
-    try:
-        version = requests.get(f"{root}/version", headers=headers, timeout=10)
-        if version.ok:
-            return f"vLLM {version.json()['version']}"
-        owner = requests.get(f"{base_url}/models", headers=headers, timeout=10)
-        return {"llamacpp": "llama.cpp"}.get(owner.json()["data"][0]["owned_by"], "")
-    except (requests.RequestException, ValueError, LookupError, TypeError):
-        return ""
-
-
-def endpoint(
-    base_url: str, *, api_key: str = "none", hardware: str = "", source: str = "", **waiting
-) -> Endpoint:
-    """Wait for a server and describe it.
-
-    Args:
-        base_url: root of the API including the version.
-        api_key: bearer token, if the server asks for one.
-        hardware: what it runs on, for titles.
-        source: where its figures come from: ``"rehearsal"``, ``"vast"``, ...
-        **waiting: ``timeout_s``, ``poll_s``, ``progress``, ``log`` of :func:`wait_ready`.
-
-    Returns:
-        The endpoint, with the model id and the engine as the server names them.
-    """
-    model = wait_ready(base_url, api_key=api_key, **waiting)
-    return Endpoint(
-        base_url=base_url,
-        model=model,
-        api_key=api_key,
-        engine=engine_name(base_url, api_key),
-        hardware=hardware,
-        source=source,
-    )

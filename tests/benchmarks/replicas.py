@@ -9,15 +9,12 @@ import argparse
 import asyncio
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from helpers import load, measure, settings
-from helpers.rent import guard, ssh
-from helpers.rent import market as providers
+from helpers.rent import guard, market, ssh
 from helpers.rent.market import OfferFilter
-from helpers.serve import router
-from helpers.serve import spec as serving
+from helpers.serve import ServingSpec, router
 
 
 def main() -> None:
@@ -28,17 +25,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     config = settings.load().model_copy(update={"provider": "rehearsal"})
-    provider = providers.connect(config)
+    provider = market.connect(config)
     with ExitStack() as rented:
         endpoints = []
-        for core in range(2):
-            spec = replace(serving.ServingSpec(), env={"REHEARSAL_CORE": str(core)})
+        for number in range(2):
             wanted = OfferFilter(gpu=("RTX 4090",))
             machine = rented.enter_context(
-                guard.rented(provider, spec, f"bench-{core}", config, wanted=wanted)
+                guard.rented(provider, ServingSpec(), f"bench-{number}", config, wanted=wanted)
             )
             tunnel = rented.enter_context(ssh.tunnel(machine, config))
-            endpoints.append(serving.endpoint(tunnel.base_url))
+            endpoints.append(tunnel.endpoint())
         for number in range(options.rounds):
             asyncio.run(_round(endpoints, options, number))
 

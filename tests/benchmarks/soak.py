@@ -76,7 +76,7 @@ async def soak(settings, seconds: float, say=lambda line: None) -> pd.DataFrame:
         guard.rented(provider, spec, "soak", settings, **SILENT) as machine,
         ssh.tunnel(machine, settings) as tunnel,
     ):
-        endpoint = serving.endpoint(tunnel.base_url, log=lambda: provider.logs(machine.id, 20))
+        endpoint = tunnel.endpoint(log=lambda: provider.logs(machine.id, 20))
         # Every page of the KV cache is touched once, and every module imported.
         long = load.Synthetic(input_tokens=CONTEXT - 150, output_tokens=80)
         await _load(endpoint, Path(folder), long, users=SLOTS, requests=2 * SLOTS)
@@ -114,7 +114,7 @@ async def _round(number: int, provider, settings, endpoint: Endpoint, tunnel, fo
     with guard.rented(provider, ServingSpec(), "soak-2", settings, **SILENT) as second:
         if number % 2:
             with ssh.tunnel(second, settings) as other:
-                serving.wait_ready(other.base_url, poll_s=0.2)
+                other.endpoint(poll_s=0.2)
     if number % 2:
         before = len(tunnel.events)
         rehearsal.provoke(settings, "tunnel_drop")
@@ -158,7 +158,9 @@ def weigh(settings, machine_id: str, before: list[psutil.Process] = ()) -> list[
     group = [p for p in psutil.process_iter() if p != daemon and _group(p) == daemon.pid]
     parent = psutil.Process()
     tunnels = [
-        p for p in parent.children() if "helpers.rent.tunnel" in p.cmdline() and p not in before
+        p
+        for p in parent.children()
+        if "rent/tunnel.py" in " ".join(p.cmdline()) and p not in before
     ]
     ours = {
         "parent": [parent],

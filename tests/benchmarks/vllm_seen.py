@@ -1,7 +1,8 @@
 """What the notebooks may say of vLLM because it was seen here: writes ``assets/vllm_seen.json``.
 
 ``python tests/benchmarks/vllm_seen.py`` on a quiet machine, in two minutes, with the environment
-that ``tests/vllm_env.sh`` makes. ``tests/test_vllm.py`` holds the file against the vLLM it runs.
+that ``tests/vllm_env.sh`` makes. ``tests/serve/test_vllm.py`` holds the file against the vLLM that
+it runs.
 """
 
 import asyncio
@@ -17,10 +18,9 @@ from pathlib import Path
 
 import requests
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "serve")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support.vllm_asked import REFUSALS, ask, plain
 from support.vllm_server import DETAILS, serve
-from test_vllm import REFUSALS, ask, plain
 
 from helpers import load, measure
 from helpers.endpoint import Endpoint

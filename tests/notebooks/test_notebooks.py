@@ -224,7 +224,7 @@ def test_killed_kernel_leaves_readable_records_and_a_findable_instance(own_rehea
         provider = providers.connect(config)
         instance = guard.rent(provider, serving.ServingSpec(), "mistral", config, progress=print)
         tunnel = ssh.tunnel(instance, config)
-        endpoint = serving.endpoint(tunnel.base_url, poll_s=0.3)
+        endpoint = tunnel.endpoint(poll_s=0.3)
         workload = load.Synthetic(input_tokens=16, output_tokens=8)
         asyncio.run(load.run(endpoint, workload, load.ClosedLoop(users=2), requests=10_000,
                              path={str(file)!r}))

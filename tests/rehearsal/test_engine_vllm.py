@@ -50,13 +50,8 @@ async def test_the_whole_rental_with_the_real_engine(on_vllm, tmp_path):
         guard.rented(provider, spec, "tests", on_vllm, **SILENT) as machine,
         ssh.tunnel(machine, on_vllm) as tunnel,
     ):
-        endpoint = serving.endpoint(
-            tunnel.base_url,
-            api_key=key[1],
-            hardware=machine.hardware,
-            source=provider.name,
-            progress=said.append,
-            log=lambda: provider.logs(machine.id, 200),
+        endpoint = tunnel.endpoint(
+            api_key=key[1], progress=said.append, log=lambda: provider.logs(machine.id, 200)
         )
         assert endpoint.model == "SmolLM2-135M-Instruct-tools"
         assert endpoint.engine == "vLLM 0.32.0" and "CPU cores" in endpoint.title
@@ -95,9 +90,7 @@ def test_a_server_that_dies_while_loading_shows_its_last_words(on_vllm):
         ssh.tunnel(machine, on_vllm) as tunnel,
         pytest.raises(CourseError, match=r"(?s)gave up:.*unrecognized arguments: --no-such-option"),
     ):
-        serving.endpoint(
-            tunnel.base_url, timeout_s=120, poll_s=0.5, log=lambda: provider.logs(machine.id, 20)
-        )
+        tunnel.endpoint(timeout_s=120, poll_s=0.5, log=lambda: provider.logs(machine.id, 20))
 
 
 @pytest.mark.parametrize(

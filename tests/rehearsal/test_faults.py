@@ -32,7 +32,6 @@ from helpers.rehearsal.faults import FAULTS
 from helpers.rent import guard, ssh
 from helpers.rent import market as providers
 from helpers.rent.market import OfferFilter
-from helpers.serve import spec as serving
 from helpers.serve.spec import ServingSpec
 
 
@@ -172,9 +171,7 @@ def test_model_server_that_gives_up(market, bad, fault, told):
     bad(fault)
     machine, _ = rent(market)
     with ssh.tunnel(machine, mine) as tunnel, pytest.raises(CourseError) as caught:
-        serving.endpoint(
-            tunnel.base_url, poll_s=0.3, timeout_s=20, log=lambda: provider.logs(machine.id, 20)
-        )
+        tunnel.endpoint(poll_s=0.3, timeout_s=20, log=lambda: provider.logs(machine.id, 20))
     assert "the model server gave up" in caught.value.what
     assert told in caught.value.hint
 
@@ -206,7 +203,7 @@ async def test_trouble_in_the_middle_of_a_benchmark(market, bad, tmp_path, fault
     machine = provider.launch(offer, ServingSpec(), fault, bid_usd_per_hour=1.0)
     machine, _ = rent(market, fault)
     with ssh.tunnel(machine, mine) as tunnel:
-        endpoint = serving.endpoint(tunnel.base_url, poll_s=0.3)
+        endpoint = tunnel.endpoint(poll_s=0.3)
         file = tmp_path / "run.jsonl"
         workload = load.Synthetic(input_tokens=8, output_tokens=16)
         running = asyncio.create_task(

@@ -315,7 +315,7 @@ def test_it_outlives_the_process_that_started_it(own_rehearsal):
     provider = providers.connect(own_rehearsal)
     assert [i.status for i in provider.instances()] == ["running"]
     assert eventually(
-        lambda: not any("helpers.rent.tunnel" in p.cmdline() for p in _group(own_rehearsal))
+        lambda: not any("rent/tunnel.py" in " ".join(p.cmdline()) for p in _group(own_rehearsal))
     )
 
 

@@ -10,14 +10,13 @@ import pytest
 import requests
 from support.openapi import VAST_MISTAKES, Description
 
-from helpers import rehearsal
+from helpers import rehearsal, serve
 from helpers.errors import CourseError
 from helpers.rent import guard, ssh
 from helpers.rent import market as providers
 from helpers.rent.market import LABEL_PREFIX, OfferFilter, OfferGone
 from helpers.rent.runpod import RunPod, container
 from helpers.rent.vast import Vast
-from helpers.serve import spec as serving
 from helpers.serve.spec import ServingSpec
 
 MARKETS = ("rehearsal", "rehearsal-runpod")
@@ -81,7 +80,7 @@ def test_a_rental_from_the_balance_to_the_end(market, settings, sent):
 
     ssh.wait_login(instance, settings, progress=quiet)
     with ssh.tunnel(instance, settings) as tunnel:
-        endpoint = serving.endpoint(tunnel.base_url, source=market.name, poll_s=0.3)
+        endpoint = tunnel.endpoint(poll_s=0.3)
         answer = endpoint.client().completions.create(
             model=endpoint.model, prompt="Hi", max_tokens=3
         )
@@ -120,7 +119,7 @@ def test_templates_are_found_made_and_launched(market, settings, sent):
         instance = providers.wait_running(market, launched.id, progress=quiet)
         ssh.wait_login(instance, settings, progress=quiet)
         with ssh.tunnel(instance, settings) as tunnel:
-            assert serving.wait_ready(tunnel.base_url, poll_s=0.3)
+            assert tunnel.endpoint(poll_s=0.3).model
         guard.destroy(market, instance.id)
     with pytest.raises(CourseError):
         market.launch(
@@ -183,7 +182,7 @@ def test_public_api_asks_for_the_generated_key(runpod, sent):
     providers.wait_running(runpod, launched.id, progress=quiet)
     url, key = runpod.public_api(launched.id)
     assert len(key) >= 32
-    endpoint = serving.endpoint(url, api_key=key, source=runpod.name, poll_s=0.3)
+    endpoint = serve.endpoint(url, api_key=key, source=runpod.name, poll_s=0.3)
     stream = endpoint.client().completions.create(
         model=endpoint.model, prompt="Hi", max_tokens=4, stream=True
     )
@@ -191,7 +190,7 @@ def test_public_api_asks_for_the_generated_key(runpod, sent):
     body = {"model": endpoint.model, "prompt": "Hi"}
     assert requests.post(f"{url}/completions", json=body, timeout=10).status_code == 401
     with pytest.raises(CourseError, match="refuses the API key"):
-        serving.endpoint(url, api_key="wrong", poll_s=0.1)
+        serve.endpoint(url, api_key="wrong", poll_s=0.1)
     assert key not in runpod.logs(launched.id, 200) and key not in repr(endpoint)
 
 

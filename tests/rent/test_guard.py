@@ -155,4 +155,4 @@ def test_status_lists_price_running_and_stopped(provider, instance):
     """The table says what a machine costs now, and what it costs when only stopped."""
     table = guard.status(provider).set_index("id")
     row = table.loc[instance.id]
-    assert 0 < row["usd_per_hour_stopped"] < row["usd_per_hour"]
+    assert 0 < row["stopped_usd_per_hour"] < row["usd_per_hour"]

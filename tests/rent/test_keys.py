@@ -1,106 +1,58 @@
-"""API keys with few rights: the real SDK makes them, the rehearsal holds them to these."""
+"""The key pair is never lost or overwritten, and its private half goes nowhere."""
+
+import subprocess
 
 import pytest
-import requests
-from support.openapi import Description
-from vastai import VastAI
 
-from helpers import rehearsal
-from helpers.rent import guard
-from helpers.rent.market import OfferFilter
-from helpers.rent.vast import Vast
-from helpers.serve.spec import ServingSpec
-
-COURSE = ("misc", "user_read", "user_write", "billing_read", "instance_read", "instance_write")
+from helpers.errors import CourseError
+from helpers.rent import keys
 
 
 @pytest.fixture
-def key(provider, settings):
-    """A maker of keys: rights -> the SDK that uses the new key, its number and its text."""
-    made = []
-
-    def make(*rights):
-        new = provider.sdk.create_api_key("tests", {"api": {right: {} for right in rights}})
-        made.append(new["id"])
-        url = rehearsal.running(settings).url
-        return VastAI(api_key=new["key"], server_url=url), new["id"], new["key"]
-
-    yield make
-    for number in {row["id"] for row in provider.sdk.show_api_keys()} & set(made):
-        provider.sdk.delete_api_key(number)
+def fresh(settings, tmp_path):
+    """Settings with a key path where nothing is yet."""
+    return settings.model_copy(update={"ssh_key": tmp_path / "dot-ssh" / "id_course"})
 
 
-def refused(call) -> int:
-    """The HTTP status with which a call is refused."""
-    with pytest.raises(requests.HTTPError) as caught:
-        call()
-    return caught.value.response.status_code
+def test_new_key_is_private_and_openssh_reads_it(fresh):
+    """0600 in 0700, and ssh-keygen derives the same public key from it."""
+    public = keys.ensure_key(fresh)
+    assert fresh.ssh_key.stat().st_mode & 0o777 == 0o600
+    assert fresh.ssh_key.parent.stat().st_mode & 0o777 == 0o700
+    derived = subprocess.run(
+        ["ssh-keygen", "-y", "-f", fresh.ssh_key], capture_output=True, text=True, check=True
+    )
+    assert derived.stdout.split()[:2] == public.split()[:2]
 
 
-def test_a_key_may_do_what_its_rights_say_and_no_more(key):
-    """Looking is allowed; registering a key, renting, destroying and making keys are not."""
-    look, _, _ = key("misc", "user_read", "instance_read")
-    assert look.show_user()["credit"] > 0
-    offer = look.search_offers(query="num_gpus=1", limit=1)[0]
-    assert isinstance(look.show_instances(), list)
-    assert refused(lambda: look.create_ssh_key("ssh-ed25519 AAAA")) == 403
-    assert refused(lambda: look.create_instance(offer["id"], image="x", disk=10)) == 403
-    assert refused(lambda: look.destroy_instance(1)) == 403
-    assert refused(lambda: look.create_api_key("more", {"api": {"misc": {}}})) == 403
+def test_existing_key_is_kept(fresh):
+    """Asking again returns the same pair."""
+    first = keys.ensure_key(fresh)
+    content = fresh.ssh_key.read_bytes()
+    assert keys.ensure_key(fresh) == first
+    assert fresh.ssh_key.read_bytes() == content
 
 
-def test_notebook_01s_rights_are_enough_for_the_course(key, settings):
-    """Rent, look, read the log's link and destroy, with the rights that the notebook names."""
-    _, _, text = key(*COURSE)
-    market = Vast(text, server_url=rehearsal.running(settings).url, rehearsal=True)
-    assert market.balance_usd() > 0
-    offer = market.offers(OfferFilter())[0]
-    machine = market.launch(offer, ServingSpec(), "rights")
-    assert market.instance(machine.id).id == machine.id
-    guard.destroy(market, machine.id)
+def test_lone_private_key_is_not_replaced(fresh):
+    """When only the .pub is missing the sentence says how to derive it; nothing is written."""
+    keys.ensure_key(fresh)
+    content = fresh.ssh_key.read_bytes()
+    fresh.ssh_key.with_name("id_course.pub").unlink()
+    with pytest.raises(CourseError, match="ssh-keygen -y"):
+        keys.ensure_key(fresh)
+    assert fresh.ssh_key.read_bytes() == content
 
 
-def test_a_deleted_key_is_useless_at_once(key, provider):
-    """401, as for a key that never was; deleting it twice is told."""
-    look, number, _ = key("user_read")
-    assert look.show_user()["id"] == 1
-    provider.sdk.delete_api_key(number)
-    assert refused(look.show_user) == 401
-    assert refused(lambda: provider.sdk.delete_api_key(number)) == 404
+def test_private_key_given_for_a_public_one_is_caught(fresh):
+    """The classic mistake: the private key must not be sent anywhere."""
+    keys.ensure_key(fresh)
+    with pytest.raises(CourseError, match="holds a private key") as caught:
+        keys.read_public_key(fresh.ssh_key)
+    assert fresh.ssh_key.read_text().splitlines()[1] not in str(caught.value)
 
 
-def test_lists_hold_no_key(key, provider):
-    """A key's text is told once, when it is made."""
-    _, number, text = key("misc")
-    [row] = [row for row in provider.sdk.show_api_keys() if row["id"] == number]
-    assert row["rights"] == "misc"
-    assert text not in str(provider.sdk.show_api_keys())
-
-
-def test_a_limited_key_cannot_command_the_rehearsal(key, settings):
-    """Neither stop it nor order bad luck, nor use its other marketplace."""
-    _, _, text = key(*COURSE)
-    server = rehearsal.running(settings)
-    headers = {"Authorization": f"Bearer {text}"}
-    for method, path in (("POST", "/rehearsal/stop"), ("GET", "/v2/pods")):
-        answer = requests.request(method, server.url + path, headers=headers, timeout=5)
-        assert answer.status_code == 403, path
-
-
-def test_requests_and_answers_fit_the_published_description(key, provider, monkeypatch):
-    """Creating, listing and deleting look as Vast.ai says they do."""
-    description = Description("vast_openapi.yaml")
-    seen, send = [], requests.Session.send
-
-    def record(self, request, **options):
-        seen.append(send(self, request, **options))
-        return seen[-1]
-
-    monkeypatch.setattr(requests.Session, "send", record)
-    _, number, _ = key("misc")
-    provider.sdk.show_api_keys()
-    provider.sdk.delete_api_key(number)
-    about_keys = [answer for answer in seen if "/auth/apikeys" in answer.url]
-    assert len(about_keys) == 3
-    for answer in about_keys:
-        description.check(answer, answers=True)
+def test_nonsense_is_no_public_key(tmp_path):
+    """A file that is no key is named as such."""
+    (tmp_path / "x.pub").write_text("hello")
+    with pytest.raises(CourseError, match="not an OpenSSH public key"):
+        keys.read_public_key(tmp_path / "x.pub")

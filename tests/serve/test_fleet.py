@@ -2,13 +2,13 @@
 
 import math
 import random
+from dataclasses import replace
 
-import pandas as pd
 import pytest
 
 from helpers import measure
 from helpers.errors import CourseError
-from helpers.serve.fleet import Interruptible, Serverless, fleet
+from helpers.serve import Interruptible, Serverless, fleet
 
 NIGHT_AND_DAY = [0.0] * 8 + [10.0] * 16
 SECONDS = Serverless(usd_per_hour=0.5, cold_start_s=180, idle_s=600)
@@ -18,7 +18,7 @@ def test_replicas_by_the_hour():
     """ceil(load x 1.2 / 4), at least one: what does not divide evenly needs one more."""
     plan = fleet([0, 1, 3.3, 3.4, 10] + [0] * 19, 4, usd_per_hour=0.4, headroom=0.2)
     assert list(plan.hours.replicas[:6]) == [1, 1, 1, 2, 3, 1]
-    assert (plan.hours.unserved == 0).all() and list(plan.hours.index) == list(range(24))
+    assert list(plan.hours.index) == list(range(24))
     assert plan.costs.loc["peak all day", "replica_hours"] == 3 * 24
     assert plan.costs.loc["by the hour", "replica_hours"] == 21 + 1 + 2 + 3 - 0
     assert plan.costs.loc["by the hour", "usd_per_day"] == pytest.approx(27 * 0.4)
@@ -62,7 +62,7 @@ def test_serverless_scales_to_zero_and_pays_for_cold_starts():
     assert plan.costs.loc["peak all day", "usd_per_day"] == 36
 
 
-def test_who_comes_first_after_a_pause_waits():
+def test_the_first_request_after_a_pause_waits():
     """Whatever the rate is: the first request, and those behind it until the worker is ready."""
     for load in (1, 20):
         plan = fleet([0] * 8 + [load] * 16, 2, usd_per_hour=1, serverless=SECONDS, headroom=0)
@@ -121,14 +121,6 @@ def test_a_day_without_traffic():
     assert (off.costs.usd_per_day == 0).all() and "0 to 0 replicas" in str(off)
 
 
-def test_traffic_above_the_limit_is_told():
-    """Two replicas of 4 leave 2 of 10 unserved; every way of renting has the same limit."""
-    plan = fleet(NIGHT_AND_DAY, 4, usd_per_hour=1, serverless=SECONDS, limit=2, headroom=0)
-    assert set(plan.hours.replicas) == {1, 2} and plan.hours.serverless.max() == 2
-    assert list(plan.hours.unserved) == [0] * 8 + [2] * 16
-    assert "NOT ENOUGH in 16 h, first at 8:00" in str(plan)
-
-
 def test_a_measured_capacity_brings_its_unit():
     """What `measure.capacity` returned goes in as it is; for users nobody knows the gaps."""
     answer = measure.Capacity(
@@ -141,28 +133,19 @@ def test_a_measured_capacity_brings_its_unit():
     assert plan.costs.loc["serverless", "replica_hours"] == 72
 
 
-def test_a_table_of_hours_in_any_order():
-    """A reader's own log comes as a table."""
-    table = pd.DataFrame({"hour": range(24), "load": NIGHT_AND_DAY}).iloc[::-1]
-    plan = fleet(table, 4, usd_per_hour=1)
-    assert list(plan.hours.load) == NIGHT_AND_DAY
-    with pytest.raises(CourseError, match="no day"):
-        fleet(table.iloc[1:], 4, usd_per_hour=1)
-
-
 @pytest.mark.parametrize(
     ("traffic", "capacity", "more", "told"),
     [
-        ([1] * 24, 0, {}, "carries no fleet"),
-        ([1] * 24, float("nan"), {}, "carries no fleet"),
-        ([1] * 24, -1, {}, "carries no fleet"),
-        ([1] * 23, 4, {}, "no day's curve"),
-        ([1] * 23 + [-1], 4, {}, "no day's curve"),
-        ([1] * 23 + [float("nan")], 4, {}, "no day's curve"),
+        ([1] * 24, 0, {}, "make no fleet"),
+        ([1] * 24, float("nan"), {}, "make no fleet"),
+        ([1] * 24, -1, {}, "make no fleet"),
+        ([1] * 23, 4, {}, "not a day's curve"),
+        ([1] * 23 + [-1], 4, {}, "not a day's curve"),
+        ([1] * 23 + [float("nan")], 4, {}, "not a day's curve"),
         ([1] * 24, 4, {"headroom": -0.1}, "negative"),
-        ([1] * 24, 4, {"limit": 1, "minimum": 2}, "below the minimum"),
-        ([1] * 24, 4, {"limit": 0}, "below the minimum"),
-        ([1] * 24, 4, {"usd_per_hour": float("inf")}, "no number"),
+        ([1] * 24, 4, {"minimum": -1}, "negative"),
+        ([1] * 24, 4, {"serverless": replace(SECONDS, idle_s=-1)}, "negative"),
+        ([1] * 24, 4, {"usd_per_hour": float("inf")}, "not a number"),
     ],
 )
 def test_inputs_that_make_no_sense(traffic, capacity, more, told):

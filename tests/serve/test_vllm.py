@@ -12,45 +12,15 @@ import time
 from dataclasses import replace
 
 import pytest
+from support.vllm_asked import HELLO, REFUSALS, ask, plain
 from support.vllm_server import needs_vllm
 
 from helpers import load, tools
 from helpers.errors import CourseError
-from helpers.load.client import stream, wire
-from helpers.serve import spec as serving
+from helpers.serve import wait_ready
 from helpers.settings import ASSETS, PROJECT
 
 pytestmark = needs_vllm
-HELLO = [{"role": "user", "content": "Hi"}]
-# What is sent too much or wrong, the status of vLLM's answer, and words in it.
-REFUSALS = {
-    "a prompt longer than the context": (
-        {"messages": [{"role": "user", "content": "word " * 2000}]},
-        (400, "maximum context length is 1024 tokens"),
-    ),
-    "an answer longer than the context": ({"max_tokens": 5000}, (400, "max_tokens=5000 cannot be")),
-    "an unknown model": ({"model": "nope"}, (404, "The model `nope` does not exist")),
-    "no message": ({"messages": []}, (400, "Provide at least one message")),
-    "a temperature below zero": ({"temperature": -1}, (400, "temperature must be non-negative")),
-    "tools where none are parsed": (
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        (400, "requires --enable-auto-tool-choice"),
-    ),
-}
-
-
-async def ask(endpoint, body: bytes, path: str = "/chat/completions") -> stream.Reply:
-    """One request as the load generator makes it, and what it makes of the answer."""
-    headers = {"Authorization": f"Bearer {endpoint.api_key}"}
-    transport = wire.PlainTransport(endpoint.base_url, headers, 60)
-    exchange = await transport.fetch(transport.prepare(path, body))
-    await transport.close()
-    return stream.read(exchange)
-
-
-def plain(**changed) -> bytes:
-    """A small streaming chat request, some of its fields changed."""
-    return json.dumps({"model": "smollm2", "messages": HELLO, "stream": True} | changed).encode()
 
 
 def wait_idle(endpoint, within_s: float = 10) -> float:
@@ -129,7 +99,7 @@ async def test_a_wrong_key_is_told_as_one(vllm, tmp_path):
     """The wait, the function-calling loop and a load each name it instead of going on."""
     stranger = replace(vllm.endpoint, api_key="wrong")
     with pytest.raises(CourseError, match="refuses the API key"):
-        serving.wait_ready(stranger.base_url, api_key="wrong", timeout_s=30)
+        wait_ready(stranger.base_url, api_key="wrong", timeout_s=30)
     with pytest.raises(CourseError, match=r"refuses the request: .*401\s.*pass the key"):
         await tools.run_tools(stranger, "Hi", [])
     run = await load.run(
@@ -147,7 +117,7 @@ async def test_a_wrong_key_is_told_as_one(vllm, tmp_path):
 def test_a_wrong_address_is_not_waited_for_in_silence(vllm):
     """A base URL without /v1 answers, and never with a model: the last answer is in the error."""
     with pytest.raises(CourseError, match=r"did not become ready in 1 s \(HTTP 404\)"):
-        serving.wait_ready(vllm.endpoint.origin, api_key=vllm.endpoint.api_key, timeout_s=1)
+        wait_ready(vllm.endpoint.origin, api_key=vllm.endpoint.api_key, timeout_s=1)
 
 
 # -- clients that leave ----------------------------------------------------------------------

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from helpers.endpoint import Endpoint
-from helpers.serve import spec as serving
+from helpers.serve import ready
+from helpers.serve.spec import ServingSpec
 from helpers.settings import PROJECT
 
 VLLM_ENV = Path(os.environ.get("VLLM_ENV", PROJECT / ".venv-vllm"))
@@ -82,7 +83,7 @@ def serve(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spec = serving.ServingSpec(
+    spec = ServingSpec(
         model=str(model),
         port=port,
         max_model_len=max_model_len,
@@ -110,7 +111,7 @@ def serve(
         )
     waited = []
     try:
-        endpoint = serving.endpoint(
+        endpoint = ready.endpoint(
             f"http://127.0.0.1:{port}/v1",
             api_key=api_key or "none",
             hardware="CPU",

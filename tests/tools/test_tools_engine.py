@@ -37,7 +37,7 @@ def caller(request):
     spec = models.spec(serving.MISTRAL_AWQ, settings)
     machine = guard.rent(provider, spec, "tools", settings)
     with ssh.tunnel(machine, settings) as tunnel:
-        yield serving.endpoint(tunnel.base_url)
+        yield tunnel.endpoint()
     guard.destroy(provider, machine.id)
 
 

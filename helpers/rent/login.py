@@ -1,0 +1,98 @@
+"""Log in to an instance: with the reader's own key, and only to the machine that it was before."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import paramiko
+from filelock import FileLock
+
+from helpers.errors import CourseError
+from helpers.rent.keys import passphrase
+from helpers.rent.market import Instance
+from helpers.settings import Settings
+
+CONNECT_TIMEOUT_S = 15.0
+
+
+def known_hosts(settings: Settings) -> Path:
+    """The course's own ``known_hosts``, so that the reader's stays clean."""
+    return settings.ssh_key.with_name(settings.ssh_key.name + "_known_hosts")
+
+
+def alias(instance: Instance) -> str:
+    """The name a machine's host key is kept under: addresses and ports are reused, ids are not."""
+    return f"{instance.provider}-{instance.id}-{int(instance.created)}"
+
+
+class _KeepFirstKey(paramiko.AutoAddPolicy):
+    """Write a machine's host key down at first contact; paramiko accepts no other one later."""
+
+    def __init__(self, lock: FileLock) -> None:
+        self.lock = lock
+
+    def missing_host_key(
+        self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey
+    ) -> None:
+        with self.lock:  # two notebooks may meet two machines at once
+            super().missing_host_key(client, hostname, key)
+
+
+@contextlib.contextmanager
+def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClient]:
+    """A ``paramiko`` client logged in to an instance, closed on leaving.
+
+    Raises:
+        CourseError: when the login fails, with the usual reason and its remedy.
+    """
+    where = f"{instance.ssh_host}:{instance.ssh_port}"
+    with paramiko.SSHClient() as client:
+        try:
+            _log_in(client, instance, settings)
+        except paramiko.BadHostKeyException:
+            raise CourseError(
+                f"the host key of {alias(instance)} has changed: this may be another machine",
+                "do not send it anything; destroy the instance and rent another one "
+                f"(a host that was reinstalled: delete its line in {known_hosts(settings)})",
+            ) from None
+        except paramiko.PasswordRequiredException:
+            raise CourseError(
+                f"{settings.ssh_key} is protected by a passphrase",
+                "load it into the agent (ssh-add) or set SSH_PASSPHRASE in .env",
+            ) from None
+        except paramiko.AuthenticationException:
+            raise CourseError(
+                f"Permission denied (publickey): {instance.id} does not know "
+                f"{settings.ssh_key}.pub",
+                "register the key before renting (provider.register_key); a machine that runs "
+                "already keeps the keys it was made with",
+            ) from None
+        except (OSError, paramiko.SSHException) as error:
+            raise CourseError(
+                f"SSH to {where} failed: {error}",
+                "a fresh machine may refuse for half a minute; ask the provider for its present "
+                "port",
+            ) from None
+        yield client
+
+
+def _log_in(client: paramiko.SSHClient, instance: Instance, settings: Settings) -> None:
+    known = known_hosts(settings)
+    lock = FileLock(f"{known}.lock")
+    with lock:
+        known.touch(0o600)
+        client.load_host_keys(str(known))
+    client.set_missing_host_key_policy(_KeepFirstKey(lock))
+    address = (instance.ssh_host, instance.ssh_port)
+    client.connect(
+        alias(instance),  # the name to look its host key up by: the address is the socket's
+        username=instance.ssh_user,
+        sock=socket.create_connection(address, CONNECT_TIMEOUT_S),
+        key_filename=str(settings.ssh_key),
+        passphrase=passphrase(settings),
+        look_for_keys=False,
+        timeout=CONNECT_TIMEOUT_S,
+        banner_timeout=CONNECT_TIMEOUT_S,
+        auth_timeout=CONNECT_TIMEOUT_S,
+    )
