@@ -126,12 +126,6 @@ def decode_step_s(model: ModelShape, gpu: Gpu, batch: int, context: float) -> fl
     return max(gigabytes / gpu.bandwidth_gb_s, flops / gpu.tflops(model.precision) / 1e12)
 
 
-def intensity(model: ModelShape, batch: int, context: float) -> float:
-    """FLOPs of a decode step for each byte it reads: the x of a roofline picture."""
-    gigabytes, flops = _decode_work(model, batch, context)
-    return flops / gigabytes / 1e9
-
-
 def _decode_work(model: ModelShape, batch: int, context: float) -> tuple[float, float]:
     kv_gb = batch * context * model.kv_bytes_per_token() / 1e9
     return model.weights_gb(batch) + kv_gb, 2 * model.linear(model.experts_per_token) * batch
@@ -254,17 +248,19 @@ def measurements() -> pd.DataFrame:
 
     Returns:
         The rows of ``assets/measurements.csv`` with ``bound`` and ``expected`` (output tokens per
-        second over all users), ``of_bound`` (measured / bound) and ``error`` (expected /
-        measured - 1).
+        second over all users), ``of_bound`` (measured / bound), ``error`` (expected / measured -
+        1), and where the run lies in a roofline picture: ``flops_per_byte`` of a decode step, and
+        ``tflops_per_s`` that its tokens took.
     """
     table = pd.read_csv(ASSETS / "measurements.csv", dtype={"date": str}).fillna({"note": ""})
-    table["bound"] = [
-        tokens_per_s(
-            shape(run["model"], run["precision"]), gpu(run["gpu"]), run["users"],
-            run["prompt_tokens"], run["output_tokens"],
-        )
-        for run in table.to_dict("records")
-    ]  # fmt: skip
+    rows = []
+    for run in table.to_dict("records"):
+        model = shape(run["model"], run["precision"])
+        users, prompt, output = run["users"], run["prompt_tokens"], run["output_tokens"]
+        bound = tokens_per_s(model, gpu(run["gpu"]), users, prompt, output)
+        gigabytes, flops = _decode_work(model, users, prompt + output / 2)
+        rows.append((bound, flops / gigabytes / 1e9, flops / users * run["tokens_per_s"] / 1e12))
+    table[["bound", "flops_per_byte", "tflops_per_s"]] = rows
     table["expected"] = EFFICIENCY * table.bound
     table["of_bound"] = table.tokens_per_s / table.bound
     table["error"] = table.expected / table.tokens_per_s - 1

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.patches import Patch
 
 from helpers.choose import sizing
-from helpers.choose.models import ModelShape, shape
+from helpers.choose.models import ModelShape
 from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PALE, RED, Picture, bars, picture, styled
 
 _PARTS = {
@@ -81,7 +81,8 @@ def roofline(measured: pd.DataFrame) -> Picture:
         gpu = sizing.gpu(name)
         roof = np.minimum(x * gpu.bandwidth_gb_s / 1000, gpu.fp16_tflops)
         (line,) = axes.plot(x, roof, label=f"roof of the {name}")
-        axes.scatter(*_points(measured[measured.gpu == name]), color=line.get_color(), zorder=3)
+        runs = measured[measured.gpu == name]
+        axes.scatter(runs.flops_per_byte, runs.tflops_per_s, color=line.get_color(), zorder=3)
     axes.set(xscale="log", yscale="log", ylabel="TFLOP/s spent on tokens")
     axes.set_xlabel("FLOPs for each byte read from memory (grows with the batch)")
     axes.xaxis.set_major_formatter("{x:g}")
@@ -94,17 +95,6 @@ def roofline(measured: pd.DataFrame) -> Picture:
         f"each of {', '.join(names)}, and {len(measured)} published runs under them. {title}."
     )
     return figure
-
-
-def _points(runs: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Where each run lies: its decode step's intensity, and the TFLOP/s its tokens took."""
-    x, y = [], []
-    for run in runs.to_dict("records"):
-        model = shape(run["model"], run["precision"])
-        context = run["prompt_tokens"] + run["output_tokens"] / 2
-        x.append(sizing.intensity(model, run["users"], context))
-        y.append(2 * model.linear(model.experts_per_token) * run["tokens_per_s"] / 1e12)
-    return x, y
 
 
 @styled

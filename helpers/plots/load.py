@@ -20,8 +20,8 @@ def throughput(runs: Sequence[Run]) -> Picture:
     Args:
         runs: of a sweep or search, by users or by rate.
     """
-    rows, unit = _by_load(runs)
-    loads, rate = rows["load"].to_numpy(), rows["output_tokens_per_s"].to_numpy()
+    runs, loads, unit = _by_load(runs)
+    rate = measure.table(runs)["output_tokens_per_s"].to_numpy()
     knee = loads[np.argmax(rate >= 0.95 * rate.max())]
     title = f"At most {rate.max():.0f} tokens/s, reached at {_amount(knee, unit)}: "
     title += f"{rate.max() / rate[0]:.1f} times those at {_amount(loads[0], unit)}"
@@ -42,8 +42,9 @@ def latency(runs: Sequence[Run]) -> Picture:
     Args:
         runs: of a sweep or search, by users or by rate.
     """
-    rows, unit = _by_load(runs)
-    loads, waits = rows["load"].to_numpy(), rows["ttft_p95_ms"].to_numpy()
+    runs, loads, unit = _by_load(runs)
+    rows = measure.table(runs)
+    waits = rows["ttft_p95_ms"].to_numpy()
     grows = f"{waits[-1] / waits[0]:.0f}-fold" if np.isfinite(waits[[0, -1]]).all() else "endlessly"
     title = f"From {loads[0]:g} to {loads[-1]:g} {unit} the wait for the first token (p95) grows"
     figure, panels = picture(f"{title} {grows}", runs[0].title, columns=2)
@@ -70,11 +71,10 @@ def capacity(runs: Sequence[Run], objective: measure.Objective) -> Picture:
     title += f"not for {found.fails_at:g}" if found.fails_at else "the most that were tried"
     limits = {"ttft": objective.ttft_ms, "tpot": objective.tpot_ms, "e2e": objective.e2e_ms}
     demands = {name: limit for name, limit in limits.items() if limit}
-    ordered = sorted(runs, key=lambda run: measure.level(run)[0])
-    loads = np.array([measure.level(run)[0] for run in ordered])
+    runs, loads, unit = _by_load(runs)
     figure, panels = picture(title, runs[0].title, columns=len(demands))
     for axes, (name, limit) in zip(panels, demands.items(), strict=True):
-        times = [_times_ms(run, name, objective.percentile) for run in ordered]
+        times = [_times_ms(run, name, objective.percentile) for run in runs]
         low, middle, high = np.array(times).T
         error = np.abs([middle - low, high - middle])
         axes.errorbar(loads, middle, error, color=BLUE, marker="o", capsize=3)
@@ -83,7 +83,7 @@ def capacity(runs: Sequence[Run], objective: measure.Objective) -> Picture:
         axes.set_ylim(0, 1.12 * max(axes.get_ylim()[1], limit))
         axes.set_ylabel(f"{name.upper()} p{objective.percentile:g}, ms (bar: 95 % interval)")
         axes.legend(loc="upper left")
-        _load_axis(axes, loads, found.unit)
+        _load_axis(axes, loads, unit)
     return figure
 
 
@@ -204,11 +204,11 @@ def _load_axis(axes: Axes, loads: np.ndarray, unit: str) -> None:
     axes.set_xlabel("concurrent users" if unit == "users" else unit)
 
 
-def _by_load(runs: Sequence[Run]) -> tuple[pd.DataFrame, str]:
-    """The table of a sweep in order of its loads, and their unit."""
-    rows = measure.table(runs)
-    rows["load"] = [measure.level(run)[0] for run in runs]
-    return rows.sort_values("load"), measure.level(runs[0])[1]
+def _by_load(runs: Sequence[Run]) -> tuple[list[Run], np.ndarray, str]:
+    """The runs in order of their loads, the loads, and their unit."""
+    ordered = sorted(runs, key=lambda run: measure.level(run)[0])
+    loads = [measure.level(run)[0] for run in ordered]
+    return ordered, np.array(loads), measure.level(runs[0])[1]
 
 
 def _amount(load: float, unit: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from helpers import measure
@@ -51,9 +52,9 @@ def policies(runs: Mapping[str, Run]) -> Picture:
     figure, (left, right) = picture(title, next(iter(runs.values())).title, columns=2)
     cached = []
     for (name, run), (color, line) in zip(runs.items(), _LINES, strict=False):
-        turns = sorted({record.turn for record in run.ok})
-        mean = [np.mean([r.ttft_s for r in run.ok if r.turn == turn]) for turn in turns]
-        left.plot([turn + 1 for turn in turns], mean, line, color=color, label=name)
+        seen = pd.DataFrame([(r.turn + 1, r.ttft_s) for r in run.ok], columns=["turn", "ttft_s"])
+        mean = seen.groupby("turn").ttft_s.mean()
+        left.plot(mean.index, mean, line, color=color, label=name)
         found, asked = np.sum([(r.cached_tokens, r.prompt_tokens) for r in run.ok], axis=0)
         cached.append(100 * found / asked)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
