@@ -1,6 +1,5 @@
 """The shape of a model: the few numbers of a transformer that decide its memory and speed."""
 
-import argparse
 import json
 import os
 import shlex
@@ -144,12 +143,8 @@ def spec(name: str, settings: Settings) -> ServingSpec:
         )
     if found["gated"] != "no" and settings.hf_token:
         env["HF_TOKEN"] = settings.hf_token.get_secret_value()
-    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    recipe.add_argument("--max-model-len", type=int, default=8192)
-    given, rest = recipe.parse_known_args(shlex.split(found["vllm_args"]))
-    return ServingSpec(
-        model=found["repo"], max_model_len=given.max_model_len, extra_args=tuple(rest), env=env
-    )
+    words, longest = shlex.split(found["vllm_args"]), int(found["max_model_len"])
+    return ServingSpec(model=found["repo"], max_model_len=longest, extra_args=tuple(words), env=env)
 
 
 def _listed(name: str) -> dict[str, Any]:
