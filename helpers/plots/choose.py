@@ -115,6 +115,6 @@ def cost(table: pd.DataFrame) -> Picture:
     title, height = f"Tokens from the {gpus[-1]} cost {times}", 1.4 + 0.45 * len(rows)
     subtitle = "published vLLM runs at full load, cheapest listed price"
     figure, (axes,) = picture(title, subtitle, height=height)
-    axes.bar_label(bars(axes, gpus, usd), texts, padding=4, fontsize=9)
+    bars(axes, gpus, usd, texts)
     axes.set(xlim=(0, 2 * max(usd)), xlabel="US dollars per million output tokens")
     return figure

@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from helpers import measure
 from helpers.errors import CourseError
-from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, RED, Picture, intervals, picture, styled
+from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, RED, Picture, bars, picture, styled
 from helpers.records import Run
 
 
@@ -192,7 +192,8 @@ def ways(runs: Sequence[Run]) -> Picture:
     if not measure.compare(runs[best], runs[worst], "ttft_p50_ms").real:
         title = "The ways differ by no more than noise"
     figure, (axes,) = picture(title, runs[0].title, height=1.6 + 0.5 * len(runs))
-    intervals(axes, [run.label for run in runs], middles, "{:.1f} ms")
+    bars(axes, [run.label for run in runs], middles, [f"{one.value:.1f} ms" for one in middles])
+    axes.margins(x=0.12)
     axes.set_xlabel("median time to first token (TTFT), ms (bar: 95 % interval)")
     return figure
 

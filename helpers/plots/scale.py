@@ -7,23 +7,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from helpers import measure
-from helpers.plots.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    RED,
-    Picture,
-    bars,
-    intervals,
-    picture,
-    styled,
-)
+from helpers.plots.style import BLUE, GREEN, GREY, LINES, RED, Picture, bars, picture, styled
 from helpers.records import Run
 from helpers.serve.fleet import Fleet
-
-_LINES = ((ORANGE, "o--"), (RED, "o:"), (PURPLE, "o-."), (BLUE, "o-"), (GREEN, "o-"))
 
 
 @styled
@@ -33,7 +19,8 @@ def replicas(runs: Sequence[Run]) -> Picture:
     times = rates[-1].value / rates[0].value
     title = f"{runs[-1].label} give {times:.2f} times the tokens of {runs[0].label}"
     figure, (axes,) = picture(title, runs[-1].title, height=1.6 + 0.5 * len(runs))
-    intervals(axes, [run.label for run in runs], rates, "{:.0f}")
+    bars(axes, [run.label for run in runs], rates, [f"{rate.value:.0f}" for rate in rates])
+    axes.margins(x=0.12)
     axes.set_xlabel("output tokens/s, all users (bar: 95 % interval)")
     return figure
 
@@ -51,7 +38,7 @@ def policies(runs: Mapping[str, Run]) -> Picture:
     title = f"Chats wait {times:.1f} times as long (TTFT p95) under {worst} as under {best}"
     figure, (left, right) = picture(title, next(iter(runs.values())).title, columns=2)
     cached = []
-    for (name, run), (color, line) in zip(runs.items(), _LINES, strict=False):
+    for (name, run), (color, line) in zip(runs.items(), LINES, strict=False):
         seen = pd.DataFrame([(r.turn + 1, r.ttft_s) for r in run.ok], columns=["turn", "ttft_s"])
         mean = seen.groupby("turn").ttft_s.mean()
         left.plot(mean.index, mean, line, color=color, label=name)
@@ -61,7 +48,9 @@ def policies(runs: Mapping[str, Run]) -> Picture:
     left.set(ylim=(0, None), ylabel="time to first token (TTFT), mean, s")
     left.set_xlabel("question number in the chat")
     figure.legend(loc="outside lower center", ncols=len(runs), fontsize=9)
-    bars(right, list(runs), cached, color=[color for color, _ in _LINES[: len(cached)]])
+    bars(right, list(runs), cached)
+    for bar, (color, _) in zip(right.patches, LINES, strict=False):
+        bar.set_color(color)
     right.set(xlim=(0, 100), xlabel="prompt tokens found in the prefix cache, %")
     return figure
 
@@ -118,8 +107,7 @@ def day(plan: Fleet, subtitle: str) -> Picture:
     left.set(xlabel="hour of the day", ylabel=f"load, {plan.unit}", ylim=(0, top))
     left.set_xticks(range(0, 25, 6))
     left.legend(loc="upper left", fontsize=9)
-    drawn = bars(right, list(costs.index), list(costs))
-    right.bar_label(drawn, [f"${usd:.2f}" for usd in costs], padding=4)
+    bars(right, list(costs.index), list(costs), [f"${usd:.2f}" for usd in costs])
     right.margins(x=0.25)
     right.set_xlabel("US dollars a day")
     return figure

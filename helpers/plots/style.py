@@ -7,7 +7,6 @@ from typing import Any
 from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 from PIL import Image
@@ -17,6 +16,8 @@ from helpers.measure import Interval
 # Okabe and Ito's palette: told apart with every kind of colour vision.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 GREY, PALE = "#6e7781", "#d0d7de"
+# Lines that are told apart without colours, too.
+LINES = ((ORANGE, "o--"), (RED, "o:"), (PURPLE, "o-."), (BLUE, "o-"), (GREEN, "o-"))
 STYLE: dict[RcKeyType, Any] = {
     "figure.facecolor": "white",  # opaque, so that it also reads on GitHub's dark page
     "figure.dpi": 110,
@@ -81,20 +82,24 @@ def picture(
 
 
 def bars(
-    axes: Axes, labels: Sequence[str], values: Sequence[float], color: str | Sequence[str] = BLUE
-) -> BarContainer:
-    """Draw horizontal bars, the first on top, of one colour or of one each."""
-    drawn = axes.barh(range(len(values)), values, tick_label=labels, color=color, height=0.6)
+    axes: Axes, labels: Sequence[str], values: Sequence[float | Interval], texts: Sequence[str] = ()
+) -> None:
+    """Draw horizontal bars, the first on top.
+
+    Args:
+        axes: where.
+        labels: what each bar is.
+        values: how long each is; a measure with its interval gets whiskers.
+        texts: what to write at the end of each.
+    """
+    for row, value in enumerate(values):
+        one = value if isinstance(value, Interval) else Interval(value=value, low=value, high=value)
+        axes.barh(row, one.value, color=BLUE, height=0.6)
+        if one.low < one.high:
+            error = [[max(one.value - one.low, 0)], [max(one.high - one.value, 0)]]
+            axes.errorbar(one.value, row, xerr=error, color="black", capsize=3)
+        if texts:
+            axes.annotate(f" {texts[row]}", (one.high, row), va="center")
+    axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    return drawn
-
-
-def intervals(axes: Axes, labels: Sequence[str], found: Sequence[Interval], form: str) -> None:
-    """Draw horizontal bars with their 95 % intervals, each value as ``form`` writes it."""
-    bars(axes, labels, [one.value for one in found])
-    for row, one in enumerate(found):
-        error = [[max(one.value - one.low, 0)], [max(one.high - one.value, 0)]]
-        axes.errorbar(one.value, row, xerr=error, color="black", capsize=3)
-        axes.annotate(" " + form.format(one.value), (one.high, row), va="center")
-    axes.margins(x=0.12)

@@ -63,6 +63,6 @@ def test_costs_are_in_order_and_name_the_run():
     (axes,) = figure.axes
     assert figure.get_suptitle() == "Tokens from the L4 cost 3.0 times those from the L4"
     assert [bar.get_width() for bar in axes.patches] == [0.3, 0.6, 0.9]
-    assert [text.get_text() for text in axes.texts] == [
+    assert [text.get_text().strip() for text in axes.texts] == [
         "$0.300: M AWQ, 8 users", "$0.600: M FP16, 4 users", "$0.900: M FP16, 1 users"
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from helpers.plots import style
 def drawn(title="One costs $1, two cost $2_"):
     figure, (axes,) = style.picture(title, "measured at $3 and $4_")
     found = [measure.Interval(value=2, low=1, high=4), measure.Interval(value=3, low=3, high=3)]
-    style.intervals(axes, ["a", "b"], found, "{:.1f} ms")
+    style.bars(axes, ["a", "b"], found, ["2 ms", "3 ms"])
     return figure
 
 
@@ -41,8 +41,8 @@ def test_intervals_end_in_their_values():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     texts = [(text.get_text(), text.xy[0]) for text in axes.texts]
     assert texts == [
-        (" 2.0 ms", 4),
-        (" 3.0 ms", 3),
+        (" 2 ms", 4),
+        (" 3 ms", 3),
     ]
 
 
