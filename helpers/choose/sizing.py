@@ -49,7 +49,7 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Where the VRAM goes, GiB; ``idle_gib`` is what ``--gpu-memory-utilization`` leaves alone."""
+    """Where the VRAM goes, GiB; ``idle_gib`` is what ``--gpu-memory-utilization`` leaves unused."""
 
     weights_gib: float
     rest_gib: float

@@ -68,10 +68,8 @@ def events(run: Run, marks: Mapping[str, float]) -> Picture:
     rate = np.histogram(times, edges, weights=weights)[0]
     failed = [record for record in run.records if not record.ok]
     causes = ", ".join(sorted({record.cause for record in failed}))
-    title = f"None of {len(run.records)} requests was lost"
-    if failed:
-        lost = f"{len(failed)} of {len(run.records)} requests were lost"
-        title = f"{lost} ({causes}), the others went on"
+    title = f"{len(failed)} of {len(run.records)} requests were lost"
+    title += f" ({causes}), the others went on" if failed else ""
     figure, (axes,) = picture(title, f"{run.title}; {run.label}")
     axes.stairs(rate, edges, color=BLUE, fill=True, alpha=0.35, label="output tokens/s")
     top = 1.25 * rate.max()

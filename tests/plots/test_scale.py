@@ -52,7 +52,7 @@ def test_events_mark_what_happened_and_each_request_that_was_lost():
     assert len(crosses.get_xdata()) == 4 and [t.get_text() for t in axes.texts] == [" one joins"]
     tokens = sum(axes.patches[0].get_data().values)
     assert tokens == pytest.approx(40 * 11)  # steps of a second
-    assert plots.events(closed_loop(), {}).get_suptitle() == "None of 40 requests was lost"
+    assert plots.events(closed_loop(), {}).get_suptitle() == "0 of 40 requests were lost"
 
 
 def test_a_day_shows_the_plan():
