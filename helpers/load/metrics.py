@@ -12,7 +12,10 @@ from helpers.errors import CourseError
 
 
 def _called(*names: str) -> Any:
-    """Make a field with its names on different servers; the first one found is read."""
+    """Make a field with its names on different servers, without the prefix (``vllm:``).
+
+    The first one found is read.
+    """
     return field(default=None, metadata={"names": names})
 
 
@@ -34,28 +37,22 @@ class ServerMetrics:
         itl_count: see there.
     """
 
-    running: float | None = _called("vllm:num_requests_running", "llamacpp:requests_processing")
-    waiting: float | None = _called("vllm:num_requests_waiting", "llamacpp:requests_deferred")
-    kv_cache_usage: float | None = _called(
-        "vllm:kv_cache_usage_perc", "llamacpp:kv_cache_usage_ratio"
-    )
-    prompt_tokens_total: float | None = _called(
-        "vllm:prompt_tokens_total", "llamacpp:prompt_tokens_total"
-    )
-    output_tokens_total: float | None = _called(
-        "vllm:generation_tokens_total", "llamacpp:tokens_predicted_total"
-    )
-    prefix_cache_hits: float | None = _called("vllm:prefix_cache_hits_total")
-    prefix_cache_queries: float | None = _called("vllm:prefix_cache_queries_total")
-    ttft_s_sum: float | None = _called("vllm:time_to_first_token_seconds_sum")
-    ttft_count: float | None = _called("vllm:time_to_first_token_seconds_count")
+    running: float | None = _called("num_requests_running", "requests_processing")
+    waiting: float | None = _called("num_requests_waiting", "requests_deferred")
+    kv_cache_usage: float | None = _called("kv_cache_usage_perc", "kv_cache_usage_ratio")
+    prompt_tokens_total: float | None = _called("prompt_tokens_total")
+    output_tokens_total: float | None = _called("generation_tokens_total", "tokens_predicted_total")
+    prefix_cache_hits: float | None = _called("prefix_cache_hits_total")
+    prefix_cache_queries: float | None = _called("prefix_cache_queries_total")
+    ttft_s_sum: float | None = _called("time_to_first_token_seconds_sum")
+    ttft_count: float | None = _called("time_to_first_token_seconds_count")
     itl_s_sum: float | None = _called(
-        "vllm:inter_token_latency_seconds_sum",
-        "vllm:time_per_output_token_seconds_sum",
-        "llamacpp:tokens_predicted_seconds_total",
+        "inter_token_latency_seconds_sum",
+        "time_per_output_token_seconds_sum",
+        "tokens_predicted_seconds_total",
     )
     itl_count: float | None = _called(
-        "vllm:inter_token_latency_seconds_count", "vllm:time_per_output_token_seconds_count"
+        "inter_token_latency_seconds_count", "time_per_output_token_seconds_count"
     )
 
 
@@ -105,7 +102,8 @@ def parse(text: str) -> ServerMetrics:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if not math.isnan(sample.value):
-                    found.setdefault(sample.name, []).append(sample.value)
+                    name = sample.name.rpartition(":")[2]
+                    found.setdefault(name, []).append(sample.value)
     except (ValueError, LookupError, TypeError, AttributeError):
         raise CourseError("the server's /metrics is not Prometheus text") from None
     values = {}

@@ -13,13 +13,8 @@ from helpers.load.metrics import server_metrics
 if TYPE_CHECKING:
     import paramiko
 
-# What nvidia-smi is asked for, and what a reading calls it.
-GPU_FIELDS = {
-    "index": "gpu",
-    "utilization.gpu": "gpu_busy",
-    "memory.used": "memory_mib",
-    "power.draw": "power_w",
-}
+GPU_QUERY = "index,utilization.gpu,memory.used,power.draw"
+GPU_NAMES = ("gpu", "gpu_busy", "memory_mib", "power_w")  # of the same in a reading
 
 
 class ServerSampler:
@@ -78,8 +73,7 @@ class GpuSampler:
 
     def start(self) -> None:
         """Start reading; without an ``nvidia-smi`` there it ends at once, silently."""
-        query = ",".join(GPU_FIELDS)
-        command = f"nvidia-smi --query-gpu={query} --format=csv,noheader,nounits -lms 500"
+        command = f"nvidia-smi --query-gpu={GPU_QUERY} --format=csv,noheader,nounits -lms 500"
         self.began = time.perf_counter()
         _, self.output, _ = self.ssh.exec_command(command)
         threading.Thread(target=self._follow, daemon=True).start()
@@ -92,7 +86,7 @@ class GpuSampler:
     def _follow(self) -> None:
         for line in self.output or ():
             reading = {}
-            for name, value in zip(GPU_FIELDS.values(), line.split(","), strict=False):
+            for name, value in zip(GPU_NAMES, line.split(","), strict=False):
                 with contextlib.suppress(ValueError):  # "[N/A]" or a message
                     reading[name] = float(value)
             if reading:

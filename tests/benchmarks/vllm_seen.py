@@ -92,10 +92,10 @@ def main() -> None:
             "prefix_cache": asyncio.run(prefix_cache(endpoint, folder)),
             "refusals": asyncio.run(refusals(endpoint)),
             "metrics": {
-                ours.name: name
+                ours.name: f"vllm:{name}"
                 for ours in fields(ServerMetrics)
                 for name in reversed(ours.metadata["names"])  # of several the first is kept
-                if re.search(rf"^{name}[{{ ]", text, re.M)
+                if re.search(rf"^vllm:{name}[{{ ]", text, re.M)
             },
         }
     (ASSETS / "vllm_seen.json").write_text(json.dumps(seen, indent=1) + "\n")
