@@ -21,17 +21,10 @@ GONE_TIMEOUT_S = 120.0
 HOSTS_TRIED = 3
 
 
-# -- before renting ------------------------------------------------------------------------
-
-
 class Ledger:
     """What the course has rented, in a file, so that a budget outlives every kernel.
 
-    It is written by :func:`rent` alone, one process at a time.
-
-    Args:
-        settings: where the file is kept.
-        provider: whose rentals; each provider has its own file.
+    Each provider has a file of its own; :func:`rent` alone writes it, one process at a time.
     """
 
     def __init__(self, settings: Settings, provider: Provider) -> None:
@@ -69,8 +62,8 @@ def check(offer: Offer, settings: Settings, balance_usd: float, spent_usd: float
     Args:
         offer: what would be rented.
         settings: ``max_usd_per_hour``, ``lifetime_hours`` and ``budget_usd``.
-        balance_usd: the account's credit.
-        spent_usd: what the course has cost so far.
+        balance_usd: the account's credit, dollars.
+        spent_usd: what the course has cost so far, dollars.
 
     Raises:
         CourseError: with the figures.
@@ -108,10 +101,9 @@ def confirm(offer: Offer, settings: Settings, balance_usd: float) -> None:
         f"${total:.2f} in all if it runs for {settings.lifetime_hours:g} h; "
         f"your credit is ${balance_usd:.2f}. Type yes to rent: "
     )
-    try:
+    answer = ""
+    with contextlib.suppress(EOFError, RuntimeError, NotImplementedError):  # nobody can answer
         answer = input(question)
-    except (EOFError, RuntimeError, NotImplementedError):  # a script, or a kernel without input
-        answer = ""
     if answer.strip().lower() not in ("y", "yes"):
         raise CourseError(
             "nothing was rented: it was not confirmed",

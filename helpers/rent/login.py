@@ -26,19 +26,6 @@ def alias(instance: Instance) -> str:
     return f"{instance.provider}-{instance.id}-{int(instance.created)}"
 
 
-class _KeepFirstKey(paramiko.AutoAddPolicy):
-    """Write a machine's host key down at first contact; paramiko accepts no other one later."""
-
-    def __init__(self, lock: FileLock) -> None:
-        self.lock = lock
-
-    def missing_host_key(
-        self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey
-    ) -> None:
-        with self.lock:  # two notebooks may meet two machines at once
-            super().missing_host_key(client, hostname, key)
-
-
 @contextlib.contextmanager
 def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClient]:
     """A ``paramiko`` client logged in to an instance, closed on leaving.
@@ -46,7 +33,6 @@ def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClie
     Raises:
         CourseError: when the login fails, with the usual reason and its remedy.
     """
-    where = f"{instance.ssh_host}:{instance.ssh_port}"
     with paramiko.SSHClient() as client:
         try:
             _log_in(client, instance, settings)
@@ -70,29 +56,28 @@ def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClie
             ) from None
         except (OSError, paramiko.SSHException) as error:
             raise CourseError(
-                f"SSH to {where} failed: {error}",
-                "a fresh machine may refuse for half a minute; ask the provider for its present "
-                "port",
+                f"SSH to {instance.ssh_host}:{instance.ssh_port} failed: {error}",
+                "a fresh machine may refuse for half a minute; its port may be another one by now",
             ) from None
         yield client
 
 
 def _log_in(client: paramiko.SSHClient, instance: Instance, settings: Settings) -> None:
+    """Log in; the host key is written down at first contact, and no other one accepted later."""
     known = known_hosts(settings)
-    lock = FileLock(f"{known}.lock")
-    with lock:
+    address = (instance.ssh_host, instance.ssh_port)
+    client.set_missing_host_key_policy(paramiko.AutoAddPolicy())  # asked at first contact only
+    with FileLock(f"{known}.lock"):  # two notebooks may meet two machines at once
         known.touch(0o600)
         client.load_host_keys(str(known))
-    client.set_missing_host_key_policy(_KeepFirstKey(lock))
-    address = (instance.ssh_host, instance.ssh_port)
-    client.connect(
-        alias(instance),  # the name to look its host key up by: the address is the socket's
-        username=instance.ssh_user,
-        sock=socket.create_connection(address, CONNECT_TIMEOUT_S),
-        key_filename=str(settings.ssh_key),
-        passphrase=passphrase(settings),
-        look_for_keys=False,
-        timeout=CONNECT_TIMEOUT_S,
-        banner_timeout=CONNECT_TIMEOUT_S,
-        auth_timeout=CONNECT_TIMEOUT_S,
-    )
+        client.connect(
+            alias(instance),  # the name to look its host key up by: the address is the socket's
+            username=instance.ssh_user,
+            sock=socket.create_connection(address, CONNECT_TIMEOUT_S),
+            key_filename=str(settings.ssh_key),
+            passphrase=passphrase(settings),
+            look_for_keys=False,
+            timeout=CONNECT_TIMEOUT_S,
+            banner_timeout=CONNECT_TIMEOUT_S,
+            auth_timeout=CONNECT_TIMEOUT_S,
+        )

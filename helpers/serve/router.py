@@ -101,11 +101,14 @@ def start(endpoints: Sequence[Endpoint], policy: str = "cache_aware") -> Iterato
             stdout=log,
             stderr=log,
         )
+        deadline = time.monotonic() + START_TIMEOUT_S
         try:
-            if not _answers(endpoint, process):
-                log.seek(0)
-                said = log.read()[-1000:].decode(errors="replace") or "no output"
-                raise CourseError(f"vllm-router did not start: {said}", "do the servers answer?")
+            while not _healthy(endpoint):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    said = log.read()[-1000:].decode(errors="replace") or "no output"
+                    raise CourseError(f"vllm-router did not start: {said}", "ask each server")
+                time.sleep(0.1)
             yield Router(endpoint=endpoint, process=process)
         finally:
             process.terminate()
@@ -116,15 +119,11 @@ def start(endpoints: Sequence[Endpoint], policy: str = "cache_aware") -> Iterato
                 process.wait()
 
 
-def _answers(endpoint: Endpoint, process: subprocess.Popen) -> bool:
-    """Wait until the router is healthy; False when it ended, or took too long."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{endpoint.origin}/health", timeout=5).ok:
-                return True
-        time.sleep(0.1)
-    return False
+def _healthy(endpoint: Endpoint) -> bool:
+    try:
+        return requests.get(f"{endpoint.origin}/health", timeout=5).ok
+    except requests.RequestException:
+        return False
 
 
 def _free_ports(count: int) -> list[int]:

@@ -108,7 +108,7 @@ def test_a_real_provider_is_confirmed_unless_told_not_to(provider, settings, mon
 def test_no_match_says_what_to_do(provider, settings):
     """An impossible filter ends in a sentence, not in an empty list."""
     with pytest.raises(CourseError, match="no offer matches"):
-        guard.rent(provider, ServingSpec(), "none", settings, OfferFilter(min_vram_gb=999), print)
+        guard.rent(provider, ServingSpec(), "none", settings, OfferFilter(min_vram_gb=999))
 
 
 def test_taken_offers_are_skipped(provider, settings, monkeypatch):
