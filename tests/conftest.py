@@ -7,9 +7,9 @@ import pytest
 from support import vllm_server
 
 from helpers import rehearsal
+from helpers import rent as providers
 from helpers import settings as settings_module
 from helpers.rent import guard, ssh
-from helpers.rent import market as providers
 from helpers.rent.market import OfferFilter
 from helpers.serve import ServingSpec
 
