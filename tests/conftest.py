@@ -6,8 +6,7 @@ import shutil
 import pytest
 from support import vllm_server
 
-from helpers import rehearsal
-from helpers import rent as providers
+from helpers import rehearsal, rent
 from helpers import settings as settings_module
 from helpers.rent import guard, ssh
 from helpers.rent.market import OfferFilter
@@ -48,7 +47,7 @@ def settings(home):
 @pytest.fixture(scope="session")
 def provider(settings):
     """The shared rehearsal."""
-    return providers.connect(settings)
+    return rent.connect(settings)
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,13 @@ environment of its own::
     .venv-sky/bin/pip install -r assets/requirements-sky.txt
     .venv-sky/bin/sky check aws azure runpod vast     # which of your accounts it can use
 
-Here a :class:`ServingSpec` becomes the file that SkyPilot's own commands take: ``sky launch`` rents
-one machine, ``sky serve up`` keeps several (:func:`command`). ``sky status --endpoint 8000 NAME``
-tells the address, ``sky down NAME`` or ``sky serve down NAME`` ends every charge.
+Here a :class:`ServingSpec` becomes a file that SkyPilot's own commands take. ``sky launch`` shows
+the cheapest machine with its price, asks, and rents it; ``sky serve up`` keeps several machines::
+
+    export VLLM_API_KEY=$(openssl rand -hex 24)       # the port is public: the server asks for it
+    sky launch assets/sky_task.yaml -c llm-course --secret VLLM_API_KEY
+    sky status --endpoint 8000 llm-course             # the address, for serve.endpoint(...)
+    sky down llm-course                               # ends every charge
 """
 
 from collections.abc import Mapping
@@ -34,9 +38,9 @@ READY_S = 1800  # image and weights take minutes: until then an unanswered probe
 def task(spec: ServingSpec, gpus: Mapping[str, str] = GPUS) -> dict[str, Any]:
     """A SkyPilot task that serves a spec on the cheapest of several clouds.
 
-    The port is public, so the server asks for a key; it and every other secret of the spec's
-    environment are named in the task but not written into it (:func:`command` passes them).
-    The machine is taken down when it was idle for :data:`IDLE_MINUTES`.
+    The port is public, so the server asks for a key. It and every other secret of the spec's
+    environment are named in the task but not written into it: ``--secret NAME`` takes the value
+    from the environment. A machine that was idle for :data:`IDLE_MINUTES` is taken down.
 
     Args:
         spec: what to serve; its ``host`` is overruled.

@@ -7,7 +7,7 @@ import pytest
 import requests
 from support.openapi import VAST_MISTAKES, Description
 
-from helpers import rent as providers
+from helpers import rent
 from helpers.errors import CourseError
 from helpers.rent import serverless
 from helpers.rent.serverless import Service
@@ -129,4 +129,4 @@ def test_workers_that_stay_are_told(account):
 def test_the_rehearsal_says_that_it_has_no_such_service(settings):
     """Nothing is pretended that does not exist."""
     with pytest.raises(CourseError, match="has no serverless service"):
-        serverless.create(providers.connect(settings), SERVICE)
+        serverless.create(rent.connect(settings), SERVICE)
