@@ -1,4 +1,4 @@
-"""Calls to a marketplace: passing trouble is waited out, errors become a sentence with a remedy."""
+"""Calls to a marketplace: brief trouble is waited out, an error is told with what to do next."""
 
 import functools
 import time
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A marketplace as its errors tell of it: its name, its key, and where to get help.
+    """A marketplace as its error messages name it: its key, and where to get help.
 
-    ``taken`` says by which words, under which HTTP status, it refuses an offer that is rented.
+    ``taken`` maps an HTTP status to the words that mean: somebody else has rented the offer.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Service:
     def told(
         self, doing: str, *, again: bool = True, missing_ok: bool = False
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-        """Decorates what sends a request with ``requests`` and reads the answer.
+        """Decorate a function that sends a request with ``requests`` and reads the answer.
 
         Args:
             doing: what for, in words; errors begin with it.

@@ -49,9 +49,9 @@ def configured(settings: Settings) -> list[Provider]:
 
 
 def preflight(settings: Settings) -> str:
-    """One line for a notebook's first cell: who is paid, in which money, and what runs already.
+    """One line for a notebook's first cell: who is paid, with what money, and what runs already.
 
-    Nothing is started for it: a rehearsal that does not run yet is said to be not started.
+    It starts nothing: of a rehearsal that is not running it says so.
 
     Returns:
         The provider, pretend or real money, the credit (or why it is not known), and how many
@@ -68,7 +68,7 @@ def preflight(settings: Settings) -> str:
         try:
             count = len(provider.instances())
         except CourseError as error:
-            where.append(f"{provider.name} does not say: {error.what}")
+            where.append(f"{provider.name} cannot be asked: {error.what}")
         else:
             total += count
             where += [f"{count} on {provider.name}"] if count else []

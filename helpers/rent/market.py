@@ -1,4 +1,4 @@
-"""What every marketplace has in common: the records that cross it, and the protocol it speaks."""
+"""What all marketplaces have in common: the records they hand out, and the protocol."""
 
 import os
 import time
@@ -124,7 +124,7 @@ class Instance:
 
     @property
     def hardware(self) -> str:
-        """What computes: the rehearsal's GPUs are pretended, this machine does their work."""
+        """What does the computing: in the rehearsal this machine, for its GPUs are only pretend."""
         if self.provider.startswith("rehearsal"):
             return f"{os.cpu_count()} CPU cores"
         return f"{self.gpu_count}x {self.gpu}"
@@ -243,7 +243,7 @@ def _labelled(provider: Provider, label: str, error: BaseException) -> Instance 
         return next((i for i in provider.instances() if i.label == label), None)
     except CourseError as unknown:
         raise CourseError(
-            f"renting failed, and whether it is rented all the same is not known ({unknown.what})",
+            f"renting failed, and nobody knows whether it is rented all the same ({unknown.what})",
             f"when the network is back: `python -m helpers status` (label {label})",
         ) from error
 

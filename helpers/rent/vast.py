@@ -8,12 +8,14 @@ from typing import Any
 
 from vastai import VastAI
 
+from helpers.errors import CourseError
 from helpers.rent import deadman, market
 from helpers.rent.calls import VAST, agreed
 from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Template, Terms
 from helpers.serve.spec import ServingSpec
 
-_FAILED = ("exited", "stopped", "frozen", "unknown", "offline")
+_STATUS = {None: "creating", "running": "running"}
+_STATUS |= dict.fromkeys(("exited", "stopped", "frozen", "unknown", "offline"), "failed")
 
 
 class Vast(Provider):
@@ -27,8 +29,8 @@ class Vast(Provider):
 
     def __init__(self, api_key: str, server_url: str | None = None, rehearsal: bool = False):
         self.sdk = VastAI(api_key=api_key, server_url=server_url)
-        # The SDK repeats every call whose answer got lost, also the one that rents. A repeated
-        # create answers "no such offer" while the first one rented. So ours make one attempt.
+        # The SDK repeats every call whose answer got lost, even the one that rents; the second
+        # attempt is told "no such offer", because the first one rented it. Ours are made once.
         self.once = VastAI(api_key=api_key, server_url=server_url, retry=1)
         self.name = "rehearsal" if rehearsal else "vast"
         self.rehearsal = rehearsal
@@ -90,6 +92,11 @@ class Vast(Provider):
     @VAST.told("renting the offer", again=False)
     def create(self, offer: Offer, spec: ServingSpec, label: str, terms: Terms) -> Instance:
         """Send the one request that rents, and never a second: ``launch`` calls it."""
+        if offer.interruptible and "bid_usd_per_hour" not in terms:
+            raise CourseError(
+                f"offer {offer.id} is priced by bid: without one it is rented at the full price",
+                "pass bid_usd_per_hour=..., or search without interruptible=True",
+            )
         switch = deadman.script("vast", terms.get("lifetime_s", deadman.LIFETIME_S))
         options = {"label": label, "disk": spec.disk_gb, "env": spec.env}
         if template := terms.get("template_id"):
@@ -215,14 +222,11 @@ def _status(row: dict[str, Any]) -> str:
     actual = row.get("actual_status")
     if row.get("intended_status") == "stopped":
         return "stopped"
-    if actual == "running":
-        return "running"
-    if row.get("cur_state") == "stopped":
+    if actual != "running" and row.get("cur_state") == "stopped":
         return "loading"  # started again, waiting for its GPU
-    broken = actual == "created" and "error" in (row.get("status_msg") or "").lower()
-    if broken or actual in _FAILED:
+    if actual == "created" and "error" in (row.get("status_msg") or "").lower():
         return "failed"
-    return "creating" if actual is None else "loading"
+    return _STATUS.get(actual, "loading")
 
 
 def _ssh_address(row: dict[str, Any]) -> tuple[str | None, int | None]:

@@ -73,7 +73,7 @@ def test_a_provider_that_cannot_be_asked_is_told(own_rehearsal, monkeypatch):
     line = rent.preflight(
         own_rehearsal.model_copy(update={"provider": "vast", "vast_api_key": SecretStr(KEY)})
     )
-    assert "Vast.ai did not answer" in line and "0 (vast does not say: " in line
+    assert "Vast.ai did not answer" in line and "0 (vast cannot be asked: " in line
     assert KEY not in line and "\n" not in line
 
 

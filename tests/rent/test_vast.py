@@ -95,6 +95,13 @@ def test_refusal_inside_a_200_is_an_error(provider, small_offer, monkeypatch):
         provider.launch(small_offer, ServingSpec(), "bad")
 
 
+def test_an_offer_by_bid_needs_a_bid(provider):
+    """Without one the machine would be rented at the full price, which nobody has agreed to."""
+    offer = provider.offers(OfferFilter(interruptible=True))[0]
+    with pytest.raises(CourseError, match="without one it is rented at the full price"):
+        provider.launch(offer, ServingSpec(), "bad")
+
+
 def test_rehearsal_says_what_it_is(provider, settings):
     """Offers, account and templates are marked: nobody takes them for real."""
     server = rehearsal.running(settings)
