@@ -6,12 +6,12 @@ import sys
 from datetime import datetime
 
 from helpers import load, measure, plots, rehearsal
+from helpers import rent as providers
 from helpers import settings as settings_module
 from helpers.errors import CourseError
 from helpers.progress import Progress
 from helpers.rehearsal.faults import FAULTS
 from helpers.rent import guard, ssh
-from helpers.rent import market as providers
 from helpers.serve import ServingSpec
 from helpers.settings import Settings
 

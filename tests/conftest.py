@@ -6,10 +6,9 @@ import shutil
 import pytest
 from support import vllm_server
 
-from helpers import rehearsal
+from helpers import rehearsal, rent
 from helpers import settings as settings_module
 from helpers.rent import guard, ssh
-from helpers.rent import market as providers
 from helpers.rent.market import OfferFilter
 from helpers.serve import ServingSpec
 
@@ -48,7 +47,7 @@ def settings(home):
 @pytest.fixture(scope="session")
 def provider(settings):
     """The shared rehearsal."""
-    return providers.connect(settings)
+    return rent.connect(settings)
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,9 @@ from helpers.errors import CourseError
 from helpers.load import metrics
 from helpers.records import Run
 from helpers.rehearsal import model
+from helpers.rent.calls import RUNPOD, VAST
 from helpers.rent.runpod import RunPod
-from helpers.rent.runpod_http import fitting
 from helpers.rent.vast import Vast
-from helpers.rent.vast_calls import call
 
 QUICK = settings(
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -59,7 +58,7 @@ def test_vast_instance_of_any_shape(row):
     """An instance row becomes an Instance or a CourseError."""
     provider = Vast(api_key="k", server_url="http://127.0.0.1:9")
     with contextlib.suppress(CourseError):
-        call("reading", lambda: provider._instance(row))
+        VAST.told("reading")(provider._instance)(row)
 
 
 @QUICK
@@ -68,7 +67,7 @@ def test_vast_offer_of_any_shape(row):
     """An offer row becomes an Offer or a CourseError."""
     provider = Vast(api_key="k", server_url="http://127.0.0.1:9")
     with contextlib.suppress(CourseError):
-        call("reading", lambda: provider._offer(row, False))
+        VAST.told("reading")(provider._offer)(row, False)
 
 
 @QUICK
@@ -76,8 +75,8 @@ def test_vast_offer_of_any_shape(row):
 def test_pod_of_any_shape(row):
     """A pod becomes an Instance or a CourseError."""
     provider = RunPod(api_key="k", server_url="http://127.0.0.1:9")
-    with contextlib.suppress(CourseError), fitting("reading"):
-        provider._instance(row)
+    with contextlib.suppress(CourseError):
+        RUNPOD.told("reading")(provider._instance)(row)
 
 
 @QUICK

@@ -9,8 +9,8 @@ from support.waiting import ours
 
 import helpers.__main__
 from helpers import rehearsal
+from helpers import rent as providers
 from helpers.rent import guard
-from helpers.rent import market as providers
 from helpers.serve.spec import ServingSpec
 
 

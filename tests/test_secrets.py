@@ -21,7 +21,7 @@ CELLS = [
     """
     from helpers import load, settings
     from helpers.rent import guard
-    from helpers.rent import market as providers
+    from helpers import rent as providers
     from helpers.serve import spec as serving
     from helpers.rent import ssh
     config = settings.load()
@@ -121,8 +121,8 @@ def test_planted_keys_are_found_nowhere(planted, tmp_path):
 
 def test_labels_hold_no_secret(planted):
     """What we write on a rental is its purpose and a random number."""
+    from helpers import rent as providers
     from helpers.rent import guard
-    from helpers.rent import market as providers
     from helpers.serve import spec as serving
 
     provider = providers.connect(planted)

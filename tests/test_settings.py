@@ -2,9 +2,9 @@
 
 import pytest
 
+from helpers import rent as providers
 from helpers import settings as settings_module
 from helpers.errors import CourseError
-from helpers.rent import market as providers
 
 KEY = "vast-key-0123456789abcdef"
 

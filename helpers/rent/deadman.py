@@ -6,60 +6,53 @@ itself alone. It needs nothing of the reader's: no laptop, no kernel, no account
 instance runs no loop, so it cannot end itself; only ``destroy`` ends its disk's charge.
 """
 
-DEADLINE_FILE = ".llm_course_deadline"
-PERIOD_S = 5
+LIFETIME_S = 4 * 3600.0  # a machine that nobody extends destroys itself then
 
-# What the provider expects, from the environment it gives the machine. The address can be
-# overruled, as the rehearsal does.
-_DESTROY = {
+# The deadline is set at the first boot only: a restart does not prolong it. The request stands in
+# a file of its own, because its quotes would survive no further quoting.
+SCRIPT = """\
+# dead-man's switch: past the deadline this machine destroys itself
+test -s ~/.llm_course_deadline || echo $(($(date +%s) + @LIFETIME_S@)) > ~/.llm_course_deadline
+cat > ~/.llm_course_destroy.py <<'END'
+import os, urllib.request
+headers = {"Authorization": f"Bearer {os.environ['OWN_KEY']}", "Content-Type": "application/json"}
+request = urllib.request.Request(os.environ["OWN_URL"], b"{}", headers, method="DELETE")
+urllib.request.urlopen(request, timeout=30)
+END
+(while sleep 5; do
+  [ "$(date +%s)" -lt "$(cat ~/.llm_course_deadline)" ] ||
+    OWN_URL="@URL@" OWN_KEY="@KEY@" python3 ~/.llm_course_destroy.py
+done) > ~/deadman.log 2>&1 &"""
+EXTEND = """\
+echo $(($(date +%s) + @LIFETIME_S@)) > ~/.llm_course_deadline.new &&
+mv ~/.llm_course_deadline.new ~/.llm_course_deadline && cat ~/.llm_course_deadline"""
+
+# Where a machine asks for its own end, and with which key: both from the environment that the
+# provider gives it. The rehearsal sets another address.
+_OWN = {
     "vast": (
-        "f\"{e.get('VAST_URL', 'https://console.vast.ai')}/api/v0/instances/{e['CONTAINER_ID']}/\"",
-        "CONTAINER_API_KEY",
+        "${VAST_URL:-https://console.vast.ai}/api/v0/instances/$CONTAINER_ID/",
+        "$CONTAINER_API_KEY",
     ),
-    "runpod": (
-        "f\"{e.get('RUNPOD_URL', 'https://api.runpod.io')}/v2/pods/{e['RUNPOD_POD_ID']}\"",
-        "RUNPOD_API_KEY",
-    ),
+    "runpod": ("${RUNPOD_URL:-https://api.runpod.io}/v2/pods/$RUNPOD_POD_ID", "$RUNPOD_API_KEY"),
 }
 
 
-def script(provider: str, lifetime_s: float) -> str:
+def script(provider: str, lifetime_s: float = LIFETIME_S) -> str:
     """Shell lines that arm the switch; they belong at the start of what an instance boots.
-
-    The deadline is set at the first boot only: a restart does not prolong it.
 
     Args:
         provider: ``"vast"`` or ``"runpod"``: whose API destroys the machine.
         lifetime_s: seconds from the first boot until then.
     """
-    url, key = _DESTROY[provider]
-    call = (
-        "import os, urllib.request as r; e = os.environ; "
-        f"r.urlopen(r.Request({url}, b'{{}}', method='DELETE', headers="
-        f"{{'Authorization': 'Bearer ' + e['{key}'], 'Content-Type': 'application/json'}}), "
-        "timeout=30)"
-    )
-    # In a file of its own: the quotes of such a line survive no further quoting.
-    return "\n".join(
-        [
-            "# dead-man's switch: past the deadline this machine destroys itself",
-            f"test -s ~/{DEADLINE_FILE} || "
-            f"echo $(($(date +%s) + {lifetime_s:.0f})) > ~/{DEADLINE_FILE}",
-            f"cat > ~/.llm_course_destroy.py <<'END'\n{call}\nEND",
-            f"(while sleep {PERIOD_S}; do",
-            f'  [ "$(date +%s)" -lt "$(cat ~/{DEADLINE_FILE})" ] '
-            "|| python3 ~/.llm_course_destroy.py",
-            "done) > ~/deadman.log 2>&1 &",
-        ]
-    )
+    url, key = _OWN[provider]
+    lines = SCRIPT.replace("@LIFETIME_S@", f"{lifetime_s:.0f}")
+    return lines.replace("@URL@", url).replace("@KEY@", key)
 
 
 def extend_command(lifetime_s: float) -> str:
-    """Shell line that sets the deadline to so many seconds from now, and prints it.
+    """Shell lines that set the deadline to so many seconds from now, and print it.
 
     The file is replaced in one step, so that the loop never reads half of it.
     """
-    return (
-        f"echo $(($(date +%s) + {lifetime_s:.0f})) > ~/{DEADLINE_FILE}.new && "
-        f"mv ~/{DEADLINE_FILE}.new ~/{DEADLINE_FILE} && cat ~/{DEADLINE_FILE}"
-    )
+    return EXTEND.replace("@LIFETIME_S@", f"{lifetime_s:.0f}")

@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from helpers.errors import CourseError
 from helpers.progress import Progress
-from helpers.rent import deadman, market, ssh
+from helpers.rent import deadman, ssh
+from helpers.rent.connect import frame, wait_running
 from helpers.rent.market import LABEL_PREFIX, Instance, Offer, OfferFilter, OfferGone, Provider
 from helpers.serve.spec import ServingSpec
 from helpers.settings import Settings
@@ -148,7 +149,7 @@ def rent(
     say = progress or Progress()
 
     def come_up(new: Instance) -> Instance:
-        up = market.wait_running(provider, new.id, timeout_s=loading_timeout_s, progress=say)
+        up = wait_running(provider, new.id, timeout_s=loading_timeout_s, progress=say)
         ssh.wait_login(up, settings, progress=say)
         return up
 
@@ -292,7 +293,7 @@ def status(provider: Provider) -> pd.DataFrame:
     instances = provider.instances()
     shown = ["provider", "id", "label", "status", "gpu_count", "gpu"]
     shown += ["usd_per_hour", "stopped_usd_per_hour"]
-    table = market.frame(instances).reindex(columns=shown)
+    table = frame(instances).reindex(columns=shown)
     table["hours"] = [instance.hours for instance in instances]
     table["about_usd"] = table.hours * table.usd_per_hour
     return table.round({"usd_per_hour": 3, "stopped_usd_per_hour": 4, "hours": 2, "about_usd": 3})

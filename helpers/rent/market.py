@@ -1,20 +1,22 @@
-"""One protocol for every marketplace, and the records that cross it."""
+"""What all marketplaces have in common: the records they hand out, and the protocol."""
 
+import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Protocol
-
-import pandas as pd
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypedDict, Unpack
 
 from helpers.errors import CourseError
 from helpers.serve.spec import ServingSpec
-from helpers.settings import Settings
 
 # Everything we rent carries this, so that it is found again after any crash.
 LABEL_PREFIX = "llm-course:"
-LIFETIME_S = 4 * 3600.0  # a machine that nobody extends destroys itself then
+LOOKS = 3  # how often a rental is looked for whose answer got lost
+
+
+class NotFound(CourseError):
+    """The service knows no such thing."""
 
 
 class OfferGone(CourseError):
@@ -41,7 +43,7 @@ class OfferFilter:
             since vLLM 0.20.
         min_compute_capability: 8.0 (Ampere) brings BF16; AWQ alone would run on 7.5.
         disk_gb: disk that will be rented with it, in GB.
-        interruptible: ask for machines by bid, cheaper, paused at once when outbid.
+        interruptible: machines rented by bid: cheaper, and paused as soon as somebody bids more.
         limit: at most this many offers.
     """
 
@@ -58,26 +60,37 @@ class OfferFilter:
     interruptible: bool = False
     limit: int = 20
 
+    def cheapest(self, offers: Iterable["Offer"]) -> list["Offer"]:
+        """Those within the price ceiling, the cheapest first.
+
+        The ceiling guards money: it is enforced here, whatever a service was asked for.
+        """
+        ceiling = self.max_usd_per_hour or float("inf")
+        within = (offer for offer in offers if offer.usd_per_hour <= ceiling)
+        return sorted(within, key=lambda offer: offer.usd_per_hour)[: self.limit]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A machine that can be rented now. Prices are US dollars an hour, disk included."""
+    """A machine that can be rented now. Prices are US dollars an hour, disk included.
+
+    What the provider does not publish is None.
+    """
 
     id: str
     provider: str
     gpu: str
     gpu_count: int
     vram_gb: float
-    bandwidth_gb_s: float | None
     usd_per_hour: float
-    interruptible: bool
-    min_bid_usd_per_hour: float | None
-    reliability: float | None
-    download_mbps: float | None
-    cuda: float | None
-    compute_capability: float | None
-    verified: bool
-    location: str
+    interruptible: bool = False
+    min_bid_usd_per_hour: float | None = None
+    bandwidth_gb_s: float | None = None
+    reliability: float | None = None
+    download_mbps: float | None = None
+    cuda: float | None = None
+    verified: bool = False
+    location: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +99,8 @@ class Instance:
 
     ``status`` is one of ``creating``, ``loading``, ``running``, ``stopped`` and ``failed``;
     ``detail`` the provider's own words. ``usd_per_hour`` is what it costs in its present state,
-    ``stopped_usd_per_hour`` what it costs when stopped: the disk stays billed.
+    ``stopped_usd_per_hour`` what it costs when stopped: the disk stays billed. ``created`` is in
+    seconds since 1970.
     """
 
     id: str
@@ -102,19 +116,25 @@ class Instance:
     ssh_host: str | None = None
     ssh_port: int | None = None
     ssh_user: str = "root"
-    hardware: str = ""
 
     @property
     def hours(self) -> float:
         """Hours since the contract was made."""
         return (time.time() - self.created) / 3600
 
+    @property
+    def hardware(self) -> str:
+        """What does the computing: in the rehearsal this machine, for its GPUs are only pretend."""
+        if self.provider.startswith("rehearsal"):
+            return f"{os.cpu_count()} CPU cores"
+        return f"{self.gpu_count}x {self.gpu}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
     """A stored description of what to run: the "one click" of a marketplace.
 
-    ``id`` is what ``launch(..., template_hash=id)`` takes, ``own`` whether the account made it,
+    ``id`` is what ``launch(..., template_id=id)`` takes, ``own`` whether the account made it,
     ``env`` the names of its environment variables (values may be secret).
     """
 
@@ -126,12 +146,20 @@ class Template:
     env: tuple[str, ...] = ()
 
 
+class Terms(TypedDict, total=False):
+    """How to rent: what :meth:`Provider.launch` takes by name."""
+
+    lifetime_s: float
+    bid_usd_per_hour: float
+    template_id: str
+
+
 class Provider(Protocol):
     """What the course asks of a marketplace. Every call raises CourseError when it fails."""
 
     name: str
     rehearsal: bool
-    poll_s: float  # the provider's rate limits forbid to ask more often
+    poll_s: float  # seconds between two questions: rate limits forbid asking more often
 
     def balance_usd(self) -> float:
         """Credit that is left, in dollars."""
@@ -142,8 +170,8 @@ class Provider(Protocol):
     def offers(self, wanted: OfferFilter) -> list[Offer]:
         """Machines that match, the cheapest first."""
 
-    def launch(self, offer: Offer, spec: ServingSpec, label: str, **options) -> Instance:
-        """Rent an offer and start the server on it; raises OfferGone when it is taken."""
+    def create(self, offer: Offer, spec: ServingSpec, label: str, terms: Terms) -> Instance:
+        """Send the one request that rents, and never a second: :meth:`launch` calls it."""
 
     def instances(self) -> list[Instance]:
         """Everything rented on the account that carries the course's label."""
@@ -158,7 +186,7 @@ class Provider(Protocol):
         """Stop it; what is kept of its disk is billed."""
 
     def start(self, instance_id: str) -> None:
-        """Start a stopped one again."""
+        """Start a stopped one again; on a real market the GPU may be taken meanwhile."""
 
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
@@ -169,149 +197,57 @@ class Provider(Protocol):
     def create_template(self, spec: ServingSpec, name: str) -> Template:
         """Keep a spec as a template of one's own; keys in its environment are left out."""
 
+    def launch(
+        self, offer: Offer, spec: ServingSpec, label: str, **terms: Unpack[Terms]
+    ) -> Instance:
+        """Rent an offer and start the server on it, once.
 
-def new_label(purpose: str) -> str:
-    """A label that no other rental has, found again by its purpose."""
-    return f"{LABEL_PREFIX}{purpose}:{uuid.uuid4().hex[:8]}"
+        When renting fails, its answer may be lost, but not the rental: the label tells. It is
+        looked for more than once, because the service may still have been at work when the line
+        broke.
 
+        Args:
+            offer: what to rent.
+            spec: what to serve; with a template only its disk size and environment count.
+            label: name of the purpose, e.g. ``"mistral"``; found again by ``instances()``.
+            **terms: ``lifetime_s``, seconds after which the machine destroys itself (four hours);
+                ``bid_usd_per_hour`` makes it interruptible, at this bid for the GPU;
+                ``template_id`` rents from a template instead of the spec's image and script.
 
-def after_failed_launch(
-    provider: Provider, label: str, doing: str, error: BaseException, looks: int = 3
-) -> Instance:
-    """What to do when the call that rents has raised: its answer may be lost, not the rental.
+        Returns:
+            The instance, also when it was rented and only the answer got lost.
 
-    The unique label tells. It is looked up more than once, because the service may still have
-    been at work when the line broke.
-
-    Returns:
-        The instance, when it was rented and only the answer got lost.
-
-    Raises:
-        BaseException: the error itself, when nothing was rented, or after destroying what was
-            rented when the reader interrupted.
-        CourseError: when the look-up fails as well: then only the reader can look.
-    """
-    lost = isinstance(error, NoAnswer) or not isinstance(error, CourseError)
-    for look in range(looks if lost else 1):
-        if look:
-            time.sleep(provider.poll_s)
+        Raises:
+            OfferGone: when somebody else was faster.
+            CourseError: when it failed, and nothing is left rented; or when nobody knows, because
+                the look-up failed as well: then it tells the label that the reader must look for.
+            BaseException: what interrupted it; what had been rented is destroyed.
+        """
+        unique = f"{LABEL_PREFIX}{label}:{uuid.uuid4().hex[:8]}"
         try:
-            found = next((i for i in provider.instances() if i.label == label), None)
-        except CourseError as unknown:
-            raise CourseError(
-                f"{doing} failed, and so did the look whether it is rented nevertheless "
-                f"({unknown.what})",
-                f"when the network is back: `python -m helpers status` (label {label})",
-            ) from error
-        if found is not None and isinstance(error, CourseError):
-            return found
-        if found is not None:
-            provider.destroy(found.id)  # interrupted by the reader: leave nothing rented
-            break
-    raise error
+            return self.create(offer, spec, unique, terms)
+        except BaseException as error:
+            interrupted = not isinstance(error, CourseError)
+            for look in range(LOOKS if interrupted or isinstance(error, NoAnswer) else 1):
+                time.sleep(self.poll_s if look else 0)
+                if found := _labelled(self, unique, error):
+                    if not interrupted:
+                        return found
+                    self.destroy(found.id)
+                    break
+            raise
+
+
+def _labelled(provider: Provider, label: str, error: BaseException) -> Instance | None:
+    try:
+        return next((i for i in provider.instances() if i.label == label), None)
+    except CourseError as unknown:
+        raise CourseError(
+            f"renting failed, and nobody knows whether it is rented all the same ({unknown.what})",
+            f"when the network is back: `python -m helpers status` (label {label})",
+        ) from error
 
 
 def is_secret(name: str) -> bool:
     """Does an environment variable of that name hold something that must stay out of sight?"""
     return any(word in name.upper() for word in ("TOKEN", "KEY", "SECRET", "PASSWORD"))
-
-
-def connect(settings: Settings) -> Provider:
-    """The provider that the settings name.
-
-    Raises:
-        CourseError: when its key is missing.
-    """
-    from helpers.rent.runpod import RunPod
-    from helpers.rent.runpod_http import KEYS_URL
-    from helpers.rent.vast import Vast
-
-    if settings.provider == "vast":
-        key = settings.require("vast_api_key", "https://cloud.vast.ai/manage-keys/")
-        return Vast(api_key=key)
-    if settings.provider == "runpod":
-        return RunPod(api_key=settings.require("runpod_api_key", KEYS_URL))
-    from helpers import rehearsal
-
-    server = rehearsal.ensure(settings)
-    market = RunPod if settings.provider == "rehearsal-runpod" else Vast
-    return market(api_key=server.token, server_url=server.url, rehearsal=True)
-
-
-def configured(settings: Settings) -> list[Provider]:
-    """Every provider on which something of the course may be rented now.
-
-    Those whose key is set, and the rehearsal when it runs (or crashed with something rented).
-    """
-    from helpers import rehearsal
-
-    found = []
-    if rehearsal.holds_rentals(settings):
-        running = rehearsal.running(settings)  # whatever ENGINE is now, its machines are ours
-        engine = running.engine if running else settings.engine
-        mine = {"provider": "rehearsal", "engine": engine}
-        found.append(connect(settings.model_copy(update=mine)))
-    for name in ("vast", "runpod"):
-        if getattr(settings, f"{name}_api_key") is not None:
-            found.append(connect(settings.model_copy(update={"provider": name})))
-    return found
-
-
-def rented(settings: Settings) -> str:
-    """What is rented now, in words, on every provider of :func:`configured`."""
-    counts = []
-    for provider in configured(settings):
-        try:
-            counts.append(f"{len(provider.instances())} on {provider.name}")
-        except CourseError as error:
-            counts.append(f"{provider.name} does not say ({error.what})")
-    return ", ".join(counts) or "nothing"
-
-
-def frame(records: Iterable[Offer | Instance]) -> pd.DataFrame:
-    """Offers or instances as a table, one row each."""
-    return pd.DataFrame([asdict(record) for record in records])
-
-
-def wait_running(
-    provider: Provider,
-    instance_id: str,
-    *,
-    timeout_s: float = 1800,
-    progress: Callable[[str], None] = print,
-) -> Instance:
-    """Wait until the machine runs and its SSH address is known.
-
-    Args:
-        provider: where it is rented.
-        instance_id: which one.
-        timeout_s: give up after this many seconds; a fresh host pulls the image for minutes.
-        progress: called with one line whenever there is something to show.
-
-    Raises:
-        CourseError: when it failed, is gone, or time is up; the log's tail is in the message.
-    """
-    deadline = time.monotonic() + timeout_s
-    began = time.monotonic()
-    while True:
-        instance = provider.instance(instance_id)
-        if instance is None:
-            raise CourseError(f"instance {instance_id} is gone", "rent another one")
-        elapsed = time.monotonic() - began
-        progress(f"{instance.status}: {instance.detail or 'no message yet'}")
-        if instance.status == "running" and instance.ssh_port:
-            return instance
-        if instance.status in ("failed", "stopped") or time.monotonic() > deadline:
-            told = f"{instance.detail or 'no message'}\n{_log_tail(provider, instance_id)}".strip()
-            raise CourseError(
-                f"instance {instance_id} is {instance.status} after {elapsed:.0f} s: {told}",
-                "destroy it and rent another offer: `python -m helpers destroy`",
-            )
-        time.sleep(provider.poll_s)
-
-
-def _log_tail(provider: Provider, instance_id: str, lines: int = 5) -> str:
-    try:
-        return provider.logs(instance_id, lines).strip()
-    except CourseError as error:
-        return f"(no log: {error.what})"

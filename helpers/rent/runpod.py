@@ -3,28 +3,18 @@ the same routes."""
 
 import contextlib
 import json
-import os
 import secrets
 import shlex
 from datetime import datetime
+from typing import Any
 
 import gpuhunt
 import requests
 
 from helpers.errors import CourseError
-from helpers.rent import deadman
-from helpers.rent.market import (
-    LABEL_PREFIX,
-    LIFETIME_S,
-    Instance,
-    Offer,
-    OfferFilter,
-    Template,
-    after_failed_launch,
-    is_secret,
-    new_label,
-)
-from helpers.rent.runpod_http import Api, NotFound, fitting
+from helpers.rent import deadman, market
+from helpers.rent.calls import RUNPOD
+from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Template, Terms
 from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, ServingSpec
 
 API_URL = "https://api.runpod.io"
@@ -39,7 +29,7 @@ _STATUS = {
 }
 
 
-class RunPod:
+class RunPod(Provider):
     """The RunPod marketplace.
 
     A spec that binds to loopback is served behind SSH, as on Vast.ai: the pod is RunPod's own
@@ -54,62 +44,57 @@ class RunPod:
     """
 
     def __init__(self, api_key: str, server_url: str | None = None, rehearsal: bool = False):
-        self.url = (server_url or API_URL).rstrip("/")
-        self.proxy = PROXY if server_url is None else f"{self.url}/proxy/{{pod}}/{{port}}"
-        self.api = Api(self.url, api_key)
+        self.url = server_url or API_URL
+        self.proxy = f"{server_url}/proxy/{{pod}}/{{port}}" if server_url else PROXY
+        self._http = requests.Session()
+        self._http.trust_env = False  # a ~/.netrc would replace our Authorization header
+        self._http.headers["Authorization"] = f"Bearer {api_key}"
         self.name = "rehearsal-runpod" if rehearsal else "runpod"
         self.rehearsal = rehearsal
         self.poll_s = 0.5 if rehearsal else 10.0
 
+    def _send(self, method: str, path: str, body: dict | None = None, **query: Any) -> Any:
+        """One request; the answer's JSON, None for an empty one."""
+        answer = self._http.request(method, self.url + path, json=body, params=query, timeout=60)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    @RUNPOD.told("reading the balance")
     def balance_usd(self) -> float:
         """Credit that is left, in dollars."""
         # REST v2 has no route for it; GraphQL does.
-        body = {"query": "query { myself { clientBalance } }"}
-        answer = self.api.json("reading the balance", "POST", "/graphql", body, again=True)
-        with fitting("reading the balance"):
-            return float(answer["data"]["myself"]["clientBalance"])
+        query = {"query": "query { myself { clientBalance } }"}
+        return float(self._send("POST", "/graphql", query)["data"]["myself"]["clientBalance"])
 
+    @RUNPOD.told("registering the SSH key")
     def register_key(self, public_key: str) -> None:
         """Let a public key log in to pods launched from now on; no change if it can."""
-        answer = self.api.json("listing the SSH keys", "GET", "/v2/account/ssh-keys")
-        with fitting("listing the SSH keys"):
-            known = [key.strip() for key in answer["keys"]]
-        key = public_key.strip()
-        if all(k.split()[:2] != key.split()[:2] for k in known):
+        known = self._send("GET", "/v2/account/ssh-keys")["keys"]
+        if public_key.split()[1] not in str(known):
             # The request replaces the whole set: send what is there already, too.
-            body = {"keys": [*known, key]}
-            self.api.call("registering the SSH key", "PUT", "/v2/account/ssh-keys", body)
+            self._send("PUT", "/v2/account/ssh-keys", {"keys": [*known, public_key.strip()]})
 
+    @RUNPOD.told("searching offers")
     def offers(self, wanted: OfferFilter) -> list[Offer]:
         """GPU types in stock that match, the cheapest first (price includes the disk).
 
         RunPod publishes no reliability and no network speed of a host: these wishes are not
-        applied. ``verified`` means its own data centres (Secure Cloud). Interruptible offers are
-        none: version 2 of its API cannot rent them.
+        applied. ``verified`` means its own data centres (Secure Cloud). Nothing is offered by bid:
+        version 2 of its API cannot rent that way.
         """
         if wanted.interruptible:
             return []
+        query: dict[str, Any] = {"include": "AVAILABILITY", "product": "POD"}
+        query["count"] = wanted.gpu_count
+        query["minCudaVersion"] = str(wanted.min_cuda)
         offers = []
         for cloud in ("SECURE",) if wanted.verified else ("SECURE", "COMMUNITY"):
-            query = {
-                "include": "AVAILABILITY",
-                "product": "POD",
-                "count": wanted.gpu_count,
-                "cloud": cloud,
-                "minCudaVersion": str(wanted.min_cuda),
-            }
-            found = self.api.json("searching offers", "GET", "/v2/catalog/gpus", params=query)
-            with fitting("searching offers"):
-                offers += [
-                    self._offer(row, cloud, wanted)
-                    for row in found["gpus"]
-                    if _suits(row, cloud, wanted)
-                ]
-        ceiling = wanted.max_usd_per_hour or float("inf")
-        within = (o for o in offers if o.usd_per_hour <= ceiling)
-        return sorted(within, key=lambda o: o.usd_per_hour)[: wanted.limit]
+            rows = self._send("GET", "/v2/catalog/gpus", cloud=cloud, **query)["gpus"]
+            suiting = (row for row in rows if _suits(row, cloud, wanted))
+            offers += [self._offer(row, cloud, wanted) for row in suiting]
+        return wanted.cheapest(offers)
 
-    def _offer(self, row: dict, cloud: str, wanted: OfferFilter) -> Offer:
+    def _offer(self, row: dict[str, Any], cloud: str, wanted: OfferFilter) -> Offer:
         disk = DISK_USD_PER_GB_MONTH * wanted.disk_gb / _HOURS_PER_MONTH
         return Offer(
             id=f"{cloud}:{row['id']}",
@@ -117,104 +102,66 @@ class RunPod:
             gpu=row["name"],
             gpu_count=wanted.gpu_count,
             vram_gb=row["memory"],
-            bandwidth_gb_s=None,
             usd_per_hour=row["price"][cloud.lower()] * wanted.gpu_count + disk,
-            interruptible=False,
-            min_bid_usd_per_hour=None,
-            reliability=None,
-            download_mbps=None,
             cuda=wanted.min_cuda,
-            compute_capability=_compute_capability(row["name"]),
             verified=cloud == "SECURE",
             location=", ".join(place["id"] for place in row.get("dataCenters") or []),
         )
 
-    def launch(
-        self,
-        offer: Offer,
-        spec: ServingSpec,
-        label: str,
-        *,
-        lifetime_s: float = LIFETIME_S,
-        template_hash: str | None = None,
-    ) -> Instance:
-        """Rent an offer and start the server on it.
-
-        Args:
-            offer: what to rent.
-            spec: what to serve; with a template only its disk size and environment count.
-            label: name of the purpose, e.g. ``"mistral"``; found again by ``instances()``.
-            lifetime_s: seconds after which the machine terminates itself (its dead-man's switch).
-                Not with a public API or a template: their images run one command, and no switch.
-            template_hash: id of a template to rent from instead of the spec's image and arguments.
-
-        Raises:
-            OfferGone: when RunPod has no such machine left.
-            CourseError: when it failed; nothing is left rented then.
-        """
-        unique = new_label(label)
+    @RUNPOD.told("renting the offer", again=False)
+    def create(self, offer: Offer, spec: ServingSpec, label: str, terms: Terms) -> Instance:
+        """Send the one request that rents, and never a second: ``launch`` calls it."""
+        if "bid_usd_per_hour" in terms:
+            raise CourseError("RunPod's API rents nothing by bid", "launch it without a bid")
         cloud, _, gpu = offer.id.partition(":")
-        body = {"name": unique, "cloud": cloud, "disk": spec.disk_gb, "startSsh": True}
-        body["gpu"] = {"id": gpu, "count": offer.gpu_count}
-        if offer.cuda:
-            body["gpu"]["minCudaVersion"] = str(offer.cuda)
-        if template_hash:
-            body |= {"templateId": template_hash, "env": dict(spec.env)}
+        wanted = {"id": gpu, "count": offer.gpu_count, "minCudaVersion": str(offer.cuda)}
+        body = {"name": label, "cloud": cloud, "gpu": wanted, "startSsh": True}
+        body["disk"] = spec.disk_gb
+        if template := terms.get("template_id"):
+            body |= {"templateId": template, "env": spec.env}
         else:
-            body |= container(spec, lifetime_s=lifetime_s)
-        try:
-            return self._instance(
-                self.api.json("renting the offer", "POST", "/v2/pods", body, again=False)
-            )
-        except BaseException as error:
-            return after_failed_launch(self, unique, f"renting {offer.gpu}", error)
+            body |= container(spec, lifetime_s=terms.get("lifetime_s", deadman.LIFETIME_S))
+        return self._instance(self._send("POST", "/v2/pods", body))
 
+    @RUNPOD.told("listing the pods")
     def instances(self) -> list[Instance]:
         """Everything rented on the account that carries the course's label."""
-        answer = self.api.json("listing the pods", "GET", "/v2/pods")
-        with fitting("listing the pods"):
-            ours = (pod for pod in answer["pods"] if pod["name"].startswith(LABEL_PREFIX))
-            return [self._instance(pod) for pod in ours if pod["status"] != "TERMINATED"]
+        pods = self._send("GET", "/v2/pods")["pods"]
+        ours = (pod for pod in pods if pod["name"].startswith(market.LABEL_PREFIX))
+        return [self._instance(pod) for pod in ours if pod["status"] != "TERMINATED"]
 
+    @RUNPOD.told("asking for the pod", missing_ok=True)
     def instance(self, instance_id: str) -> Instance | None:
         """One instance, None when it is gone."""
-        try:
-            pod = self.api.json("asking for the pod", "GET", f"/v2/pods/{instance_id}")
-        except NotFound:
-            return None
-        return None if pod.get("status") == "TERMINATED" else self._instance(pod)
+        pod = self._send("GET", f"/v2/pods/{instance_id}")
+        return None if pod["status"] == "TERMINATED" else self._instance(pod)
 
-    def _instance(self, pod: dict) -> Instance:
-        with fitting("reading a pod"):
-            status = _STATUS.get(pod["status"], "failed")
-            detail = pod["status"].lower()
-            if status == "running" and pod["runtime"] is None:
-                # RunPod says RUNNING while the image is still pulled.
-                status, detail = "loading", "running, the container is not up yet"
-            gpu = pod.get("gpu") or {"id": "CPU", "count": 1}
-            volume_gb = (pod["mounts"] or {}).get("persistent", {}).get("size", 0)
-            ssh = pod["ssh"]["direct"] or {}
-            count = gpu.get("count", 1)
-            return Instance(
-                id=pod["id"],
-                provider=self.name,
-                label=pod["name"],
-                status=status,
-                detail=detail,
-                gpu=gpu["id"].removeprefix("NVIDIA ").removeprefix("GeForce "),
-                gpu_count=count,
-                usd_per_hour=pod["cost"],
-                # A stopped pod keeps (and pays, at twice the price) its volume only.
-                stopped_usd_per_hour=2 * DISK_USD_PER_GB_MONTH * volume_gb / _HOURS_PER_MONTH,
-                created=datetime.fromisoformat(pod["createdAt"]).timestamp(),
-                ssh_host=ssh.get("host"),
-                ssh_port=ssh.get("port"),
-                ssh_user=ssh.get("username", "root"),
-                hardware=f"{os.cpu_count()} CPU cores"
-                if self.rehearsal
-                else f"{count}x {gpu['id']}",
-            )
+    def _instance(self, pod: dict[str, Any]) -> Instance:
+        status, detail = _STATUS.get(pod["status"], "failed"), pod["status"].lower()
+        if status == "running" and pod["runtime"] is None:
+            # RunPod says RUNNING while the image is still pulled.
+            status, detail = "loading", "running, the container is not up yet"
+        gpu = pod.get("gpu") or {"id": "CPU"}
+        volume_gb = (pod["mounts"] or {}).get("persistent", {}).get("size", 0)
+        ssh = pod["ssh"]["direct"] or {}
+        return Instance(
+            id=pod["id"],
+            provider=self.name,
+            label=pod["name"],
+            status=status,
+            detail=detail,
+            gpu=gpu["id"].removeprefix("NVIDIA ").removeprefix("GeForce "),
+            gpu_count=gpu.get("count", 1),
+            usd_per_hour=pod["cost"],
+            # A stopped pod keeps (and pays, at twice the price) its volume only.
+            stopped_usd_per_hour=2 * DISK_USD_PER_GB_MONTH * volume_gb / _HOURS_PER_MONTH,
+            created=datetime.fromisoformat(pod["createdAt"]).timestamp(),
+            ssh_host=ssh.get("host"),
+            ssh_port=ssh.get("port"),
+            ssh_user=ssh.get("username", "root"),
+        )
 
+    @RUNPOD.told("asking for the pod's public API")
     def public_api(self, instance_id: str) -> tuple[str, str]:
         """Base URL and key of a pod that is reached through RunPod's HTTPS proxy.
 
@@ -223,69 +170,66 @@ class RunPod:
         Raises:
             CourseError: when the pod serves behind SSH only.
         """
-        pod = self.api.json("asking for the pod", "GET", f"/v2/pods/{instance_id}")
-        with fitting("asking for the pod"):
-            port = next((p.split("/")[0] for p in pod["ports"] if p.endswith("/http")), None)
-            key = pod["env"].get("VLLM_API_KEY", "")
-        if port is None or not key:
+        pod = self._send("GET", f"/v2/pods/{instance_id}")
+        ports = [port.removesuffix("/http") for port in pod["ports"] if port.endswith("/http")]
+        key = pod["env"].get("VLLM_API_KEY")
+        if not ports or not key:
             raise CourseError(
                 f"pod {instance_id} has no public API", "open an SSH tunnel to it: ssh.tunnel(...)"
             )
-        return self.proxy.format(pod=instance_id, port=port) + "/v1", key
+        return self.proxy.format(pod=instance_id, port=ports[0]) + "/v1", key
 
+    @RUNPOD.told("fetching the log")
     def logs(self, instance_id: str, lines: int = 100) -> str:
         """Tail of the container's log."""
-        # The answer is an endless stream of events: read until it falls silent.
-        query = {"source": "container", "tail": min(lines, 5000)}
-        answer = self.api.call(
-            "fetching the log", "GET", f"/v2/pods/{instance_id}/logs", params=query, stream=True
-        )
+        url = f"{self.url}/v2/pods/{instance_id}/logs?source=container&tail={min(lines, 5000)}"
         said: list[str] = []
-        with contextlib.closing(answer), contextlib.suppress(requests.RequestException, ValueError):
-            for line in answer.iter_lines(decode_unicode=True):
-                if line and line.startswith("data:"):
-                    said.append(json.loads(line[5:])["line"])
-                if len(said) >= lines:
-                    break
+        with self._http.get(url, stream=True, timeout=(10, 3)) as answer:
+            answer.raise_for_status()
+            # An endless stream of events: read until it falls silent.
+            with contextlib.suppress(requests.RequestException):
+                for line in answer.iter_lines():
+                    if line.startswith(b"data:"):
+                        said.append(json.loads(line[5:])["line"])
+                    if len(said) == lines:
+                        break
         return "\n".join(said)
 
+    @RUNPOD.told("stopping the pod", again=False)
     def stop(self, instance_id: str) -> None:
         """Stop it; the container's disk is wiped, RunPod keeps volumes only."""
-        body = {"action": "stop"}
-        self.api.call("stopping the pod", "POST", f"/v2/pods/{instance_id}/action", body)
+        self._send("POST", f"/v2/pods/{instance_id}/action", {"action": "stop"})
 
+    @RUNPOD.told("starting the pod", again=False)
     def start(self, instance_id: str) -> None:
         """Start a stopped one again; on a real market the GPU may be taken meanwhile."""
-        body = {"action": "start"}
-        self.api.call("starting the pod", "POST", f"/v2/pods/{instance_id}/action", body)
+        self._send("POST", f"/v2/pods/{instance_id}/action", {"action": "start"})
 
+    @RUNPOD.told("destroying the pod", missing_ok=True)
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
-        with contextlib.suppress(NotFound):
-            self.api.call("destroying the pod", "DELETE", f"/v2/pods/{instance_id}")
+        self._send("DELETE", f"/v2/pods/{instance_id}")
 
+    @RUNPOD.told("searching templates")
     def templates(self, name: str = "vLLM") -> list[Template]:
         """Templates whose name contains ``name``: the account's own, then RunPod's."""
         found = []
-        for path in ("/v2/templates", "/v2/catalog/templates"):
-            answer = self.api.json("searching templates", "GET", path)
-            with fitting("searching templates"):
-                found += [
-                    _template(row, own=path == "/v2/templates")
-                    for row in answer["templates"]
-                    if name.lower() in row["name"].lower() and not row["serverless"]
-                ]
+        for path, own in (("/v2/templates", True), ("/v2/catalog/templates", False)):
+            rows = self._send("GET", path)["templates"]
+            named = (row for row in rows if name.lower() in row["name"].lower())
+            found += [_template(row, own) for row in named if not row["serverless"]]
         return found
 
+    @RUNPOD.told("creating the template", again=False)  # a repetition would make two
     def create_template(self, spec: ServingSpec, name: str) -> Template:
         """Keep a spec as a template of one's own; keys in its environment are left out."""
         body = {"name": name, "disk": spec.disk_gb, **container(spec, secret=False)}
-        row = self.api.call("creating the template", "POST", "/v2/templates", body, again=False)
-        with fitting("creating the template"):
-            return _template(row.json(), own=True)
+        return _template(self._send("POST", "/v2/templates", body), own=True)
 
 
-def container(spec: ServingSpec, secret: bool = True, lifetime_s: float = LIFETIME_S) -> dict:
+def container(
+    spec: ServingSpec, secret: bool = True, lifetime_s: float = deadman.LIFETIME_S
+) -> dict[str, Any]:
     """The part of a pod or template that says what runs: image, arguments, ports, environment.
 
     Args:
@@ -293,14 +237,13 @@ def container(spec: ServingSpec, secret: bool = True, lifetime_s: float = LIFETI
         secret: put keys into the environment; a template must hold none.
         lifetime_s: seconds after which a pod with a shell terminates itself.
     """
-    env = {k: v for k, v in spec.env.items() if secret or not is_secret(k)}
+    env = {k: v for k, v in spec.env.items() if secret or not market.is_secret(k)}
     if spec.host == "0.0.0.0":  # noqa: S104
         if secret:
             # In the environment, not as --api-key: vLLM prints its arguments into the log.
             env.setdefault("VLLM_API_KEY", secrets.token_urlsafe(32))
-        args, image, ports = shlex.join(spec.vllm_args()), spec.image, [f"{spec.port}/http"]
+        args, image, ports = spec.vllm_args(), spec.image, [f"{spec.port}/http"]
     else:
-        image, ports = SSH_IMAGE, []
         version = spec.image.rpartition(":")[2].removeprefix("v")
         script = (
             f"{deadman.script('runpod', lifetime_s)}\n"
@@ -308,21 +251,25 @@ def container(spec: ServingSpec, secret: bool = True, lifetime_s: float = LIFETI
             "2>&1 | tee -a ~/vllm.log &\n"
             "test -x /start.sh && exec /start.sh; wait"
         )
-        args = shlex.join(["bash", "-c", script])
-    return {"image": image, "args": args, "ports": [*ports, "22/tcp"], "env": env}
+        args, image, ports = ["bash", "-c", script], SSH_IMAGE, []
+    return {"image": image, "args": shlex.join(args), "ports": [*ports, "22/tcp"], "env": env}
 
 
-def _template(row: dict, own: bool) -> Template:
+def _template(row: dict[str, Any], own: bool) -> Template:
     return Template(
-        id=row["id"], name=row["name"], image=row["image"], own=own, disk_gb=row["disk"],
+        id=row["id"],
+        name=row["name"],
+        image=row["image"],
+        own=own,
+        disk_gb=row["disk"],
         env=tuple(row["env"] or ()),
-    )  # fmt: skip
+    )
 
 
-def _suits(row: dict, cloud: str, wanted: OfferFilter) -> bool:
+def _suits(row: dict[str, Any], cloud: str, wanted: OfferFilter) -> bool:
     """Does a GPU type pass the filter?"""
     capability = _compute_capability(row["name"])
-    return (
+    return bool(
         row["manufacturer"] == "NVIDIA"
         and row[cloud.lower()]
         and row.get("availability") != "NONE"

@@ -11,8 +11,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from helpers import load, measure, settings
-from helpers.rent import guard, market, ssh
+from helpers import load, measure, rent, settings
+from helpers.rent import guard, ssh
 from helpers.rent.market import OfferFilter
 from helpers.serve import ServingSpec, router
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     config = settings.load().model_copy(update={"provider": "rehearsal"})
-    provider = market.connect(config)
+    provider = rent.connect(config)
     with ExitStack() as rented:
         endpoints = []
         for number in range(2):

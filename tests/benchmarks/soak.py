@@ -24,13 +24,13 @@ import pandas as pd
 import psutil
 
 from helpers import load, rehearsal, tools
+from helpers import rent as providers
 from helpers import settings as settings_module
 from helpers.choose import models
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.rehearsal.engine import PROMPT_CACHE_MIB
 from helpers.rent import guard, ssh
-from helpers.rent import market as providers
 from helpers.serve import spec as serving
 from helpers.serve.spec import ServingSpec
 

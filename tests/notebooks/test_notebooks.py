@@ -18,9 +18,9 @@ from support.pasting import needs, paste, solutions, with_everything_tried
 from support.waiting import eventually
 
 from helpers import rehearsal
+from helpers import rent as providers
 from helpers.records import Run
 from helpers.rent import guard
-from helpers.rent import market as providers
 from helpers.settings import PROJECT
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -216,7 +216,7 @@ def test_killed_kernel_leaves_readable_records_and_a_findable_instance(own_rehea
         import asyncio
         from helpers import load, settings
         from helpers.rent import guard
-        from helpers.rent import market as providers
+        from helpers import rent as providers
         from helpers.serve import spec as serving
         from helpers.rent import ssh
 

@@ -3,11 +3,11 @@
 import pytest
 
 from helpers import rehearsal
+from helpers import rent as providers
 from helpers import settings as settings_module
 from helpers.errors import CourseError
 from helpers.rehearsal import engine, engine_vllm
 from helpers.rent import guard
-from helpers.rent import market as providers
 from helpers.serve import spec as serving
 from helpers.serve.spec import ServingSpec
 
@@ -57,9 +57,9 @@ def test_a_rehearsal_keeps_its_engine(own_rehearsal, tmp_path):
         providers.connect(other)
     (seen,) = providers.configured(other)
     (machine,) = seen.instances()
-    assert providers.rented(other) == "1 on rehearsal"
+    assert providers.preflight(other).endswith("your instances now: 1 (1 on rehearsal)")
     guard.destroy(seen, machine.id)
-    assert not seen.instances() and providers.rented(other) == "nothing"
+    assert not seen.instances() and providers.preflight(other).endswith("your instances now: 0")
 
 
 def test_arguments_for_a_gpu_become_arguments_for_a_cpu(tmp_path):

@@ -12,10 +12,10 @@ from support.vllm_server import VLLM_ENV, needs_vllm
 from support.waiting import ours
 
 from helpers import load, measure, tools
+from helpers import rent as providers
 from helpers.choose import models
 from helpers.errors import CourseError
 from helpers.rent import guard, ssh
-from helpers.rent import market as providers
 from helpers.serve import spec as serving
 from helpers.serve.spec import ServingSpec
 

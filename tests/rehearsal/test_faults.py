@@ -27,10 +27,10 @@ import pytest
 from support.waiting import eventually
 
 from helpers import load, rehearsal
+from helpers import rent as providers
 from helpers.errors import CourseError
 from helpers.rehearsal.faults import FAULTS
 from helpers.rent import guard, ssh
-from helpers.rent import market as providers
 from helpers.rent.market import OfferFilter
 from helpers.serve.spec import ServingSpec
 

@@ -14,8 +14,8 @@ import requests
 from support.waiting import eventually, free_port, ours
 
 from helpers import rehearsal
+from helpers import rent as providers
 from helpers.rent import guard, ssh
-from helpers.rent import market as providers
 from helpers.rent.market import OfferFilter
 from helpers.serve.spec import ServingSpec
 
@@ -242,7 +242,7 @@ def test_template_launch_starts_the_templates_script(provider, settings):
     """One click: the market's vLLM template brings image, script and disk."""
     template = provider.sdk.search_templates("name=vLLM")[0]
     offer = provider.offers(OfferFilter())[0]
-    machine = provider.launch(offer, ServingSpec(), "click", template_hash=template["hash_id"])
+    machine = provider.launch(offer, ServingSpec(), "click", template_id=template["hash_id"])
     try:
         providers.wait_running(provider, machine.id)
         assert eventually(lambda: "rehearsal: ready on port 8000" in provider.logs(machine.id))
@@ -305,7 +305,8 @@ def test_it_outlives_the_process_that_started_it(own_rehearsal):
     """Several notebooks share it: a killed kernel does not end it, its tunnel ends with it."""
     code = (
         "import os, signal\n"
-        "from helpers import settings\nfrom helpers.rent import guard, ssh, market as providers\nfrom helpers.serve import spec as serving\n"
+        "from helpers import settings, rent as providers\nfrom helpers.rent import guard, ssh\n"
+        "from helpers.serve import spec as serving\n"
         "s = settings.load(); p = providers.connect(s)\n"
         "i = guard.rent(p, serving.ServingSpec(), 'kernel', s, progress=print)\n"
         "t = ssh.tunnel(i, s)\n"

@@ -8,14 +8,14 @@ import time
 
 import pytest
 import requests
+from support.line import rents, reply, tamper
 from support.openapi import VAST_MISTAKES, Description
 
-from helpers import rehearsal, serve
+from helpers import rehearsal, rent
 from helpers.errors import CourseError
 from helpers.rent import guard, ssh
-from helpers.rent import market as providers
 from helpers.rent.market import LABEL_PREFIX, OfferFilter, OfferGone
-from helpers.rent.runpod import RunPod, container
+from helpers.rent.runpod import RunPod
 from helpers.rent.vast import Vast
 from helpers.serve.spec import ServingSpec
 
@@ -40,7 +40,7 @@ def sent(monkeypatch):
 @pytest.fixture(params=MARKETS)
 def market(request, settings):
     """Each marketplace in turn, on the shared rehearsal; what a test rents is destroyed."""
-    market = providers.connect(settings.model_copy(update={"provider": request.param}))
+    market = rent.connect(settings.model_copy(update={"provider": request.param}))
     yield market
     for instance in market.instances():
         if instance.label.startswith(f"{LABEL_PREFIX}contract"):
@@ -73,7 +73,7 @@ def test_a_rental_from_the_balance_to_the_end(market, settings, sent):
     assert launched.label.startswith(f"{LABEL_PREFIX}contract:")
     assert launched.status in ("creating", "loading")
     assert guard.find(market, "contract").id == launched.id
-    instance = providers.wait_running(market, launched.id, progress=quiet)
+    instance = rent.wait_running(market, launched.id, progress=quiet)
     assert instance.usd_per_hour == pytest.approx(offers[0].usd_per_hour, rel=0.02)
     assert instance.stopped_usd_per_hour < instance.usd_per_hour
     assert instance.gpu and instance.hardware.endswith("CPU cores") and instance.hours < 0.1
@@ -93,7 +93,7 @@ def test_a_rental_from_the_balance_to_the_end(market, settings, sent):
     assert stopped.status == "stopped"
     assert stopped.usd_per_hour <= max(stopped.stopped_usd_per_hour, 0.02)
     market.start(instance.id)
-    providers.wait_running(market, instance.id, progress=quiet)
+    rent.wait_running(market, instance.id, progress=quiet)
 
     guard.destroy(market, instance.id)
     market.destroy(instance.id)  # a second time is no error
@@ -115,16 +115,14 @@ def test_templates_are_found_made_and_launched(market, settings, sent):
     for template in (theirs, mine):
         market.register_key(ssh.ensure_key(settings))
         offer = market.offers(OfferFilter())[0]
-        launched = market.launch(offer, ServingSpec(), "contract", template_hash=template.id)
-        instance = providers.wait_running(market, launched.id, progress=quiet)
+        launched = market.launch(offer, ServingSpec(), "contract", template_id=template.id)
+        instance = rent.wait_running(market, launched.id, progress=quiet)
         ssh.wait_login(instance, settings, progress=quiet)
         with ssh.tunnel(instance, settings) as tunnel:
             assert tunnel.endpoint(poll_s=0.3).model
         guard.destroy(market, instance.id)
     with pytest.raises(CourseError):
-        market.launch(
-            market.offers(OfferFilter())[0], ServingSpec(), "contract", template_hash="no"
-        )
+        market.launch(market.offers(OfferFilter())[0], ServingSpec(), "contract", template_id="no")
     _check_against_description(market, sent)
 
 
@@ -147,6 +145,74 @@ def test_what_goes_wrong_is_told_in_a_sentence(market, settings):
         dead.balance_usd()
 
 
+def _ours(market) -> list:
+    return [i for i in market.instances() if i.label.startswith(f"{LABEL_PREFIX}contract:")]
+
+
+@pytest.fixture
+def line(monkeypatch):
+    """``line(rule)``: what :func:`support.line.tamper` does, for the requests that rent."""
+
+    def install(rule):
+        return tamper(
+            monkeypatch,
+            lambda request, go: rule(go) if rents(request.method, request.path_url) else go(),
+        )
+
+    return install
+
+
+def test_a_lost_answer_adopts_the_machine_and_rents_no_second(market, line):
+    """It was rented although its answer never came: it must neither leak nor be rented twice."""
+    offer = market.offers(OfferFilter())[0]
+
+    def lose(go):
+        go()
+        raise requests.ConnectionError("cut")
+
+    asked = line(lose)
+    instance = market.launch(offer, ServingSpec(), "contract")
+    assert [i.id for i in _ours(market)] == [instance.id]
+    assert sum(rents(*each) for each in asked) == 1
+
+
+def test_an_interrupted_launch_leaves_nothing(market, line):
+    """The reader stops the cell while the answer is on its way."""
+    offer = market.offers(OfferFilter())[0]
+
+    def interrupt(go):
+        go()
+        raise KeyboardInterrupt
+
+    line(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        market.launch(offer, ServingSpec(), "contract")
+    assert _ours(market) == []
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_renting_is_never_repeated(market, line, status):
+    """Whatever a gateway says: the SDK alone would send it three times."""
+    offer = market.offers(OfferFilter())[0]
+    asked = line(lambda go: reply(status, "oops"))
+    with pytest.raises(CourseError, match=f"HTTP {status}, oops"):
+        market.launch(offer, ServingSpec(), "contract")
+    assert sum(rents(*each) for each in asked) == 1
+
+
+def test_when_nobody_knows_whether_it_is_rented_the_label_is_told(market, monkeypatch):
+    """Neither the launch nor the look-up gets through: the reader must learn what to look for."""
+    offer = market.offers(OfferFilter())[0]
+
+    def dead(request, go):
+        raise requests.ConnectionError("down")
+
+    tamper(monkeypatch, dead)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(CourseError, match=r"status` \(label llm-course:contract:"):
+        market.launch(offer, ServingSpec(), "contract")
+
+
 def _check_against_description(market, sent) -> None:
     """Every request of ours fits what the provider publishes (skips where it is not at hand)."""
     if isinstance(market, RunPod):
@@ -160,72 +226,6 @@ def _check_against_description(market, sent) -> None:
             description.check(answer, answers=isinstance(market, RunPod))
             checked += 1
     assert checked > 8
-
-
-# -- what only RunPod has ------------------------------------------------------------------
-
-
-@pytest.fixture
-def runpod(settings):
-    """The rehearsal behind RunPod's API."""
-    market = providers.connect(settings.model_copy(update={"provider": "rehearsal-runpod"}))
-    yield market
-    for instance in market.instances():
-        if instance.label.startswith(f"{LABEL_PREFIX}public"):
-            guard.destroy(market, instance.id)
-
-
-def test_public_api_asks_for_the_generated_key(runpod, sent):
-    """RunPod's HTTPS proxy is open to everyone: without the key nobody may use the model."""
-    spec = dataclasses.replace(ServingSpec(), host="0.0.0.0")
-    launched = runpod.launch(runpod.offers(OfferFilter())[0], spec, "public")
-    providers.wait_running(runpod, launched.id, progress=quiet)
-    url, key = runpod.public_api(launched.id)
-    assert len(key) >= 32
-    endpoint = serve.endpoint(url, api_key=key, source=runpod.name, poll_s=0.3)
-    stream = endpoint.client().completions.create(
-        model=endpoint.model, prompt="Hi", max_tokens=4, stream=True
-    )
-    assert sum(bool(piece.choices) for piece in stream) >= 2
-    body = {"model": endpoint.model, "prompt": "Hi"}
-    assert requests.post(f"{url}/completions", json=body, timeout=10).status_code == 401
-    with pytest.raises(CourseError, match="refuses the API key"):
-        serve.endpoint(url, api_key="wrong", poll_s=0.1)
-    assert key not in runpod.logs(launched.id, 200) and key not in repr(endpoint)
-
-
-def test_a_pod_behind_ssh_has_no_public_api(runpod, settings):
-    """The course's own way opens no port to the internet but SSH."""
-    runpod.register_key(ssh.ensure_key(settings))
-    launched = runpod.launch(runpod.offers(OfferFilter())[0], ServingSpec(), "public")
-    with pytest.raises(CourseError, match="no public API"):
-        runpod.public_api(launched.id)
-
-
-def test_existing_keys_survive_registering_ours(runpod, settings):
-    """RunPod's request replaces all keys: the reader's other machines must stay reachable."""
-    other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILXGDN/SclOozk1xsDztpmhGiKkkrfQB9SKoO8dSIQQZ me@x"
-    runpod.register_key(other)
-    runpod.register_key(ssh.ensure_key(settings))
-    keys = runpod.api.json("keys", "GET", "/v2/account/ssh-keys")["keys"]
-    assert {key.split()[1] for key in (other, ssh.ensure_key(settings))} <= {
-        key.split()[1] for key in keys
-    }
-
-
-def test_interruptible_pods_are_not_offered(runpod):
-    """Version 2 of RunPod's API cannot rent them: an offer would end in a full-price pod."""
-    assert runpod.offers(OfferFilter(interruptible=True)) == []
-
-
-def test_what_runs_in_a_pod():
-    """vLLM's image with its arguments behind the proxy; an image with SSH behind a tunnel."""
-    public = container(dataclasses.replace(ServingSpec(), host="0.0.0.0"))
-    assert public["image"] == ServingSpec().image and public["ports"] == ["8000/http", "22/tcp"]
-    assert public["args"].startswith(ServingSpec().model) and "VLLM_API_KEY" in public["env"]
-    behind = container(ServingSpec())
-    assert behind["image"].startswith("runpod/") and behind["ports"] == ["22/tcp"]
-    assert "pip install vllm==0.33.0" in behind["args"] and behind["env"] == {}
 
 
 def test_a_forgotten_machine_ends_itself(market, settings):

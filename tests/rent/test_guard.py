@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
+from helpers import rent as providers
 from helpers.errors import CourseError
 from helpers.rent import guard
-from helpers.rent import market as providers
 from helpers.rent.market import OfferFilter
 from helpers.serve.spec import ServingSpec
 

@@ -11,9 +11,9 @@ import time
 import pytest
 
 from helpers import rehearsal
+from helpers import rent as providers
 from helpers.errors import CourseError
 from helpers.rent import guard
-from helpers.rent import market as providers
 from helpers.serve.spec import ServingSpec
 
 KILLS, AT_ONCE = 200, 4

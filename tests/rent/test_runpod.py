@@ -1,157 +1,108 @@
-"""RunPod's provider on a line that misbehaves: lost answers, limits, refusals, odd bodies."""
+"""What only RunPod has, against the rehearsal; test_contract holds what both have."""
 
-import json
-import time
+import dataclasses
 
 import pytest
 import requests
+from support.line import reply, tamper
 
+from helpers import rent, serve
 from helpers.errors import CourseError
-from helpers.rent import guard
-from helpers.rent import market as providers
-from helpers.rent.market import LABEL_PREFIX, OfferFilter, OfferGone
+from helpers.rent import guard, ssh
+from helpers.rent.market import LABEL_PREFIX, OfferFilter
+from helpers.rent.runpod import container
 from helpers.serve.spec import ServingSpec
 
 
 @pytest.fixture
 def market(settings):
     """The rehearsal behind RunPod's API."""
-    market = providers.connect(settings.model_copy(update={"provider": "rehearsal-runpod"}))
+    market = rent.connect(settings.model_copy(update={"provider": "rehearsal-runpod"}))
     yield market
     for instance in market.instances():
         if instance.label.startswith(f"{LABEL_PREFIX}line"):
             guard.destroy(market, instance.id)
 
 
-@pytest.fixture
-def line(monkeypatch):
-    """``line(rule)``: a rule sees each request on its way and may fail it or replace its answer."""
-    send, asked = requests.Session.send, []
-
-    def install(rule):
-        def through(self, request, **options):
-            asked.append((request.method, request.path_url))
-            return rule(request, lambda: send(self, request, **options))
-
-        monkeypatch.setattr(requests.Session, "send", through)
-        return asked
-
-    return install
-
-
-def reply(status: int, body, **headers) -> requests.Response:
-    """An answer as a server would send it."""
-    answer = requests.Response()
-    answer.status_code, answer._content = (
-        status,
-        body if isinstance(body, bytes) else (json.dumps(body).encode()),
-    )
-    answer.headers.update(headers)
-    return answer
-
-
-def is_create(request) -> bool:
-    return (request.method, request.path_url) == ("POST", "/v2/pods")
-
-
-def test_a_lost_answer_adopts_the_pod_and_rents_no_second(market, line):
-    """The pod was made although its answer never came: it must neither leak nor be made twice."""
+@pytest.mark.parametrize("body", ["not json", {"id": "x"}])
+def test_an_answer_of_another_form_is_told(market, monkeypatch, body):
+    """RunPod changed its API: a sentence, after the look whether it is rented all the same."""
     offer = market.offers(OfferFilter())[0]
-
-    def lose(request, go):
-        answer = go()
-        if is_create(request):
-            raise requests.ConnectionError("cut")
-        return answer
-
-    asked = line(lose)
-    instance = market.launch(offer, ServingSpec(), "line")
-    assert instance.label.startswith(f"{LABEL_PREFIX}line:")
-    assert asked.count(("POST", "/v2/pods")) == 1
-    assert len([i for i in market.instances() if ":line:" in i.label]) == 1
-
-
-def test_an_interrupted_launch_leaves_nothing(market, line):
-    """The reader stops the cell while the answer is on its way."""
-    offer = market.offers(OfferFilter())[0]
-
-    def interrupt(request, go):
-        answer = go()
-        if is_create(request):
-            raise KeyboardInterrupt
-        return answer
-
-    line(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        market.launch(offer, ServingSpec(), "line")
-    assert not [i for i in market.instances() if ":line:" in i.label]
-
-
-def test_when_nobody_knows_whether_it_is_rented_the_label_is_told(market, line):
-    """Neither the launch nor the look-up gets through: the reader must learn what to look for."""
-    offer = market.offers(OfferFilter())[0]
-
-    def dead(request, go):
-        raise requests.ConnectionError("down")
-
-    line(dead)
-    with pytest.raises(CourseError, match=r"status` \(label llm-course:line:"):
+    odd = reply(201, body)
+    tamper(monkeypatch, lambda request, go: odd if request.method == "POST" else go())
+    with pytest.raises(CourseError, match="does not fit its API"):
         market.launch(offer, ServingSpec(), "line")
 
 
-def test_limits_and_hiccups_are_waited_out(market, line, monkeypatch):
-    """One 429 with Retry-After and one 502 are no reason to fail."""
-    waited, bad = [], [reply(429, {}, **{"Retry-After": "7"}), reply(502, b"<html>")]
-    monkeypatch.setattr(time, "sleep", waited.append)
-    line(lambda request, go: bad.pop(0) if bad else go())
-    assert market.balance_usd() > 0
-    assert waited == [7.0, 5.0]
-
-
-@pytest.mark.parametrize(
-    ("answer", "error", "told"),
-    [
-        (reply(402, {"title": "Payment", "detail": "Insufficient balance"}), CourseError, "top up"),
-        (
-            reply(400, {"title": "Bad", "detail": "no instances available with the resources"}),
-            OfferGone,
-            "no such machine is left",
-        ),
-        (
-            reply(422, {"title": "T", "detail": "wrong body", "errors": ["disk: too small"]}),
-            CourseError,
-            "disk: too small",
-        ),
-        (reply(500, b"oops"), CourseError, "HTTP 500, oops"),
-        (reply(201, b"not json"), CourseError, "does not fit its API"),
-        (reply(201, {"id": "x"}), CourseError, "does not fit its API"),
-    ],
-)
-def test_refusals_become_sentences(market, line, answer, error, told):
-    """What went wrong and what to do, from RFC 9457 problems and from anything else."""
-    offer = market.offers(OfferFilter())[0]
-    asked = line(lambda request, go: answer if is_create(request) else go())
-    with pytest.raises(error, match=told):
-        market.launch(offer, ServingSpec(), "line")
-    assert asked.count(("POST", "/v2/pods")) == 1, "renting is never repeated"
-
-
-def test_running_without_a_container_is_still_loading(market, line):
+def test_running_without_a_container_is_still_loading(market, monkeypatch):
     """RunPod says RUNNING while the image is pulled: the course must not believe it."""
     offer = market.offers(OfferFilter())[0]
     launched = market.launch(offer, ServingSpec(), "line")
-    providers.wait_running(market, launched.id, progress=lambda line: None)
-
-    def pulling(request, go):
-        answer = go()
-        pod = answer.json() | {"runtime": None}
-        return reply(200, pod)
-
-    line(pulling)
+    rent.wait_running(market, launched.id, progress=lambda line: None)
+    tamper(monkeypatch, lambda request, go: reply(200, go().json() | {"runtime": None}))
     assert market.instance(launched.id).status == "loading"
+
+
+def test_a_bid_is_refused(market):
+    """Before anything is rented, at full price."""
+    with pytest.raises(CourseError, match="rents nothing by bid"):
+        market.launch(market.offers(OfferFilter())[0], ServingSpec(), "line", bid_usd_per_hour=0.1)
 
 
 def test_the_key_is_never_shown(market):
     """A provider in a cell's output must not print the account's key."""
-    key = market.api._http.headers["Authorization"].split()[1]
-    assert key not in repr(market) + repr(market.api) + str(vars(market.api))
+    key = market._http.headers["Authorization"].split()[1]
+    assert key not in repr(market) + str(vars(market))
+
+
+def test_public_api_asks_for_the_generated_key(market):
+    """RunPod's HTTPS proxy is open to everyone: without the key nobody may use the model."""
+    spec = dataclasses.replace(ServingSpec(), host="0.0.0.0")
+    launched = market.launch(market.offers(OfferFilter())[0], spec, "line")
+    rent.wait_running(market, launched.id, progress=lambda line: None)
+    url, key = market.public_api(launched.id)
+    assert len(key) >= 32
+    endpoint = serve.endpoint(url, api_key=key, source=market.name, poll_s=0.3)
+    stream = endpoint.client().completions.create(
+        model=endpoint.model, prompt="Hi", max_tokens=4, stream=True
+    )
+    assert sum(bool(piece.choices) for piece in stream) >= 2
+    body = {"model": endpoint.model, "prompt": "Hi"}
+    assert requests.post(f"{url}/completions", json=body, timeout=10).status_code == 401
+    with pytest.raises(CourseError, match="refuses the API key"):
+        serve.endpoint(url, api_key="wrong", poll_s=0.1)
+    assert key not in market.logs(launched.id, 200) and key not in repr(endpoint)
+
+
+def test_a_pod_behind_ssh_has_no_public_api(market, settings):
+    """The course's own way opens no port to the internet but SSH."""
+    market.register_key(ssh.ensure_key(settings))
+    launched = market.launch(market.offers(OfferFilter())[0], ServingSpec(), "line")
+    with pytest.raises(CourseError, match="no public API"):
+        market.public_api(launched.id)
+
+
+def test_existing_keys_survive_registering_ours(market, settings):
+    """RunPod's request replaces all keys: the reader's other machines must stay reachable."""
+    other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILXGDN/SclOozk1xsDztpmhGiKkkrfQB9SKoO8dSIQQZ me@x"
+    market.register_key(other)
+    market.register_key(ssh.ensure_key(settings))
+    keys = market._send("GET", "/v2/account/ssh-keys")["keys"]
+    assert {key.split()[1] for key in (other, ssh.ensure_key(settings))} <= {
+        key.split()[1] for key in keys
+    }
+
+
+def test_interruptible_pods_are_not_offered(market):
+    """Version 2 of RunPod's API cannot rent them: an offer would end in a full-price pod."""
+    assert market.offers(OfferFilter(interruptible=True)) == []
+
+
+def test_what_runs_in_a_pod():
+    """vLLM's image with its arguments behind the proxy; an image with SSH behind a tunnel."""
+    public = container(dataclasses.replace(ServingSpec(), host="0.0.0.0"))
+    assert public["image"] == ServingSpec().image and public["ports"] == ["8000/http", "22/tcp"]
+    assert public["args"].startswith(ServingSpec().model) and "VLLM_API_KEY" in public["env"]
+    behind = container(ServingSpec())
+    assert behind["image"].startswith("runpod/") and behind["ports"] == ["22/tcp"]
+    assert "pip install vllm==0.33.0" in behind["args"] and behind["env"] == {}

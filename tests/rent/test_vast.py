@@ -1,89 +1,14 @@
-"""Vast.ai's provider against the rehearsal, and against a line that misbehaves."""
-
-import contextlib
-import threading
+"""What only Vast.ai has, against the rehearsal; test_contract holds what both have."""
 
 import pytest
 import requests
-from aiohttp import ClientSession, web
+from support.line import reply, tamper
 
 from helpers import rehearsal
 from helpers.errors import CourseError
-from helpers.rent import market as providers
 from helpers.rent.market import OfferFilter, OfferGone
 from helpers.rent.vast import Vast
 from helpers.serve.spec import ServingSpec
-
-
-class BadLine:
-    """A loopback proxy before the rehearsal: ``rule(request)`` may answer in its place.
-
-    A rule returns None (pass on), a ``web.Response`` (answer this instead), or ``"lose"``
-    (pass on, then cut the connection before the answer).
-    """
-
-    def __init__(self, target: str) -> None:
-        self.target, self.rule, self.seen = target, lambda request: None, []
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append((request.method, request.path))
-        verdict = self.rule(request)
-        if isinstance(verdict, web.Response):
-            return verdict
-        headers = {k: v for k, v in request.headers.items() if k in ("Authorization",)}
-        url = self.target + request.path_qs
-        async with (
-            ClientSession() as session,
-            session.request(
-                request.method, url, data=await request.read(), headers=headers
-            ) as answer,
-        ):
-            body = await answer.read()
-            if verdict == "lose":
-                request.transport.abort()
-            return web.Response(body=body, status=answer.status, content_type=answer.content_type)
-
-
-@pytest.fixture
-def line(settings, provider):
-    """A provider that reaches the rehearsal through a BadLine, and that line."""
-    import asyncio
-
-    server = rehearsal.running(settings)
-    bad, ready, loop = BadLine(server.url), threading.Event(), asyncio.new_event_loop()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", bad.handle)
-    runner = web.AppRunner(app)
-
-    async def start():
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        bad.url = "http://{}:{}".format(*runner.addresses[0])
-        ready.set()
-
-    loop.create_task(start())
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    ready.wait(10)
-    yield Vast(api_key=server.token, server_url=bad.url, rehearsal=True), bad
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
-    for instance in provider.instances():
-        if ":bad:" in instance.label:
-            provider.destroy(instance.id)
-
-
-def answering(times: int, *args, **kwargs):
-    """A rule that answers the first ``times`` requests itself."""
-    left = [times]
-
-    def rule(request):
-        left[0] -= 1
-        return web.Response(*args, **kwargs) if left[0] >= 0 else None
-
-    return rule
 
 
 @pytest.mark.parametrize(
@@ -162,98 +87,19 @@ def test_wrong_key_says_where_to_get_one(provider, settings):
     assert "not-the-key-at-all" not in str(caught.value)
 
 
-def test_lost_create_answer_adopts_the_rental(line):
-    """The answer got lost, the machine was rented: it is found by its label, and only one."""
-    provider, bad = line
-    bad.rule = lambda r: "lose" if r.method == "PUT" and "/asks/" in r.path else None
-    offer = provider.offers(OfferFilter(gpu=("H100 SXM",)))[0]
-    machine = provider.launch(offer, ServingSpec(), "bad")
-    assert machine.label.startswith("llm-course:bad:")
-    assert sum(":bad:" in i.label for i in provider.instances()) == 1
-    assert sum(method == "PUT" and "/asks/" in path for method, path in bad.seen) == 1
-
-
-def test_interrupted_create_leaves_nothing(line):
-    """Ctrl-C while renting destroys what was rented."""
-    provider, _ = line
-    real = provider._once.create_instance
-
-    def interrupted(*args, **kwargs):
-        real(*args, **kwargs)
-        raise KeyboardInterrupt
-
-    provider._once.create_instance = interrupted
-    offer = provider.offers(OfferFilter(gpu=("H100 SXM",)))[0]
-    with pytest.raises(KeyboardInterrupt):
-        provider.launch(offer, ServingSpec(), "bad")
-    assert not any(":bad:" in i.label for i in provider.instances())
-
-
-def test_refusal_inside_a_200_is_an_error(line):
+def test_refusal_inside_a_200_is_an_error(provider, small_offer, monkeypatch):
     """``success: false`` under HTTP 200 is not a rental."""
-    provider, bad = line
-    offer = provider.offers(OfferFilter())[0]
-    body = '{"success": false, "error": "spend_rate_limit", "msg": "new account"}'
-    bad.rule = lambda r: (
-        web.Response(text=body, content_type="application/json") if "/asks/" in r.path else None
-    )
+    said = {"success": False, "error": "spend_rate_limit", "msg": "new account"}
+    tamper(monkeypatch, lambda request, go: reply(200, said) if "/asks/" in request.url else go())
     with pytest.raises(CourseError, match="spend_rate_limit new account"):
+        provider.launch(small_offer, ServingSpec(), "bad")
+
+
+def test_an_offer_by_bid_needs_a_bid(provider):
+    """Without one the machine would be rented at the full price, which nobody has agreed to."""
+    offer = provider.offers(OfferFilter(interruptible=True))[0]
+    with pytest.raises(CourseError, match="without one it is rented at the full price"):
         provider.launch(offer, ServingSpec(), "bad")
-
-
-def test_rate_limit_in_plain_text_is_waited_out(line):
-    """429 with Retry-After and a body that is no JSON is retried, then the answer comes."""
-    provider, bad = line
-    text = "API requests too frequent: endpoint threshold=4.5"
-    bad.rule = answering(4, status=429, text=text, headers={"Retry-After": "0.1"})
-    assert provider.balance_usd() > 0
-
-
-@pytest.mark.parametrize(
-    ("reply", "told"),
-    [
-        ({"status": 500, "text": "oops"}, "HTTP 500, oops"),
-        ({"status": 200, "text": "<html>", "content_type": "application/json"}, "does not fit"),
-        ({"status": 200, "text": "{}", "content_type": "application/json"}, "does not fit"),
-        ({"status": 402, "text": '{"msg": "insufficient credit"}'}, "top up at"),
-    ],
-)
-def test_bad_answers_become_sentences(line, reply, told):
-    """Whatever comes back, the reader sees one sentence and the next step."""
-    provider, bad = line
-    bad.rule = answering(99, **reply)
-    with pytest.raises(CourseError) as caught:
-        provider.balance_usd()
-    assert told in str(caught.value)
-    assert "try:" in str(caught.value)
-
-
-def test_dead_line_becomes_a_sentence():
-    """No server at all: a sentence, not a traceback of sockets."""
-    with pytest.raises(CourseError, match="did not answer"):
-        Vast(api_key="k", server_url="http://127.0.0.1:9").balance_usd()
-
-
-def test_gone_instance_is_none_and_destroying_it_is_fine(provider):
-    """Asking for, and destroying, what is not there are no errors."""
-    assert provider.instance("999999") is None
-    provider.destroy("999999")
-
-
-def test_waiting_for_a_gone_instance_ends(provider):
-    """Waiting does not go on for ever when somebody destroyed the machine."""
-    with pytest.raises(CourseError, match="is gone"):
-        providers.wait_running(provider, "999999")
-
-
-def test_unsafe_calls_are_never_repeated(line):
-    """A create that fails with 503 is sent once: the SDK alone would send it three times."""
-    provider, bad = line
-    offer = provider.offers(OfferFilter())[0]
-    bad.rule = lambda r: web.Response(status=503) if "/asks/" in r.path else None
-    with contextlib.suppress(CourseError):
-        provider.launch(offer, ServingSpec(), "bad")
-    assert sum("/asks/" in path for _, path in bad.seen) == 1
 
 
 def test_rehearsal_says_what_it_is(provider, settings):

@@ -7,11 +7,12 @@ surprise bill are the numbers of :class:`Service`, and :func:`destroy`.
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 from helpers.errors import CourseError
+from helpers.rent.calls import VAST, agreed
 from helpers.rent.market import LABEL_PREFIX
 from helpers.rent.vast import Vast
-from helpers.rent.vast_calls import call, message, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Service:
         """What it can cost at most, US dollars an hour (traffic and disks apart)."""
         return self.max_workers * self.max_usd_per_hour
 
-    def endpoint(self) -> dict:
+    def endpoint(self) -> dict[str, Any]:
         """Arguments of ``VastAI.create_endpoint``: no worker without a request."""
         return {
             "endpoint_name": self.label,
@@ -55,7 +56,7 @@ class Service:
             "inactivity_timeout": self.idle_s,
         }
 
-    def workergroup(self) -> dict:
+    def workergroup(self) -> dict[str, Any]:
         """Arguments of ``VastAI.create_workergroup``: what a worker is."""
         wanted = f"gpu_name={self.gpu.replace(' ', '_')} num_gpus=1"
         return {
@@ -81,28 +82,30 @@ def create(vast: Vast, service: Service) -> int:
         )
     if find(vast, service.name) is not None:
         raise CourseError(f"an endpoint {service.label} is there already", "destroy it first")
-    doing = f"creating the endpoint {service.label}"
     try:
-        with told(doing):  # one attempt each: a repetition would make two
-            _agreed(doing, vast._once.create_endpoint(**service.endpoint()))
-            _agreed(doing, vast._once.create_workergroup(**service.workergroup()))
-        number = find(vast, service.name)
-        if number is None:
-            raise CourseError(f"{doing}: it is not in the list afterwards", "look at the console")
-        return number
+        return _make(vast, service)
     except BaseException:
         with contextlib.suppress(CourseError):
             destroy(vast, service.name)
         raise
 
 
+@VAST.told("creating the endpoint", again=False)  # a repetition would make two
+def _make(vast: Vast, service: Service) -> int:
+    made = agreed(vast.once.create_endpoint(**service.endpoint()))
+    agreed(vast.once.create_workergroup(**service.workergroup()))
+    return made["result"]
+
+
+@VAST.told("listing the endpoints")
 def find(vast: Vast, name: str) -> int | None:
     """Number of the endpoint of that name, None when there is none."""
     label = Service(name=name, template="").label
-    rows = call("listing the endpoints", vast.sdk.show_endpoints)
+    rows = vast.once.show_endpoints()
     return next((row["id"] for row in rows if row["endpoint_name"] == label), None)
 
 
+@VAST.told("deleting the endpoint")
 def destroy(vast: Vast, name: str) -> None:
     """Delete an endpoint with its groups and workers; no error when there is none.
 
@@ -112,17 +115,10 @@ def destroy(vast: Vast, name: str) -> None:
     number = find(vast, name)
     if number is None:
         return
-    doing = f"deleting endpoint {number}"
-    answer = call(doing, lambda: vast.sdk.delete_endpoint(number))
-    if left := answer.get("failed_workers"):
+    if left := vast.once.delete_endpoint(number).get("failed_workers"):
         raise CourseError(
-            f"{doing}: workers {left} are still there, and billed",
+            f"endpoint {number}: workers {left} are still there, and billed",
             "destroy them by hand now: https://cloud.vast.ai/instances/",
         )
     if find(vast, name) is not None:
-        raise CourseError(f"{doing}: it is still there", "run it again in a minute")
-
-
-def _agreed(doing: str, answer: dict) -> None:
-    if not answer.get("success"):
-        raise CourseError(f"{doing} was refused: {message(answer)}")
+        raise CourseError(f"endpoint {number} is still there", "run it again in a minute")

@@ -7,11 +7,11 @@ import pytest
 import requests
 from support.openapi import VAST_MISTAKES, Description
 
+from helpers import rent
 from helpers.errors import CourseError
-from helpers.rent import market as providers
-from helpers.rent import vast_serverless
+from helpers.rent import serverless
+from helpers.rent.serverless import Service
 from helpers.rent.vast import Vast
-from helpers.rent.vast_serverless import Service
 
 SERVICE = Service(name="test", template="abc123def456")
 # The SDK posts to /autojobs/, which the description calls /workergroups.
@@ -65,20 +65,20 @@ def account(monkeypatch):
 def test_made_and_deleted(account):
     """Two creating calls, no more; afterwards it is gone and says so."""
     vast = Vast(api_key="k")
-    number = vast_serverless.create(vast, SERVICE)
-    assert number == 12345 == vast_serverless.find(vast, "test") and account.groups == 1
+    number = serverless.create(vast, SERVICE)
+    assert number == 12345 == serverless.find(vast, "test") and account.groups == 1
     with pytest.raises(CourseError, match="there already"):
-        vast_serverless.create(vast, SERVICE)
-    vast_serverless.destroy(vast, "test")
-    vast_serverless.destroy(vast, "test")  # a second time is no error
-    assert vast_serverless.find(vast, "test") is None
+        serverless.create(vast, SERVICE)
+    serverless.destroy(vast, "test")
+    serverless.destroy(vast, "test")  # a second time is no error
+    assert serverless.find(vast, "test") is None
     made = [json.loads(r.body) for r in account.sent if r.method == "POST"]
     assert len(made) == 2 and made[0]["endpoint_name"] == made[1]["endpoint_name"]
 
 
 def test_the_bill_is_limited_where_the_sdk_is_generous(account):
     """The SDK's defaults would keep five stopped workers and rent up to twenty."""
-    vast_serverless.create(Vast(api_key="k"), SERVICE)
+    serverless.create(Vast(api_key="k"), SERVICE)
     endpoint, group = (json.loads(r.body) for r in account.sent if r.method == "POST")
     assert (endpoint["min_load"], endpoint["cold_workers"], endpoint["max_workers"]) == (0, 0, 2)
     assert endpoint["inactivity_timeout"] == 600
@@ -91,8 +91,8 @@ def test_every_request_fits_the_published_description(account):
     """A field the service does not know would be found out at the reader's cost."""
     description = Description("vast_openapi.yaml", VAST_MISTAKES)
     vast = Vast(api_key="k")
-    vast_serverless.create(vast, SERVICE)
-    vast_serverless.destroy(vast, "test")
+    serverless.create(vast, SERVICE)
+    serverless.destroy(vast, "test")
     for request in account.sent:
         for spelled, described in SPELLING.items():
             request.url = request.url.replace(spelled, described)
@@ -113,20 +113,20 @@ def test_a_refused_group_leaves_no_endpoint(account):
     """An endpoint without workers is litter on the account."""
     account.group_answer = {"success": False, "error": "invalid_args", "msg": "no such template"}
     with pytest.raises(CourseError, match="no such template"):
-        vast_serverless.create(Vast(api_key="k"), SERVICE)
+        serverless.create(Vast(api_key="k"), SERVICE)
     assert account.endpoints == {}
 
 
 def test_workers_that_stay_are_told(account):
     """Deleting that fails for one worker goes on costing: say which, and where to end it."""
     vast = Vast(api_key="k")
-    vast_serverless.create(vast, SERVICE)
+    serverless.create(vast, SERVICE)
     account.delete_answer = {"failed_workers": [1001]}
     with pytest.raises(CourseError, match=r"workers \[1001\] are still there, and billed"):
-        vast_serverless.destroy(vast, "test")
+        serverless.destroy(vast, "test")
 
 
 def test_the_rehearsal_says_that_it_has_no_such_service(settings):
     """Nothing is pretended that does not exist."""
     with pytest.raises(CourseError, match="has no serverless service"):
-        vast_serverless.create(providers.connect(settings), SERVICE)
+        serverless.create(rent.connect(settings), SERVICE)
