@@ -58,15 +58,12 @@ async def ask(
         async with asyncio.timeout(timeout_s):
             return await _read(client, request, stream)
     except TimeoutError:
-        raise CourseError(
-            f"the model did not answer within {timeout_s:g} s", "allow more request_s"
-        ) from None
+        raise CourseError(f"no answer within {timeout_s:g} s", "allow more request_s") from None
     except openai.APIStatusError as error:
         said = str(error)[:300]
         hint = _KEY if error.status_code == 401 else "read the server's log"
-        raise CourseError(
-            f"the server refuses the request: {said}", _FLAGS if "tool" in said.lower() else hint
-        ) from None
+        hint = _FLAGS if "tool" in said.lower() else hint
+        raise CourseError(f"the server refuses the request: {said}", hint) from None
     except (openai.OpenAIError, httpx.HTTPError) as error:
         raise CourseError(f"the model server does not answer: {error}"[:300]) from None
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:

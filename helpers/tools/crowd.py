@@ -24,7 +24,6 @@ async def crowd(
     *,
     users: Sequence[int] = (1, 2, 4, 8),
     conversations_per_user: int = 4,
-    stream: bool = True,
     progress: bool = True,
 ) -> dict[int, list[Conversation]]:
     """Let more and more users talk to a model that calls functions.
@@ -39,7 +38,6 @@ async def crowd(
         tools: everything that may run; the workload's own definitions are not used.
         users: at the same time.
         conversations_per_user: of each number of users.
-        stream: receive answers in pieces, as users of a chat do.
         progress: show a line of progress.
 
     Returns:
@@ -55,7 +53,7 @@ async def crowd(
             messages, began = [*chat.opening, message], clock()
             try:
                 return await run_tools(
-                    endpoint, messages, tools, stream=stream, max_tokens=cap,
+                    endpoint, messages, tools, stream=True, max_tokens=cap,
                     temperature=work.temperature, client=client,
                 )  # fmt: skip
             except CourseError as error:

@@ -140,11 +140,9 @@ async def evaluate(
                     say(f"{done} of {len(chosen)} questions")
 
             verdicts = await several(map(one, chosen), at_once=users)
+    took = clock() - began
     return Evaluation(
-        title=endpoint.title,
-        tool_choice=tool_choice,
-        seconds=clock() - began,
-        verdicts=tuple(verdicts),
+        title=endpoint.title, tool_choice=tool_choice, seconds=took, verdicts=tuple(verdicts)
     )
 
 
@@ -164,10 +162,8 @@ def difference(first: Evaluation, second: Evaluation) -> "pandas.DataFrame":
     """
     left, right = first.frame(), second.frame()
     if not left[["question", "expected"]].equals(right[["question", "expected"]]):
-        raise CourseError(
-            "the two evaluations are of different questions",
-            "evaluate both with the same questions and tool_choice",
-        )
+        hint = "evaluate both with the same questions and tool_choice"
+        raise CourseError("the two evaluations are of different questions", hint)
     names = [first.title, second.title]
     names = names if first.title != second.title else [f"{first.title} ({n})" for n in (1, 2)]
     left[names[0]], left[names[1]] = left["right"], right["right"]

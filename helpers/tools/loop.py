@@ -103,7 +103,8 @@ async def run_tools(
     if given and not parallel_tool_calls:
         request["parallel_tool_calls"], limits = False, replace(limits, calls=1)
     talk = Conversation(messages=_chat(messages))
-    loop = _Loop(talk, allowed, tool_choice, limits, approve)
+    foreign = _has_foreign(talk.messages, allowed)
+    loop = _Loop(talk, allowed, tool_choice, limits, approve, foreign)
     async with nullcontext(client) if client else connect(endpoint) as mine:
         return await loop.run(mine, request, stream)
 
@@ -117,9 +118,7 @@ class _Loop:
     choice: Choice
     limits: Limits
     approve: Approve | None
-
-    def __post_init__(self) -> None:
-        self.foreign = _has_foreign(self.talk.messages, self.tools)
+    foreign: bool
 
     async def run(self, client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Conversation:
         """Ask and execute, until the model answers or its rounds are used up."""
@@ -138,7 +137,6 @@ class _Loop:
             for call, outcome in zip(calls, outcomes, strict=True):
                 told = {"role": "tool", "tool_call_id": call.id, "content": outcome.text}
                 talk.messages.append(told)
-                self.foreign |= outcome.ran and self.tools[call.name].foreign
             self.choice = "none" if self.choice == "none" else "auto"
         talk.stopped = f"no answer after {self.limits.rounds} rounds"
         return talk
@@ -156,31 +154,31 @@ class _Loop:
         wanted = self.tools.get(call.name)
         if wanted is None:
             told = f"there is no tool called {call.name[:64]!r}"
-            return failed(told, ran=False, tools=list(self.tools))
+            return failed(told, tools=list(self.tools))
         if self.choice == "none" or (isinstance(self.choice, Tool) and self.choice != wanted):
-            return failed("not executed: tool_choice does not allow this call", ran=False)
+            return failed("not executed: tool_choice does not allow this call")
         if place >= self.limits.calls:
-            return failed(f"not executed: at most {self.limits.calls} calls at once", ran=False)
+            return failed(f"not executed: at most {self.limits.calls} calls at once")
         try:
             arguments = wanted.arguments(call.arguments)
         except BadArguments as error:
-            return failed(f"the arguments are not valid: {error}", ran=False)
+            return failed(f"the arguments are not valid: {error}")
         if wanted.acts and self.foreign:
             said = self.approve and self.approve(wanted, arguments)
             if (await said if isawaitable(said) else said) is not True:
                 told = "this conversation has read text written by others, and nobody approved"
-                return failed(f"not executed: {told}", ran=False)
+                return failed(f"not executed: {told}")
         limits = self.limits
-        return await execute(wanted.function, arguments, limits.tool_s, limits.result_chars)
+        found = await execute(wanted.function, arguments, limits.tool_s, limits.result_chars)
+        self.foreign |= wanted.foreign  # for the next round: this one's calls were decided before
+        return found
 
 
 def _api_choice(choice: Choice) -> str | dict:
     if isinstance(choice, Tool):
         return {"type": "function", "function": {"name": choice.name}}
     if choice not in ("auto", "none", "required"):
-        raise CourseError(
-            f"tool_choice is {choice!r}", "give 'auto', 'none', 'required' or one of the tools"
-        )
+        raise CourseError(f"tool_choice is {choice!r}", "give 'auto', 'none', 'required' or a tool")
     return choice
 
 
@@ -190,9 +188,8 @@ def _chat(messages: str | list) -> list[dict]:
         return [{"role": "user", "content": messages}]
     chat = to_jsonable_python(messages, exclude_none=True)
     if not all(isinstance(one, dict) and "role" in one for one in chat):
-        raise CourseError(
-            "a chat is a list of messages", 'such as {"role": "user", "content": "Hello"}'
-        )
+        hint = 'write each as in {"role": "user", "content": "Hello"}'
+        raise CourseError("a chat is a list of messages", hint)
     return chat
 
 

@@ -69,13 +69,10 @@ def says(text: str) -> dict:
 
 def calls(*wishes: tuple[str, dict]) -> dict:
     """Return an answer that asks for calls, ``(name, arguments)`` each."""
+    functions = [{"name": name, "arguments": json.dumps(given)} for name, given in wishes]
     made = [
-        {
-            "id": f"call{number:05}",
-            "type": "function",
-            "function": {"name": name, "arguments": json.dumps(given)},
-        }
-        for number, (name, given) in enumerate(wishes)
+        {"id": f"call{number:05}", "type": "function", "function": function}
+        for number, function in enumerate(functions)
     ]
     return {"content": None, "tool_calls": made}
 

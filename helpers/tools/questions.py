@@ -58,7 +58,10 @@ class Question:
     @property
     def expected(self) -> str:
         """The calls expected, in one of the allowed ways."""
-        return "; ".join(_written(name, _first(allowed)) for name, allowed in self.calls)
+        return "; ".join(
+            f"{name}({json.dumps(_first(allowed), ensure_ascii=False)})"
+            for name, allowed in self.calls
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +89,8 @@ def read(path: str | Path = QUESTIONS) -> list[Question]:
     """
     try:
         source = yaml.safe_load(Path(path).read_text())
-        return [
-            _question(row, source["tools"], source.get("sets", {})) for row in source["questions"]
-        ]
+        tools, sets = source["tools"], source.get("sets", {})
+        return [_question(row, tools, sets) for row in source["questions"]]
     except OSError as error:
         raise CourseError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
@@ -147,7 +149,7 @@ def _problems(given: dict, allowed: dict, properties: dict) -> list[str]:
     """Return the cause of whatever differs; null stands for what is left out."""
     found = []
     for name, values in allowed.items():
-        options = values if isinstance(values, list) else [values]
+        options = _options(values)
         if given.get(name) is None:
             if None not in options:
                 found.append("argument left out")
@@ -158,6 +160,10 @@ def _problems(given: dict, allowed: dict, properties: dict) -> list[str]:
         if given[name] is not None and not _same(given[name], default):
             found.append("argument too many")
     return found
+
+
+def _options(values: Any) -> list:
+    return values if isinstance(values, list) else [values]
 
 
 def _same(value: Any, wanted: Any) -> bool:
@@ -198,12 +204,9 @@ def _properties(tool: dict) -> dict:
 def _first(allowed: Any) -> Any:
     """Return the first of the allowed values, all the way down."""
     if isinstance(allowed, dict):
-        options = {key: value if isinstance(value, list) else [value] for key, value in
-                   allowed.items()}  # fmt: skip
-        given = {key: [one for one in values if one is not None] for key, values in options.items()}
-        return {key: _first(values[0]) for key, values in given.items() if values}
+        given = {
+            name: [value for value in _options(values) if value is not None]
+            for name, values in allowed.items()
+        }
+        return {name: _first(values[0]) for name, values in given.items() if values}
     return [_first(one) for one in allowed] if isinstance(allowed, list) else allowed
-
-
-def _written(name: str, arguments: dict) -> str:
-    return f"{name}({json.dumps(arguments, ensure_ascii=False)})"

@@ -23,25 +23,22 @@ class Outcome:
     Args:
         text: for the model.
         problem: for the reader; empty when all went well.
-        ran: whether the function was called at all.
     """
 
     text: str
     problem: str = ""
-    ran: bool = True
 
 
-def failed(problem: str, *, told: str = "", ran: bool = True, **details: Any) -> Outcome:
+def failed(problem: str, *, told: str = "", **details: Any) -> Outcome:
     """Return the outcome of a call that failed, or did not even run.
 
     Args:
         problem: for the reader.
         told: for the model, where that is something else.
-        ran: see ``Outcome``.
         **details: more for the model.
     """
     text = as_text({"error": told or problem, **details}, 4000)
-    return Outcome(text=text, problem=" ".join(problem.split()), ran=ran)
+    return Outcome(text=text, problem=" ".join(problem.split()))
 
 
 async def execute(

@@ -39,8 +39,7 @@ class Tool:
         foreign: its result is text written by others (a web page, a mail), which may hold
             instructions. After it has run, no tool that ``acts`` runs without approval.
         acts: it changes something in the world (sends, pays, deletes).
-        form: its arguments as a pydantic model.
-        strict_form: the same, with null for an optional argument that is left out.
+        form: its arguments as a pydantic model, in which an optional one may be null.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Tool:
     foreign: bool = False
     acts: bool = False
     form: type[pydantic.BaseModel] = field(repr=False)
-    strict_form: type[pydantic.BaseModel] = field(repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function as if it were not a tool."""
@@ -57,7 +55,7 @@ class Tool:
 
     def schema(self) -> dict:
         """Return the arguments as JSON Schema."""
-        return self.form.model_json_schema(schema_generator=_Untitled)
+        return self.form.model_json_schema(schema_generator=_Plain)
 
     def definition(self, *, strict: bool = False) -> dict:
         """Return the entry of a request's ``tools``: the Chat Completions form.
@@ -71,7 +69,7 @@ class Tool:
         if strict:
             import openai  # takes most of a second
 
-            return dict(openai.pydantic_function_tool(self.strict_form, **about))
+            return dict(openai.pydantic_function_tool(self.form, **about))
         return {"type": "function", "function": {**about, "parameters": self.schema()}}
 
     def arguments(self, text: str) -> dict[str, Any]:
@@ -85,7 +83,7 @@ class Tool:
             BadArguments: it is no JSON object, or does not fit the schema.
         """
         try:
-            found = self.strict_form.model_validate_json(text or "{}")
+            found = self.form.model_validate_json(text or "{}")
         except pydantic.ValidationError as error:
             told = error.errors(include_url=False, include_input=False)[:5]
             raise BadArguments(
@@ -149,8 +147,7 @@ def as_tool(function: Tool | Callable, *, foreign: bool = False, acts: bool = Fa
             function=function,
             foreign=foreign,
             acts=acts,
-            form=_form(function, about, nullable=False),
-            strict_form=_form(function, about, nullable=True),
+            form=_form(function, about),
         )
         made.schema()
     except CourseError:
@@ -196,15 +193,18 @@ def definitions(tools: Iterable[Tool | dict], *, strict: bool = False) -> list[d
     return [t.definition(strict=strict) if isinstance(t, Tool) else t for t in tools]
 
 
-class _Untitled(GenerateJsonSchema):
-    """Titles only repeat the names, and cost tokens in every prompt."""
+class _Plain(GenerateJsonSchema):
+    """Without what costs tokens in every prompt and says nothing new: titles, and null."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
+    def nullable_schema(self, schema: Any) -> dict[str, Any]:
+        return self.generate_inner(schema["schema"])
 
-def _form(function: Callable, about: dict[str, str], *, nullable: bool) -> type[pydantic.BaseModel]:
-    """Return a function's parameters as a pydantic model, optional ones ``nullable`` or not."""
+
+def _form(function: Callable, about: dict[str, str]) -> type[pydantic.BaseModel]:
+    """Return a function's parameters as a pydantic model."""
     hints = typing.get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}
     for key, one in inspect.signature(function).parameters.items():
@@ -213,8 +213,7 @@ def _form(function: Callable, about: dict[str, str], *, nullable: bool) -> type[
                 f"{function.__name__}: a model cannot fill the parameter {one}",
                 "a tool takes named parameters with their types, as in number: int",
             )
-        required = one.default is one.empty or isinstance(one.default, FieldInfo)
-        if nullable and not required:
+        if one.default is not one.empty and not isinstance(one.default, FieldInfo):
             hints[key] |= None
         described = pydantic.Field(description=about.get(key))
         default = ... if one.default is one.empty else one.default

@@ -124,7 +124,7 @@ async def test_an_error_is_told_without_its_secrets(error, told, how):
         return plain()
 
     found = await execute(plain if how == "plain" else later, {}, timeout_s=5, limit=300)
-    assert json.loads(found.text) == {"error": told} and found.ran
+    assert json.loads(found.text) == {"error": told}
     assert "hunter2" in found.problem or "Sundays" in found.problem
     assert "\n" not in found.problem and "Traceback" not in found.text
 
