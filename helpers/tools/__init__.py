@@ -1,13 +1,13 @@
-"""Function calling: a tool from a typed function, the loop, the wire, the evaluation.
+"""Function calling: a tool from a typed function, the loop that runs it, and how well it goes.
 
-The public face of ``helpers.tools.schema``, ``helpers.tools.loop``, ``helpers.tools.conversation``,
-``helpers.tools.rendered``, ``helpers.tools.puppet``, ``helpers.tools.questions``,
-``helpers.tools.evaluate`` and ``helpers.tools.crowd``.
+``tool`` makes a tool, ``run_tools`` lets a model use it and returns a ``Conversation``. ``wire``
+shows what passes between them, ``Puppet`` is a model that says what you tell it to, ``evaluate``
+counts how often a model calls rightly, and ``crowd`` lets many users ask at once.
 """
 
 from helpers.tools.conversation import Conversation, Step
 from helpers.tools.crowd import crowd, phases
-from helpers.tools.evaluate import Evaluation, compare, evaluate
+from helpers.tools.evaluate import Evaluation, difference, evaluate
 from helpers.tools.loop import Limits, run_tools
 from helpers.tools.puppet import Puppet, calls, says
 from helpers.tools.questions import Question, Verdict
@@ -17,6 +17,6 @@ from helpers.tools.schema import BadArguments, Tool, definitions, inside, tool
 
 __all__ = [
     "BadArguments", "Conversation", "Evaluation", "Limits", "Puppet", "Question", "Step", "Tool",
-    "Verdict", "Wire", "calls", "compare", "crowd", "definitions", "evaluate", "inside", "phases",
-    "questions", "run_tools", "says", "tool", "wire",
+    "Verdict", "Wire", "calls", "crowd", "definitions", "difference", "evaluate", "inside",
+    "phases", "questions", "run_tools", "says", "tool", "wire",
 ]  # fmt: skip

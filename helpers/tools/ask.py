@@ -1,17 +1,33 @@
 """One chat request with tools, through the plain ``openai`` client: the answer, or a sentence."""
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.tools.conversation import Reply, read, read_stream
+from helpers.load.client.answer import Message
 
 if TYPE_CHECKING:
     import openai
 
+_Result = TypeVar("_Result")
 _KEY = "pass the key that it was started with: Endpoint(api_key=...)"
 _FLAGS = "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes (or mistral, ...)"
+
+
+class Completion(NamedTuple):
+    """What came back of one request.
+
+    Args:
+        message: the model's, with the calls that it asks for.
+        finish: why the server says that it ended.
+        usage: the server's counts: ``prompt_tokens`` and ``completion_tokens``.
+    """
+
+    message: Message
+    finish: str
+    usage: dict
 
 
 def connect(endpoint: Endpoint) -> "openai.AsyncOpenAI":
@@ -23,14 +39,14 @@ def connect(endpoint: Endpoint) -> "openai.AsyncOpenAI":
 
 async def ask(
     client: "openai.AsyncOpenAI", request: dict, *, timeout_s: float, stream: bool = False
-) -> Reply:
+) -> Completion:
     """Make one request.
 
     Args:
         client: from ``connect``.
         request: the fields of a chat completion.
         timeout_s: from sending it to the end of the answer.
-        stream: receive the answer in pieces, so that the time of the first one is known.
+        stream: receive the answer in pieces.
 
     Raises:
         CourseError: the server does not answer in time, refuses, or answers something else.
@@ -38,18 +54,11 @@ async def ask(
     import httpx
     import openai
 
-    async def whole() -> Reply:
-        if not stream:
-            return read(await client.chat.completions.create(**request))
-        options = {"stream": True, "stream_options": {"include_usage": True}}
-        return await read_stream(await client.chat.completions.create(**request, **options))
-
     try:
-        return await asyncio.wait_for(whole(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await _read(client, request, stream)
     except TimeoutError:
-        raise CourseError(
-            f"the model did not answer within {timeout_s:g} s", "allow more request_s"
-        ) from None
+        raise CourseError(f"no answer within {timeout_s:g} s", "allow more request_s") from None
     except openai.APIStatusError as error:
         said = str(error)[:300]
         hint = _KEY if error.status_code == 401 else "read the server's log"
@@ -63,3 +72,39 @@ async def ask(
             f"the answer is not one of the OpenAI API ({type(error).__name__})",
             "is base_url the root of an OpenAI-compatible server, ending in /v1?",
         ) from None
+
+
+async def several(jobs: Iterable[Coroutine[Any, Any, _Result]], *, at_once: int) -> list[_Result]:
+    """Do jobs at the same time, but never more than ``at_once``; results in the jobs' order."""
+    free = asyncio.Semaphore(at_once)
+
+    async def one(job: Coroutine[Any, Any, _Result]) -> _Result:
+        async with free:
+            return await job
+
+    return await asyncio.gather(*map(one, jobs))
+
+
+async def _read(client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Completion:
+    if stream:
+        request = request | {"stream": True, "stream_options": {"include_usage": True}}
+    answer = await client.chat.completions.create(**request)
+    if not stream:
+        whole = answer.model_dump(warnings=False)
+        [choice] = whole["choices"]
+        said = Message.whole(choice["message"])
+        return Completion(said, choice["finish_reason"] or "", _counts(whole))
+    message, finish, usage = Message(), "", dict[str, Any]()
+    async for chunk in answer:
+        piece = chunk.model_dump(warnings=False)
+        usage = _counts(piece) or usage
+        for choice in piece["choices"] or ():
+            message.add(choice["delta"])
+            finish = choice["finish_reason"] or finish
+    if not (finish or message.text or message.calls):
+        raise LookupError("a stream without an answer")
+    return Completion(message, finish, usage)
+
+
+def _counts(answer: dict) -> dict:
+    return answer["usage"] if isinstance(answer["usage"], dict) else {}

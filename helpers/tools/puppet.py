@@ -4,24 +4,21 @@ It stands for a model that an attacker has talked into the worst, and for every 
 answer has to be known beforehand.
 """
 
-import asyncio
-import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator
-
-from aiohttp import web
+from collections.abc import Callable
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from helpers.endpoint import Endpoint
 
 
 class Puppet:
-    """Serve given answers while in its ``with``, one a request, the last one for ever.
+    """Serve given answers while in its ``with``: one for each request, the last one for ever.
 
     Args:
-        *answers: each a message (``content``, ``tool_calls``; see ``calls`` and ``says``),
-            ``(status, text)`` of a reply, or a function of the request's body that gives one.
-        finish: the finish reason of every answer.
+        *answers: messages, from ``says`` or ``calls``.
 
     ``asked`` holds the requests that came.
 
@@ -31,57 +28,38 @@ class Puppet:
     'Hello'
     """
 
-    def __init__(self, *answers: "dict | tuple[int, str] | Callable", finish: str = "stop") -> None:
-        self.answers, self.finish, self.asked = list(answers), finish, []
+    def __init__(self, *answers: dict) -> None:
+        self.answers, self.asked = list(answers), list[dict]()
 
     def __enter__(self) -> "Puppet":
-        # A loop of its own: the reader's may be waiting for the answer.
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
-        self.endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="puppet")
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self.reply))
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self.endpoint = Endpoint(base_url=base_url, model="puppet")
         return self
 
-    def __exit__(self, *_) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
-    async def _start(self) -> int:
-        app = web.Application(client_max_size=1 << 26)
-        app.router.add_post("/v1/chat/completions", self._answer)
-        self._runner = web.AppRunner(app)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        return self._runner.addresses[0][1]
-
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
+    def reply(self, body: dict) -> tuple[int, str]:
+        """Return the HTTP status and the text that answer a request."""
         self.asked.append(body)
-        answer = self.answers[min(len(self.asked), len(self.answers)) - 1]
-        answer = answer(body) if callable(answer) else answer
-        if isinstance(answer, tuple):
-            status, text = answer
-            return web.Response(status=status, text=text, content_type="application/json")
-        usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
-        whole = {"id": "x", "created": 1, "model": "puppet"}
+        return self.written(self.answers[min(len(self.asked), len(self.answers)) - 1], body)
+
+    def written(self, answer: dict, body: dict) -> tuple[int, str]:
+        """Return an answer in the API's form, as a whole or as a stream of events."""
+        finish = "tool_calls" if answer.get("tool_calls") else "stop"
+        message = {"role": "assistant", **answer}
         if not body.get("stream"):
-            message = {"role": "assistant", **answer}
-            choice = {"index": 0, "message": message, "finish_reason": self.finish}
-            whole |= {"object": "chat.completion", "choices": [choice], "usage": usage}
-            return web.json_response(whole)
-        deltas = [{"delta": delta, "finish_reason": None} for delta in _pieces(answer)]
-        chunks = [{"choices": [{"index": 0, **delta}]}
-                  for delta in (*deltas, {"delta": {}, "finish_reason": self.finish})]  # fmt: skip
-        reply = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await reply.prepare(request)
-        for chunk in (*chunks, {"choices": [], "usage": usage}):
-            event = {**whole, "object": "chat.completion.chunk", **chunk}
-            await reply.write(f"data: {json.dumps(event)}\n\n".encode())
-        await reply.write(b"data: [DONE]\n\n")
-        return reply
+            return 200, json.dumps(_event(message=message, finish_reason=finish))
+        events = [_event(delta=piece) for piece in self.pieces(message)]
+        events.append(_event(delta={}, finish_reason=finish))
+        return 200, "".join(f"data: {json.dumps(one)}\n\n" for one in events) + "data: [DONE]\n\n"
+
+    def pieces(self, message: dict) -> list[dict]:
+        """Return a message in the pieces in which it is streamed: here in one."""
+        return [message]
 
 
 def says(text: str) -> dict:
@@ -89,36 +67,36 @@ def says(text: str) -> dict:
     return {"content": text}
 
 
-def calls(*wishes: tuple[str, dict | str]) -> dict:
+def calls(*wishes: tuple[str, dict]) -> dict:
     """Return an answer that asks for calls, ``(name, arguments)`` each."""
+    functions = [{"name": name, "arguments": json.dumps(given)} for name, given in wishes]
     made = [
-        {
-            "id": f"call{number:05}",
-            "type": "function",
-            "function": {
-                "name": name,
-                "arguments": given if isinstance(given, str) else json.dumps(given),
-            },
-        }
-        for number, (name, given) in enumerate(wishes)
+        {"id": f"call{number:05}", "type": "function", "function": function}
+        for number, function in enumerate(functions)
     ]
     return {"content": None, "tool_calls": made}
 
 
-def _pieces(message: dict) -> Iterator[dict]:
-    """Yield a message as deltas: text by letters, a call's name first, its arguments by letters.
+def _event(**choice: Any) -> dict:
+    usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+    whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "puppet"}
+    return {**whole, "choices": [{"index": 0, **choice}], "usage": usage}
 
-    The arguments of several calls are interleaved, as the protocol allows.
-    """
-    yield {"role": "assistant", "content": ""}
-    for letter in message.get("content") or "":
-        yield {"content": letter}
-    wishes = message.get("tool_calls") or []
-    for index, wish in enumerate(wishes):
-        head = {**wish, "index": index, "function": {**wish["function"], "arguments": ""}}
-        yield {"tool_calls": [head]}
-    texts = [wish["function"]["arguments"] for wish in wishes]
-    for letters in itertools.zip_longest(*texts, fillvalue=""):
-        for index, letter in enumerate(letters):
-            if letter:
-                yield {"tool_calls": [{"index": index, "function": {"arguments": letter}}]}
+
+class _Handler(BaseHTTPRequestHandler):
+    def __init__(self, reply: Callable[[dict], tuple[int, str]], *args: Any) -> None:
+        self.reply = reply
+        super().__init__(*args)
+
+    def do_POST(self) -> None:
+        """Answer one request."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, text = self.reply(body)
+        self.send_response(status)
+        kind = "text/event-stream" if text.startswith("data:") else "application/json"
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""

@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 
 from helpers.errors import CourseError
+from helpers.load.client.answer import Call, Message
 from helpers.settings import ASSETS
-from helpers.tools.conversation import Call, Reply
+from helpers.tools.conversation import written
 
 QUESTIONS = ASSETS / "tool_questions.yaml"
 RIGHT, REFUSED = "right", "server failed"
@@ -57,7 +58,10 @@ class Question:
     @property
     def expected(self) -> str:
         """The calls expected, in one of the allowed ways."""
-        return "; ".join(_written(name, _first(allowed)) for name, allowed in self.calls)
+        return "; ".join(
+            f"{name}({json.dumps(_first(allowed), ensure_ascii=False)})"
+            for name, allowed in self.calls
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +73,12 @@ class Verdict:
         got: the calls made, as text; else what was said, or why the server failed.
         right_tool: the names of the calls are right (without an expected call: there is none).
         cause: ``right``, or what was wrong: one of ``CAUSES``.
-        detail: the argument it was about.
-        seconds: that the answer took.
     """
 
     question: Question
     got: str
     right_tool: bool
     cause: str
-    detail: str = ""
-    seconds: float = 0.0
 
 
 def read(path: str | Path = QUESTIONS) -> list[Question]:
@@ -89,8 +89,8 @@ def read(path: str | Path = QUESTIONS) -> list[Question]:
     """
     try:
         source = yaml.safe_load(Path(path).read_text())
-        offers = {name: _definition(name, about) for name, about in source["tools"].items()}
-        return [_question(row, offers, source.get("sets", {})) for row in source["questions"]]
+        tools, sets = source["tools"], source.get("sets", {})
+        return [_question(row, tools, sets) for row in source["questions"]]
     except OSError as error:
         raise CourseError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
@@ -100,123 +100,100 @@ def read(path: str | Path = QUESTIONS) -> list[Question]:
         ) from None
 
 
-def judge(question: Question, reply: Reply, seconds: float = 0.0) -> Verdict:
-    """Say whether the calls of a reply are the expected ones, else what is wrong first."""
-    names, cause, detail = Counter(call.name for call in reply.calls), "", ""
+def judge(question: Question, message: Message, finish: str = "") -> Verdict:
+    """Say whether the calls of a message are the expected ones, else what is wrong first."""
+    made = Counter(call.name for call in message.calls)
     wanted = Counter(name for name, _ in question.calls)
-    offered = {tool["function"]["name"] for tool in question.tools}
-    if names == wanted:
-        cause, detail = _arguments(question, reply.calls) if wanted else (RIGHT, "")
+    if made == wanted:
+        cause = _arguments(question, message.calls)
     elif not wanted:
         cause = "needless call"
-    elif not names:
-        cause = "cut off" if reply.finish == "length" else "no call"
-    elif names < wanted:
+    elif not made:
+        cause = "cut off" if finish == "length" else "no call"
+    elif made < wanted:
         cause = "a call is missing"
-    elif wanted < names:
+    elif wanted < made:
         cause = "a call too many"
     else:
-        cause = "wrong tool" if names.keys() <= offered else "unknown tool"
-    got = "; ".join(f"{call.name}({call.arguments})" for call in reply.calls) or reply.text
-    return Verdict(
-        question=question,
-        got=got,
-        right_tool=names == wanted,
-        cause=cause,
-        detail=detail,
-        seconds=seconds,
-    )
+        offered = {tool["function"]["name"] for tool in question.tools}
+        cause = "wrong tool" if made.keys() <= offered else "unknown tool"
+    got = "; ".join(map(written, message.calls)) or message.text
+    return Verdict(question=question, got=got, right_tool=made == wanted, cause=cause)
 
 
-def _arguments(question: Question, calls: tuple[Call, ...]) -> tuple[str, str]:
-    """Compare the arguments in the order of the calls in which they fit best."""
+def _arguments(question: Question, calls: list[Call]) -> str:
+    """Compare the arguments, with the calls in the order in which they fit best."""
     given = []
     for call in calls:
         try:
-            given.append((call.name, json.loads(call.arguments or "{}")))
+            values = json.loads(call.arguments or "{}")
         except (ValueError, RecursionError):
-            return "not JSON", call.arguments[:80]
-        if not isinstance(given[-1][1], dict):
-            return "not JSON", call.arguments[:80]
-    defaults = {
-        tool["function"]["name"]: {
-            name: about["default"]
-            for name, about in _properties(tool).items()
-            if "default" in about
-        }
-        for tool in question.tools
-    }
+            values = None
+        if not isinstance(values, dict):
+            return "not JSON"
+        given.append((call.name, values))
+    offered = {tool["function"]["name"]: _properties(tool) for tool in question.tools}
     found = [
         [
             problem
             for (name, values), (_, allowed) in zip(order, question.calls, strict=True)
-            for problem in _problems(values, allowed, defaults[name])
+            for problem in _problems(values, allowed, offered[name])
         ]
         for order in itertools.permutations(given)
         if [name for name, _ in order] == [name for name, _ in question.calls]
     ]
-    best = min(found, key=len)
-    return best[0] if best else (RIGHT, "")
+    return (min(found, key=len) or [RIGHT])[0]
 
 
-def _problems(given: dict, allowed: dict, defaults: dict) -> list[tuple[str, str]]:
-    """Return ``(cause, argument)`` of whatever differs; null stands for what is left out."""
+def _problems(given: dict, allowed: dict, properties: dict) -> list[str]:
+    """Return the cause of whatever differs; null stands for what is left out."""
     found = []
     for name, values in allowed.items():
-        options = values if isinstance(values, list) else [values]
+        options = _options(values)
         if given.get(name) is None:
             if None not in options:
-                found.append(("argument left out", name))
+                found.append("argument left out")
         elif not any(_same(given[name], option) for option in options):
-            found.append(("wrong value", name))
+            found.append("wrong value")
     for name in given.keys() - allowed.keys():
-        if given[name] is not None and not (
-            name in defaults and _same(given[name], defaults[name])
-        ):
-            found.append(("argument too many", name))
+        default = properties.get(name, {}).get("default")
+        if given[name] is not None and not _same(given[name], default):
+            found.append("argument too many")
     return found
+
+
+def _options(values: Any) -> list:
+    return values if isinstance(values, list) else [values]
 
 
 def _same(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, dict):
         return isinstance(value, dict) and not _problems(value, wanted, {})
     if isinstance(wanted, list):
-        return (
-            isinstance(value, list) and len(value) == len(wanted) and all(map(_same, value, wanted))
-        )
+        same = isinstance(value, list) and len(value) == len(wanted)
+        return same and all(map(_same, value, wanted))
     if isinstance(wanted, str):
         return isinstance(value, str) and _letters(value) == _letters(wanted)
-    numbers = isinstance(value, int | float) and isinstance(wanted, int | float)
-    return numbers and isinstance(value, bool) == isinstance(wanted, bool) and value == wanted
+    # In Python True is 1, and in JSON it is not.
+    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
 
 
 def _letters(text: str) -> str:
     return _IGNORED.sub("", text).casefold()
 
 
-def _definition(name: str, about: dict) -> dict:
-    parameters = {
-        "type": "object",
-        "properties": about["args"],
-        "required": about["required"],
-        "additionalProperties": False,
-    }
-    function = {"name": name, "description": about["says"], "parameters": parameters}
-    return {"type": "function", "function": function}
-
-
 def _question(row: dict, offers: dict[str, dict], sets: dict[str, list]) -> Question:
     names = row["tools"] if isinstance(row["tools"], list) else sets[row["tools"]]
-    messages = _exchange(row["before"]) if "before" in row else []
-    messages += [{"role": "user", "content": row["ask"]}] if "ask" in row else []
+    functions = [{"name": name, **offers[name]} for name in names]
+    tools = [{"type": "function", "function": function} for function in functions]
+    asked = [{"role": "user", "content": row["ask"]}] if "ask" in row else []
     calls = [(name, allowed) for call in row["calls"] for name, allowed in call.items()]
-    for name, allowed in calls:
-        if name not in names or not allowed.keys() <= _properties(offers[name]).keys():
-            raise ValueError(f"{row['kind']}: {name} is not offered so")
+    takes = {name: _properties(tool).keys() for name, tool in zip(names, tools, strict=True)}
+    if not all(allowed.keys() <= takes[name] for name, allowed in calls):
+        raise ValueError(f"{row['kind']}: a call has arguments that its tool does not take")
     json.dumps(calls)  # a TypeError tells of a date without quotes
-    return Question(
-        kind=row["kind"], messages=messages, tools=[offers[name] for name in names], calls=calls
-    )
+    messages = row.get("messages", []) + asked
+    return Question(kind=row["kind"], messages=messages, tools=tools, calls=calls)
 
 
 def _properties(tool: dict) -> dict:
@@ -224,28 +201,12 @@ def _properties(tool: dict) -> dict:
     return (tool["function"].get("parameters") or {}).get("properties") or {}
 
 
-def _exchange(before: dict) -> list[dict]:
-    [(name, arguments)] = before["call"].items()
-    function = {"name": name, "arguments": json.dumps(arguments)}
-    call = {"id": "earlier01", "type": "function", "function": function}
-    chat = [
-        {"role": "user", "content": before["ask"]},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": call["id"], "content": before["result"]},
-    ]
-    said = [{"role": "assistant", "content": before["answer"]}] if "answer" in before else []
-    return chat + said
-
-
 def _first(allowed: Any) -> Any:
     """Return the first of the allowed values, all the way down."""
     if isinstance(allowed, dict):
-        options = {key: value if isinstance(value, list) else [value] for key, value in
-                   allowed.items()}  # fmt: skip
-        given = {key: [one for one in values if one is not None] for key, values in options.items()}
-        return {key: _first(values[0]) for key, values in given.items() if values}
+        given = {
+            name: [value for value in _options(values) if value is not None]
+            for name, values in allowed.items()
+        }
+        return {name: _first(values[0]) for name, values in given.items() if values}
     return [_first(one) for one in allowed] if isinstance(allowed, list) else allowed
-
-
-def _written(name: str, arguments: dict) -> str:
-    return f"{name}({json.dumps(arguments, ensure_ascii=False)})"

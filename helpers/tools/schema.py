@@ -1,34 +1,23 @@
 """A tool from a typed Python function: its JSON Schema out, checked arguments in.
 
 pydantic does both, so what the model is told about an argument and what is accepted from it
-cannot differ. Nothing a model writes is ever evaluated as code.
+cannot differ. Nothing that a model writes is ever evaluated as code.
 """
 
-import contextlib
 import inspect
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 
 import docstring_parser
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    PydanticUserError,
-    TypeAdapter,
-    WithJsonSchema,
-)
+import pydantic
 from pydantic.fields import FieldInfo
-from pydantic_core import SchemaError, from_json, to_jsonable_python
-from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
+from pydantic.json_schema import GenerateJsonSchema
 
 from helpers.errors import CourseError
-
-_NULL = {"type": "null"}
-_MOST_PROBLEMS = 5  # told to the model about one call
 
 
 class BadArguments(ValueError):
@@ -50,6 +39,7 @@ class Tool:
         foreign: its result is text written by others (a web page, a mail), which may hold
             instructions. After it has run, no tool that ``acts`` runs without approval.
         acts: it changes something in the world (sends, pays, deletes).
+        form: its arguments as a pydantic model, in which an optional one may be null.
     """
 
     name: str
@@ -57,60 +47,55 @@ class Tool:
     function: Callable = field(repr=False)
     foreign: bool = False
     acts: bool = False
-    _adapter: TypeAdapter = field(repr=False)
-    _optional: frozenset[str] = field(repr=False)
+    form: type[pydantic.BaseModel] = field(repr=False)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function as if it were not a tool."""
         return self.function(*args, **kwargs)
 
-    def schema(self, *, strict: bool = False) -> dict:
-        """Return the arguments as JSON Schema, every nested model written out in its place.
-
-        Args:
-            strict: in the form that OpenAI's ``strict`` asks for: every property is required,
-                and an optional one may be null.
-        """
-        whole = self._adapter.json_schema()
-        return _plain(whole, whole.get("$defs", {}), strict)
+    def schema(self) -> dict:
+        """Return the arguments as JSON Schema."""
+        return self.form.model_json_schema(schema_generator=_Plain)
 
     def definition(self, *, strict: bool = False) -> dict:
         """Return the entry of a request's ``tools``: the Chat Completions form.
 
         Args:
-            strict: ask the server to let the model write nothing else than the schema allows.
+            strict: ask the server to let the model write nothing else than the schema allows, in
+                the form that OpenAI defined: every property is required, and an optional argument
+                may be null.
         """
-        function = {
-            "name": self.name,
-            "description": self.description,
-            "parameters": self.schema(strict=strict),
-        }
+        about = {"name": self.name, "description": self.description}
         if strict:
-            function["strict"] = True
-        return {"type": "function", "function": function}
+            import openai  # takes most of a second
+
+            return dict(openai.pydantic_function_tool(self.form, **about))
+        return {"type": "function", "function": {**about, "parameters": self.schema()}}
 
     def arguments(self, text: str) -> dict[str, Any]:
         """Check the arguments that a model wrote and return them as Python values.
 
         Args:
-            text: JSON, as the model wrote it; empty stands for no arguments.
+            text: JSON, as the model wrote it; empty stands for no arguments. Null for an optional
+                argument stands for leaving it out. What is left out has the function's default.
 
         Raises:
             BadArguments: it is no JSON object, or does not fit the schema.
         """
-        text = text or "{}"
         try:
-            from_json(text)
-        except (ValueError, TypeError) as error:  # TypeError: half a surrogate pair
-            raise BadArguments([_problem("(all)", f"not valid JSON: {error}")]) from None
-        try:
-            found = self._adapter.validate_json(text)
-        except ValueError as error:  # pydantic's ValidationError is one
-            raise BadArguments(_problems(error)) from None
-        except (Exception, SystemExit) as error:  # a validator of the tool's own may raise it
-            raise BadArguments([_problem("(all)", f"refused ({type(error).__name__})")]) from None
-        # Null for what may be left out stands for leaving it out: the function has the default.
-        return {k: v for k, v in found.items() if not (v is None and k in self._optional)}
+            found = self.form.model_validate_json(text or "{}")
+        except pydantic.ValidationError as error:
+            told = error.errors(include_url=False, include_input=False)[:5]
+            raise BadArguments(
+                [_problem(*one["loc"], problem=one["msg"]) for one in told]
+            ) from None
+        except Exception as error:  # a validator of the tool's own may raise anything
+            raise BadArguments([_problem(problem=f"refused ({type(error).__name__})")]) from None
+        given = {name: getattr(found, name) for name in self.form.model_fields}
+        for name, one in self.form.model_fields.items():
+            if given[name] is None and not one.is_required():
+                given[name] = one.get_default(call_default_factory=True)
+        return given
 
 
 def tool(
@@ -127,7 +112,7 @@ def tool(
         acts: see ``Tool``.
 
     Raises:
-        CourseError: a parameter has no annotation, or one that JSON cannot carry; or it yields.
+        CourseError: a parameter has no annotation, or one that JSON cannot carry.
 
     >>> @tool
     ... def area(width: float, height: float = 1.0) -> float:
@@ -144,57 +129,34 @@ def tool(
     3.0
     """
     if function is None:
-        return lambda it: tool(it, foreign=foreign, acts=acts)
+        return lambda it: as_tool(it, foreign=foreign, acts=acts)
+    return as_tool(function, foreign=foreign, acts=acts)
+
+
+def as_tool(function: Tool | Callable, *, foreign: bool = False, acts: bool = False) -> Tool:
+    """Return a tool as it is, and a function as a tool; the arguments are those of ``tool``."""
     if isinstance(function, Tool):
-        return replace(
-            function, foreign=foreign or function.foreign, acts=acts or function.acts
-        )  # a warning stays
-    name = getattr(function, "__name__", "")
-    if not (name.isidentifier() and name.isascii() and len(name) <= 64):
-        raise CourseError(
-            f"{function!r} has no name that a model could call",
-            "use def, and at most 64 ASCII letters, digits and _",
-        )
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise CourseError(f"{name} yields its results one by one", "return them in a list")
+        return function
+    name = getattr(function, "__name__", repr(function))
     told = docstring_parser.parse(inspect.getdoc(function) or "")
-    about = {param.arg_name: " ".join((param.description or "").split()) for param in told.params}
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, SyntaxError, AttributeError) as error:
-        raise CourseError(f"{name}: an annotation cannot be read: {error}") from None
-    fields, optional = {}, set()
-    for key, parameter in inspect.signature(function).parameters.items():
-        _check(name, parameter, hints)
-        kind = hints[key]
-        if parameter.default is not parameter.empty:
-            optional.add(key)
-            kind = kind | None
-        note = {"description": about[key]} if about.get(key) else {}
-        if key in optional and parameter.default is not None:
-            with contextlib.suppress(ValueError):  # a default that JSON has no form for
-                default = to_jsonable_python(parameter.default)
-                note["json_schema_extra"] = {"default": default}
-        kind = Annotated[kind, Field(**note)]
-        fields[key] = NotRequired[kind] if key in optional else kind
-    form = TypedDict(name, fields)
-    form.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-    text = [part for part in (told.short_description, told.long_description) if part]
+    about = {one.arg_name: " ".join((one.description or "").split()) for one in told.params}
     try:
         made = Tool(
             name=name,
-            description=" ".join(" ".join(text).split()),
+            description=" ".join((told.description or "").split()),
             function=function,
             foreign=foreign,
             acts=acts,
-            _adapter=TypeAdapter(form),
-            _optional=frozenset(optional),
+            form=_form(function, about),
         )
         made.schema()
-    except (PydanticUserError, SchemaError, TypeError) as error:
-        what = str(error).splitlines()[0]
-        hint = "use str, int, float, bool, Literal, lists, dicts and pydantic models"
-        raise CourseError(f"{name}: JSON cannot carry an argument: {what}", hint) from None
+    except CourseError:
+        raise
+    except Exception as error:  # whatever Python or pydantic make of an annotation
+        raise CourseError(
+            f"{name}: an annotation cannot be used: {str(error).splitlines()[0]}",
+            "use str, int, float, bool, Literal, lists, dicts and pydantic models",
+        ) from None
     return made
 
 
@@ -217,97 +179,49 @@ def inside(folder: str | Path) -> Any:
     root = Path(folder).resolve()
 
     def check(path: str) -> Path:
-        try:
-            whole = (root / path).resolve()
-        except (OSError, RuntimeError):  # too long, or a loop of links
-            raise ValueError("this is not a usable path") from None
+        whole = (root / path).resolve()
         if not whole.is_relative_to(root):
             raise ValueError("the path leads out of the folder")
         return whole
 
-    return Annotated[str, AfterValidator(check), WithJsonSchema({"type": "string"})]
+    text = pydantic.WithJsonSchema({"type": "string"})
+    return Annotated[str, pydantic.AfterValidator(check), text]
 
 
-def definitions(tools: "typing.Iterable[Tool | dict]", *, strict: bool = False) -> list[dict]:
+def definitions(tools: Iterable[Tool | dict], *, strict: bool = False) -> list[dict]:
     """Return tools as a request carries them; definitions that are ready pass unchanged."""
     return [t.definition(strict=strict) if isinstance(t, Tool) else t for t in tools]
 
 
-def _check(name: str, parameter: inspect.Parameter, hints: dict) -> None:
-    if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-        raise CourseError(
-            f"{name}: {parameter} cannot be filled by a model",
-            "a tool takes named parameters only",
-        )
-    if isinstance(parameter.default, FieldInfo):
-        raise CourseError(
-            f"{name}: the default of {parameter.name} is a Field, which a plain call would receive",
-            f"write {parameter.name}: Annotated[int, Field(ge=1)] = 5",
-        )
-    if parameter.name not in hints:
-        raise CourseError(
-            f"{name}: {parameter.name} has no annotation",
-            f"write its type, e.g. {parameter.name}: str",
-        )
+class _Plain(GenerateJsonSchema):
+    """Without what costs tokens in every prompt and says nothing new: titles, and null."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def nullable_schema(self, schema: Any) -> dict[str, Any]:
+        return self.generate_inner(schema["schema"])
 
 
-def _plain(part: Any, defs: dict, strict: bool, seen: tuple = ()) -> Any:
-    """Return a schema without ``$ref``, titles, and what only repeats that a value is optional."""
-    if isinstance(part, list):
-        return [_plain(item, defs, strict, seen) for item in part]
-    if not isinstance(part, dict):
-        return part
-    if "$ref" in part:
-        name = part["$ref"].rpartition("/")[2]
-        if name in seen:
+def _form(function: Callable, about: dict[str, str]) -> type[pydantic.BaseModel]:
+    """Return a function's parameters as a pydantic model."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for key, one in inspect.signature(function).parameters.items():
+        if key not in hints or one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
             raise CourseError(
-                f"{name} holds itself, which most servers cannot guide a model through",
-                "give the model a flat list instead",
+                f"{function.__name__}: a model cannot fill the parameter {one}",
+                "a tool takes named parameters with their types, as in number: int",
             )
-        rest = {key: value for key, value in part.items() if key != "$ref"}
-        return _plain({**defs[name], **rest}, defs, strict, (*seen, name))
-    plain = {
-        key: value if key in ("default", "const", "enum") else _plain(value, defs, strict, seen)
-        for key, value in part.items()
-        if key not in ("$defs", "title", "properties", "required")
-    }
-    if "properties" in part:
-        parts = {
-            key: _plain(value, defs, strict, seen) for key, value in part["properties"].items()
-        }
-        needed = list(parts) if strict else part.get("required", [])
-        for key in parts:
-            if strict:
-                parts[key].pop("default", None)
-            elif key not in needed:
-                parts[key] = _without_null(parts[key])
-        plain |= {"properties": parts, "required": needed}
-        if strict:
-            plain["additionalProperties"] = False
-    return plain
+        if one.default is not one.empty and not isinstance(one.default, FieldInfo):
+            hints[key] |= None
+        described = pydantic.Field(description=about.get(key))
+        default = ... if one.default is one.empty else one.default
+        fields[key] = (Annotated[hints[key], described], default)
+    with warnings.catch_warnings(action="ignore"):  # an argument may be called ``copy``
+        config = pydantic.ConfigDict(extra="forbid")
+        return pydantic.create_model(function.__name__, __config__=config, **fields)
 
 
-def _without_null(schema: dict) -> dict:
-    choices = [choice for choice in schema.get("anyOf", ()) if choice != _NULL]
-    if not choices:
-        return schema
-    rest = {key: value for key, value in schema.items() if key != "anyOf"}
-    if rest.get("default", 0) is None:
-        del rest["default"]
-    return {**choices[0], **rest} if len(choices) == 1 else {**rest, "anyOf": choices}
-
-
-def _problems(error: ValueError) -> list[dict]:
-    if not hasattr(error, "errors"):
-        return [_problem("(all)", "refused")]
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    problems = [
-        _problem(".".join(map(str, one["loc"])) or "(all)", one["msg"])
-        for one in found[:_MOST_PROBLEMS]
-    ]
-    more = len(found) - len(problems)
-    return problems + ([_problem("(more)", f"{more} more problems")] if more > 0 else [])
-
-
-def _problem(argument: str, problem: str) -> dict:
-    return {"argument": argument[:80], "problem": problem[:200]}
+def _problem(*at: int | str, problem: str) -> dict:
+    return {"argument": ".".join(map(str, at))[:80] or "(all)", "problem": problem[:200]}

@@ -1,20 +1,44 @@
 """A model on strings and its answers, in few letters."""
 
 import asyncio
+import itertools
 import json
 
+from helpers.load.client.answer import Message
 from helpers.tools.puppet import Puppet
 
 
 class Scripted(Puppet):
-    """A puppet that gives itself and its endpoint, and blocks no loop."""
+    """A puppet that gives itself and its endpoint, and streams letter by letter.
+
+    An answer may also be ``(status, text)``, or a function of the request's body.
+    """
 
     async def __aenter__(self):
-        await asyncio.to_thread(self.__enter__)
+        self.__enter__()
         return self, self.endpoint
 
     async def __aexit__(self, *_):
         await asyncio.to_thread(self.__exit__)
+
+    def written(self, answer, body):
+        answer = answer(body) if callable(answer) else answer
+        return answer if isinstance(answer, tuple) else super().written(answer, body)
+
+    def pieces(self, message):
+        """Text by letters; a call's name first, then the arguments of all calls in turn."""
+        yield {"role": "assistant", "content": ""}
+        for letter in message.get("content") or "":
+            yield {"content": letter}
+        wishes = message.get("tool_calls") or []
+        for index, wish in enumerate(wishes):
+            head = {**wish, "index": index, "function": {**wish["function"], "arguments": ""}}
+            yield {"tool_calls": [head]}
+        texts = [wish["function"]["arguments"] for wish in wishes]
+        for letters in itertools.zip_longest(*texts, fillvalue=""):
+            for index, letter in enumerate(letters):
+                if letter:
+                    yield {"tool_calls": [{"index": index, "function": {"arguments": letter}}]}
 
 
 def call(name, arguments="{}", id="call00001"):
@@ -29,3 +53,8 @@ def wants(*calls):
 
 def said(text="done"):
     return {"content": text}
+
+
+def message(*calls, text=""):
+    """An answer as its reader gives it."""
+    return Message.whole({"content": text, "tool_calls": list(calls)})

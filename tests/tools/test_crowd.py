@@ -7,7 +7,6 @@ import pytest
 from support.scripted import Scripted, call, said, wants
 
 from helpers import load, tools
-from helpers.plots import tools as plots_tools
 
 
 @tools.tool
@@ -38,7 +37,6 @@ async def test_users_talk_at_the_same_time_and_all_are_answered():
     talks = [talk for some in found.values() for talk in some]
     assert len({talk.messages[0]["content"] for talk in talks}) == 15
     assert all(talk.answer == "There." and not talk.problems for talk in talks)
-    assert all(talk.steps[0].ttft_s is not None for talk in talks)
     assert {body["max_tokens"] for body in server.asked} == {9}
     table = tools.phases(found)
     assert table["failed"].tolist() == [0, 0] and table["calls"].tolist() == [1, 1]
@@ -46,11 +44,6 @@ async def test_users_talk_at_the_same_time_and_all_are_answered():
     parts = table[["deciding_ms", "executing_ms", "answering_ms"]].sum(axis=1)
     assert (parts <= table["whole_p95_ms"] * 1.2).all()
     assert table.loc[4, "per_minute"] > 1.5 * table.loc[1, "per_minute"]
-    drawn = plots_tools.phases(table, "a puppet")
-    heights = [bar.get_height() for bar in drawn.axes[0].patches]
-    assert heights == pytest.approx(
-        [*table["deciding_ms"], *table["executing_ms"], *table["answering_ms"]]
-    )
 
 
 async def test_a_server_that_fails_under_load_is_counted():
@@ -72,7 +65,7 @@ async def test_a_server_that_fails_under_load_is_counted():
 async def test_load_records_of_calls(many):
     """The generator's record of a call: the server's tokens, each piece, and no false TPOT."""
     asked = wants(*(call("look_up", {"number": n}, f"id{n}") for n in range(many)))
-    async with Scripted(asked, finish="tool_calls") as (server, endpoint):
+    async with Scripted(asked) as (server, endpoint):
         run = await load.run(endpoint, WORK, load.ClosedLoop(users=2), requests=6, progress=False,
                              server_every_s=None)  # fmt: skip
     letters = many * len('{"number": 0}')

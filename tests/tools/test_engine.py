@@ -1,7 +1,7 @@
 """The loop against models that really call: the rehearsal's engine, and vLLM with the same adapter.
 
-.venv/bin/pytest tests/test_tools_engine.py               the rehearsal's
-.venv/bin/pytest tests/test_tools_engine.py -m vllm       vLLM in its own environment
+.venv/bin/pytest tests/tools/test_engine.py               the rehearsal's
+.venv/bin/pytest tests/tools/test_engine.py -m vllm       vLLM in its own environment
 """
 
 import dataclasses

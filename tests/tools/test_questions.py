@@ -1,0 +1,170 @@
+"""The questions, and whether a wrong call can pass for a right one, or a right for a wrong one."""
+
+import json
+import re
+
+import jsonschema
+import pytest
+import yaml
+from support.asked import question
+from support.scripted import call, message
+
+from helpers import tools
+from helpers.errors import CourseError
+from helpers.settings import ASSETS
+from helpers.tools.questions import QUESTIONS, judge, read
+
+
+def verdict(wanted, *made, text="", finish="stop"):
+    return judge(question(*wanted), message(*(call(*one) for one in made), text=text), finish)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "given", "cause"),
+    [
+        ({"to": "Ann Lee"}, {"to": " ann-lee."}, "right"),
+        ({"to": ["Lyon", "Lyons"]}, {"to": "lyons"}, "right"),
+        ({"to": "Lyon"}, {"to": "Lille"}, "wrong value"),
+        ({"to": "12"}, {"to": 12}, "wrong value"),
+        ({"kg": 2}, {"kg": 2.0}, "right"),
+        ({"kg": 0.5}, {"kg": 0.50}, "right"),
+        ({"kg": 2}, {"kg": "2"}, "wrong value"),
+        ({"kg": 1}, {"kg": True}, "wrong value"),
+        ({"express": True}, {"express": 1}, "wrong value"),
+        ({"express": True}, {}, "argument left out"),
+        ({"express": True}, {"express": None}, "argument left out"),
+        ({"to": ["x", None]}, {}, "right"),
+        ({"to": "x"}, {"to": "x", "express": False}, "right"),  # the schema's default
+        ({"to": "x"}, {"to": "x", "express": True}, "argument too many"),
+        ({"to": "x"}, {"to": "x", "kg": None}, "right"),
+        ({"to": "x"}, {"to": "x", "colour": "red"}, "argument too many"),
+        ({"tags": [["a", "b"]]}, {"tags": ["A", "b"]}, "right"),
+        ({"tags": [["a", "b"]]}, {"tags": ["b", "a"]}, "wrong value"),
+        ({"tags": [["a", "b"]]}, {"tags": ["a"]}, "wrong value"),
+        ({"tags": [["a", "b"]]}, {"tags": "a"}, "wrong value"),
+        ({"box": {"w": [1, 2], "h": 3}}, {"box": {"h": 3, "w": 2}}, "right"),
+        ({"box": {"w": 1, "h": [3, None]}}, {"box": {"w": 1}}, "right"),
+        ({"box": {"w": 1}}, {"box": {"w": 1, "h": 3}}, "wrong value"),
+        ({"box": {"w": 1}}, {"box": [1]}, "wrong value"),
+        ({"tags": [[{"n": ["cup", "cups"]}]]}, {"tags": [{"n": "Cups"}]}, "right"),
+    ],
+)
+def test_arguments_are_compared_by_type_and_meaning(allowed, given, cause):
+    """Too strict scores a model for its punctuation, too lax for calls that would not run."""
+    assert verdict([("ship", allowed)], ("ship", given)).cause == cause
+
+
+X, Y = ("ship", {"to": "x"}), ("ship", {"to": "y"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "made", "cause", "right_tool"),
+    [
+        ([], [], "right", True),
+        ([], [X], "needless call", False),
+        ([X], [], "no call", False),
+        ([X, Y], [Y, X], "right", True),
+        ([X, Y], [X, X], "wrong value", True),
+        ([X, Y], [Y], "a call is missing", False),
+        ([X], [X, Y], "a call too many", False),
+        ([X], [("cancel", {})], "wrong tool", False),
+        ([X], [("Ship", {"to": "x"})], "unknown tool", False),
+        ([X, ("cancel", {})], [("cancel", {}), X], "right", True),
+        ([X], [("ship", '{"to": "x"')], "not JSON", True),
+        ([X], [("ship", '["x"]')], "not JSON", True),
+        ([X], [("ship", "[" * 100_000)], "not JSON", True),
+        ([("cancel", {})], [("cancel", "")], "right", True),
+    ],
+)
+def test_calls_are_compared_without_order(wanted, made, cause, right_tool):
+    """Each way of being wrong has its name, because the picture of a model's faults is of these."""
+    found = verdict(wanted, *made)
+    assert (found.cause, found.right_tool) == (cause, right_tool)
+
+
+def test_an_answer_cut_off_is_told_from_a_refusal():
+    """One wants more ``max_tokens``, the other another model."""
+    assert verdict([X], text="<tool_c", finish="length").cause == "cut off"
+
+
+def test_the_own_questions_are_enough_and_can_be_answered():
+    """Every expected call fits its tool's schema, and would be scored as right."""
+    asked = read()
+    offered = {tool["function"]["name"] for one in asked for tool in one.tools}
+    assert len(asked) >= 60 and len(offered) >= 8
+    assert {"no call", "ask back", "two calls", "nested", "units"} <= {one.kind for one in asked}
+    assert len({one.text for one in asked}) == len(asked)
+    for one in asked:
+        schemas = {t["function"]["name"]: t["function"]["parameters"] for t in one.tools}
+        made = []
+        for part in filter(None, one.expected.split("; ")):
+            name, text = re.fullmatch(r"(\w+)\((.*)\)", part).groups()
+            jsonschema.validate(json.loads(text), schemas[name])
+            made.append(call(name, text))
+        assert judge(one, message(*made)).cause == "right", one
+        wrong = judge(one, message(*made, call("track_parcel")))
+        assert wrong.cause in ("needless call", "a call too many", "wrong tool", "unknown tool")
+
+
+def test_the_adapter_was_not_trained_on_these_tools():
+    """A score on tools that were trained on would flatter."""
+    families = yaml.safe_load((ASSETS / "tool_calling" / "families.yaml").read_text())["families"]
+    trained = {name for family in families for name in family["names"]}
+    assert not trained & {tool["function"]["name"] for one in read() for tool in one.tools}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [",
+        "tools: {}",
+        "tools: {}\nquestions: [{kind: k, tools: [x], ask: a, calls: []}]",
+        QUESTIONS.read_text().replace("track_parcel: {number", "track_parcel: {nummer", 1),
+        "[1, 2]",
+        "",
+    ],
+)
+def test_a_file_of_questions_that_is_none_is_a_sentence(text, tmp_path):
+    """A reader's own file has typing errors; a call that no tool takes could never be right."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(CourseError, match="form"):
+        read(path)
+    with pytest.raises(CourseError, match="cannot be read"):
+        read(tmp_path / "missing.yaml")
+
+
+def test_questions_of_ones_own(tmp_path):
+    """A date without quotes would never be equal to a text; an argument may be left out always."""
+    text = """
+tools:
+  ev:
+    parameters: {type: object, properties: {date: {type: string}, note: {type: string}}}
+questions:
+- {kind: k, tools: [ev], ask: a, calls: [ev: {date: DATE, note: ~}]}
+"""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("DATE", "2026-11-25"))
+    with pytest.raises(CourseError, match="form"):
+        read(path)
+    path.write_text(text.replace("DATE", '"2026-11-25"'))
+    assert read(path)[0].expected == 'ev({"date": "2026-11-25"})'
+
+
+def test_a_question_about_a_tool_without_arguments():
+    """Such a tool has no ``parameters`` at all; one question must not end all others."""
+    ping = {"type": "function", "function": {"name": "ping"}}
+    asked = tools.Question(kind="k", messages=[], tools=[ping], calls=[("ping", {})])
+    assert judge(asked, message(call("ping"))).cause == "right"
+
+
+def test_a_default_may_be_written_out():
+    """Of a tool made of a function, too."""
+
+    @tools.tool
+    def order(unit: str = "kg") -> str:
+        return ""
+
+    asked = tools.Question(kind="k", messages=[], tools=[order.definition()], calls=[("order", {})])
+    assert judge(asked, message(call("order", {"unit": "kg"}))).cause == "right"
+    assert judge(asked, message(call("order", {"unit": "lb"}))).cause == "argument too many"
