@@ -1,0 +1,118 @@
+"""How a server is reached: over TCP or a Unix socket, plain or with TLS, straight or by a proxy."""
+
+import asyncio
+import os
+import socket
+import ssl
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+Protocol = TypeVar("Protocol", bound=asyncio.Protocol)
+
+
+class Route:
+    """The way to one server.
+
+    Proxies are those of the environment (``HTTPS_PROXY``, ``NO_PROXY``). Where
+    ``LOAD_UNIX_SOCKETS`` names a folder with a ``PORT.sock``, the server of that port is reached
+    through it.
+
+    Args:
+        base_url: root of the API, e.g. ``http://127.0.0.1:8000/v1``.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        url = urlsplit(base_url)
+        secure = url.scheme == "https"
+        self.host, self.port = url.hostname or "", url.port or (443 if secure else 80)
+        self.tls = ssl.create_default_context() if secure else None
+        self.named = url.netloc.rpartition("@")[2]
+        self.root = url.path.rstrip("/")
+        self.fields = {"Host": self.named}
+        self.addresses: list = []
+        unix = Path(os.environ.get("LOAD_UNIX_SOCKETS", "/nowhere"), f"{self.port}.sock")
+        if unix.exists():
+            self.addresses = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", str(unix))]
+        proxy = urllib.request.getproxies().get(url.scheme)
+        bypassed = self.addresses or urllib.request.proxy_bypass(url.netloc)
+        self.proxy = urlsplit(proxy) if proxy and not bypassed else None
+        if self.proxy and not secure:  # it is asked for the whole address
+            self.root = f"http://{self.named}{self.root}"
+            self.fields |= self._proxy_key()
+
+    async def open(self, protocol: Callable[[], Protocol]) -> Protocol:
+        """Return a protocol that is connected.
+
+        Raises:
+            OSError: there is no way, in words that say why.
+        """
+        loop = asyncio.get_running_loop()
+        sock = await self._socket()
+        try:
+            if self.proxy and self.tls:
+                await self._pass_proxy(sock)
+            if sock.family == socket.AF_UNIX:
+                return (await loop.create_unix_connection(protocol, sock=sock))[1]
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            name = self.host if self.tls else None
+            made = await loop.create_connection(
+                protocol, sock=sock, ssl=self.tls, server_hostname=name
+            )
+            return made[1]
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _socket(self) -> socket.socket:
+        """Connect to the server, or to its proxy."""
+        loop = asyncio.get_running_loop()
+        if not self.addresses:
+            host, port = self.host, self.port
+            if self.proxy:
+                host, port = self.proxy.hostname or "", self.proxy.port or 80
+            self.addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        failure = OSError(f"{self.host} has no address")
+        for family, kind, number, _, address in self.addresses:
+            sock = socket.socket(family, kind, number)
+            sock.setblocking(False)
+            try:
+                await loop.sock_connect(sock, address)
+                return sock
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+        raise failure
+
+    async def _pass_proxy(self, sock: socket.socket) -> None:
+        """Have the proxy connect ``sock`` to the server, TLS being between us and the server."""
+        loop = asyncio.get_running_loop()
+        there = f"{self.host}:{self.port}"
+        ask = f"CONNECT {there} HTTP/1.1\r\n{lines({'Host': there} | self._proxy_key())}\r\n"
+        await loop.sock_sendall(sock, ask.encode("latin-1"))
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            data = await loop.sock_recv(sock, 1)  # nothing of what belongs to TLS
+            answer += data
+            if not data or len(answer) > 1 << 16:
+                raise OSError("the proxy broke off")
+        status = answer.partition(b"\r\n")[0].decode("latin-1")
+        if status.split()[1:2] != ["200"]:
+            raise OSError(f"the proxy refuses: {status}")
+
+    def _proxy_key(self) -> dict[str, str]:
+        if self.proxy is None or not self.proxy.username:
+            return {}
+        words = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
+        return {"Proxy-Authorization": "Basic " + b64encode(words.encode()).decode()}
+
+
+def lines(fields: dict[str, str]) -> str:
+    """Return fields of a head as lines."""
+    return "".join(f"{name}: {value}\r\n" for name, value in fields.items())

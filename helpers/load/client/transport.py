@@ -1,0 +1,253 @@
+"""Requests on the wire: one clock read for each read of the socket, before anything else is done.
+
+A ``Transport`` keeps connections to one server alive. Each request is prepared as bytes ahead of
+its time and becomes an ``Exchange``: when it was sent, and each piece of the answer's body with
+the time of the read that brought it. Failures are kept in it and never raised.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from time import perf_counter as clock
+from typing import cast
+
+import httptools
+
+from helpers.load.client.route import Route, lines
+
+STALE_S = 0.1  # a connection that had been closed says so at once; later, the request was lost
+AT_ONCE = 64  # connections opened at a time
+
+
+class Exchange:
+    """One request: times are seconds on ``time.perf_counter``.
+
+    ``pieces`` are the parts of the answer's body as the server framed them (chunks, usually one
+    for each token), ``times`` when each was read. ``cause`` is empty for a complete answer, else
+    ``refused, unreachable, reset, closed early, timeout, malformed`` or ``interrupted``.
+    """
+
+    __slots__ = (
+        "cause", "connect_s", "end", "error", "headers", "pieces", "reconnects", "sent", "status",
+        "times",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.sent = self.end = self.connect_s = 0.0
+        self.pieces: list[bytes] = []
+        self.times: list[float] = []
+        self.status = self.reconnects = 0
+        self.headers: dict[str, str] = {}
+        self.cause = self.error = ""
+
+    @property
+    def body(self) -> bytes:
+        """The answer's body, as far as it came."""
+        return b"".join(self.pieces)
+
+    def fail(self, cause: str, error: str) -> None:
+        """End it as failed; what was read stays."""
+        self.cause, self.error, self.end = cause, error or cause, clock()
+
+
+class Interrupted(asyncio.CancelledError):
+    """A cancelled request; ``exchange`` holds what was read until then."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__()
+        self.exchange = exchange
+
+
+class Connection(asyncio.Protocol):
+    """One kept-alive connection, one request at a time; httptools takes the framing off."""
+
+    exchange: Exchange | None = None
+    feed: Callable[[bytes], object]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; bytes of a plain connection are written past the event loop's own queue."""
+        self.transport = cast(asyncio.Transport, transport)
+        plain = transport.get_extra_info("sslcontext") is None
+        self.descriptor = transport.get_extra_info("socket").fileno() if plain else -1
+        self.alive, self.feed = True, self._unasked
+
+    def ask(self, request: bytes, exchange: Exchange, timeout_s: float) -> asyncio.Future:
+        """Send a request now, in this very call; the future is done when its exchange is."""
+        self.exchange = exchange
+        self.stamp, self.keep = exchange.times.append, exchange.pieces.append
+        self.parser = httptools.HttpResponseParser(self)
+        self.feed = self.parser.feed_data
+        loop = asyncio.get_running_loop()
+        self.done = loop.create_future()
+        late = "timeout", f"no end in {timeout_s:g} s"
+        self.timer = loop.call_later(timeout_s, self.fail, *late)
+        exchange.sent = clock()
+        try:
+            if self.descriptor >= 0:
+                request = request[os.write(self.descriptor, request) :]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.fail("reset", str(error))
+            return self.done
+        if request:
+            self.transport.write(request)
+        return self.done
+
+    def data_received(self, data: bytes) -> None:
+        """Stamp what has arrived, then read it."""
+        self.now = clock()
+        try:
+            self.feed(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.fail("malformed", f"not HTTP: {error}")
+
+    def on_message_begin(self) -> None:
+        """Begin with a head; the parser calls this and the next ones."""
+        if self.exchange is None:
+            raise ConnectionError("more than the answer came")  # `data_received` closes it
+        self.headers: dict[str, str] = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a field of the head, or of the trailer."""
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Keep the head: the exchange has an answer."""
+        if self.exchange is not None:
+            self.exchange.status = self.parser.get_status_code()
+            self.exchange.headers = self.headers
+
+    def on_body(self, piece: bytes) -> None:
+        """Keep a piece of the body with the time of its read."""
+        self.stamp(self.now)
+        self.keep(piece)
+
+    def on_message_complete(self) -> None:
+        """End the exchange, unless this was an interim answer (1xx)."""
+        if self.exchange is not None and self.exchange.status >= 200:
+            self.exchange.end = self.now
+            self._finish(keep=self.parser.should_keep_alive())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Fail what is under way, unless the end of the connection is the end of its answer."""
+        self.alive = False
+        if self.exchange is None:
+            return
+        framed = self.exchange.headers.keys() & {"content-length", "transfer-encoding"}
+        if error is not None:
+            self.fail("reset", str(error))
+        elif self.exchange.status >= 200 and not framed:
+            self.exchange.end = clock()
+            self._finish(keep=False)
+        else:
+            self.fail("closed early", "the server closed the connection before the answer's end")
+
+    def fail(self, cause: str, error: str) -> None:
+        """End what is under way as failed, and the connection with it."""
+        if self.exchange is not None:
+            self.exchange.fail(cause, error)
+            self._finish(keep=False)
+        self.close()
+
+    def close(self) -> None:
+        """Close it at once."""
+        self.alive = False
+        self.transport.abort()
+
+    def _finish(self, keep: bool) -> None:
+        self.exchange, self.feed = None, self._unasked
+        self.timer.cancel()
+        if not keep:
+            self.close()
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _unasked(self, data: bytes) -> None:
+        self.close()
+
+
+class Transport:
+    """Requests to one server over kept-alive connections.
+
+    Args:
+        base_url: root of the API, e.g. ``http://127.0.0.1:8000/v1``.
+        headers: sent with each request.
+        timeout_s: from sending a request to the end of its answer.
+    """
+
+    def __init__(self, base_url: str, headers: dict[str, str], timeout_s: float) -> None:
+        self.route, self.timeout_s = Route(base_url), timeout_s
+        self.fields = lines({**self.route.fields, "Accept": "*/*", **headers})
+        self.idle: list[Connection] = []
+
+    def prepare(self, path: str, body: bytes | None = None, session: str = "") -> bytes:
+        """Return the whole request as bytes, so that nothing is left to build when it is due."""
+        more = {"X-Session-ID": session} if session else {}
+        if body is not None:
+            more |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        method = "GET" if body is None else "POST"
+        head = f"{method} {self.route.root}{path} HTTP/1.1\r\n{self.fields}{lines(more)}\r\n"
+        return head.encode("latin-1") + (body or b"")
+
+    async def warm(self, connections: int) -> None:
+        """Open connections ahead of the first requests, a few at a time."""
+        for start in range(0, connections, AT_ONCE):
+            count = min(AT_ONCE, connections - start)
+            self.idle += await asyncio.gather(*(self.route.open(Connection) for _ in range(count)))
+
+    async def fetch(self, request: bytes) -> Exchange:
+        """Send a prepared request and return the whole exchange; failures are in it, not raised.
+
+        A kept-alive connection that at once turns out to be closed is replaced, one time, by a
+        fresh one (the race every keep-alive client has; RFC 9112, 9.3.1). What that took counts
+        as ``connect_s``. One that is reset after a wait had its request, so that is a failure.
+
+        Raises:
+            Interrupted: the task was cancelled.
+        """
+        exchange = Exchange()
+        while True:
+            while self.idle and not self.idle[-1].alive:
+                self.idle.pop()
+            reused = bool(self.idle)
+            connection = self.idle.pop() if reused else await self._fresh(exchange)
+            if connection is None:
+                return exchange
+            try:
+                await connection.ask(request, exchange, self.timeout_s)
+            except asyncio.CancelledError:
+                connection.fail("interrupted", "the run was stopped")
+                raise Interrupted(exchange) from None
+            if connection.alive:
+                self.idle.append(connection)
+            closed = exchange.cause in ("reset", "closed early") and not exchange.status
+            stale = reused and closed and exchange.end - exchange.sent < STALE_S
+            if not stale:
+                return exchange
+            exchange.reconnects, exchange.cause, exchange.error = 1, "", ""
+            await self.close()  # the next one is a fresh one
+
+    async def close(self) -> None:
+        """Close the idle connections."""
+        for connection in self.idle:
+            connection.close()
+        self.idle.clear()
+
+    async def _fresh(self, exchange: Exchange) -> Connection | None:
+        """Open a connection for a request that waits for it; ``None`` if that fails."""
+        begin = exchange.sent = exchange.sent or clock()  # when the caller asked
+        try:
+            connection = await asyncio.wait_for(self.route.open(Connection), self.timeout_s)
+        except asyncio.CancelledError:
+            exchange.fail("interrupted", "the run was stopped")
+            raise Interrupted(exchange) from None
+        except TimeoutError:
+            exchange.fail("timeout", "no connection in time")
+            return None
+        except OSError as error:
+            refused = isinstance(error, ConnectionRefusedError)
+            exchange.fail("refused" if refused else "unreachable", str(error))
+            return None
+        exchange.connect_s = clock() - begin
+        return connection
