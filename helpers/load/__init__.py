@@ -12,12 +12,14 @@ from helpers.load.arrivals import ClosedLoop, Constant, Gamma, OpenLoop, Poisson
 from helpers.load.levels import search, sweep
 from helpers.load.metrics import server_metrics
 from helpers.load.runs import run
+from helpers.load.workers import Local, OnExecutor, OverSSH
 from helpers.load.workload import Lengths, Prompts, Synthetic, ToolCalls
 from helpers.records import Record, Run
 
 __all__ = [
-    "ClosedLoop", "Constant", "Gamma", "Lengths", "OpenLoop", "Poisson", "Prompts", "Record",
-    "Replay", "Run", "Synthetic", "ToolCalls", "run", "search", "server_metrics", "sweep",
+    "ClosedLoop", "Constant", "Gamma", "Lengths", "Local", "OnExecutor", "OpenLoop", "OverSSH",
+    "Poisson", "Prompts", "Record", "Replay", "Run", "Synthetic", "ToolCalls", "run", "search",
+    "server_metrics", "sweep",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

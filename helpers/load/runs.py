@@ -6,9 +6,6 @@ it and keeps its records in a file as they come.
 """
 
 import asyncio
-import contextlib
-import time
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +15,7 @@ from helpers.load.arrivals import Arrivals, ClosedLoop, Replay, to_spec
 from helpers.load.files import RunFile, header, new_path
 from helpers.load.progress import RunProgress
 from helpers.load.samplers import GpuSampler, ServerSampler
-from helpers.load.workers import Shard, on_executor, ready
+from helpers.load.workers import Keeper, Local, Where
 from helpers.load.workload import Workload
 from helpers.records import Run
 
@@ -36,17 +33,14 @@ async def run(
     path: str | Path | None = None,
     label: str = "",
     timeout_s: float = 300.0,
-    processes: int = 1,
-    executor: Executor | None = None,
-    ssh: "paramiko.SSHClient | None" = None,
-    there: str = "",
+    where: Where | None = None,
+    gpu: "paramiko.SSHClient | None" = None,
     server_every_s: float | None = 0.5,
     progress: bool = True,
 ) -> Run:
     """Make the requests and return a record of each.
 
-    Cancelling (Ctrl-C, the notebook's stop button) ends the run and returns what was measured;
-    an executor's workers cannot be stopped, and what they have not returned by then is lost.
+    Cancelling (Ctrl-C, the notebook's stop button) ends the run and returns what was measured.
 
     Args:
         endpoint: the server.
@@ -57,12 +51,9 @@ async def run(
         path: JSONL file of the run; by default a new one in the folder ``RUNS_DIR`` or ``runs``.
         label: name of the run in tables and figures, by default the arrivals in words.
         timeout_s: for one request, from sending it to the end of its answer.
-        processes: load-generating processes; one carries thousands of streams.
-        executor: where these processes run: one task each is submitted to it. For several
-            machines, ``dask.distributed.Client(...).get_executor()``; their clocks must agree.
-        ssh: a connection to the machine that serves: its GPU is sampled (``nvidia-smi``).
-        there: root of the API as that machine sees it, e.g. ``http://127.0.0.1:8000/v1``: the
-            requests are made over ``ssh`` from there, so that the reader's own line adds nothing.
+        where: where the requests are made: ``Local(processes=1)`` (the default), ``OverSSH`` or
+            ``OnExecutor``.
+        gpu: an SSH connection to the machine that serves, whose ``nvidia-smi`` is sampled.
         server_every_s: time between readings of the server's ``/metrics``; ``None`` for none.
         progress: show a line of progress.
 
@@ -70,15 +61,13 @@ async def run(
         CourseError: no end is given, the server does not answer, a generator breaks, or an
             executor has too few free workers.
     """
+    where = where or Local()
     limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
     spec = _spec(endpoint, workload, arrivals, limits)
-    if processes < 1:
-        raise CourseError(f"processes is {processes}", "processes must be above 0")
-    if there and (ssh is None or processes > 1 or executor):
-        raise CourseError("there= needs ssh=, and neither processes= nor executor=")
+    processes = where.processes
     if isinstance(arrivals, ClosedLoop):
         processes = min(processes, arrivals.users)
-    spec["base_url"] = there or endpoint.base_url
+    spec["base_url"] = where.base_url or endpoint.base_url
     label = label or str(arrivals)
     head = header(endpoint, spec, label, processes)
     file = RunFile(Path(path) if path else new_path(label), head)
@@ -86,56 +75,20 @@ async def run(
     samplers: list[ServerSampler | GpuSampler] = []
     if server_every_s:
         samplers.append(ServerSampler(endpoint, server_every_s, file))
-    if ssh:
-        samplers.append(GpuSampler(ssh, file))
-    specs = [{**spec, "shard": [number, processes]} for number in range(processes)]
-    parts, cancelled = [], False
+    if gpu:
+        samplers.append(GpuSampler(gpu, file))
+    keeper = Keeper(file, bar, samplers)
     try:
-        if executor:
-            following = asyncio.ensure_future(
-                on_executor(executor, specs, file, bar, head["endpoint"]["base_url"])
-            )
-        else:
-            parts = [
-                Shard.there(one, file, bar, ssh) if there else Shard.here(one, file, bar)
-                for one in specs
-            ]
-            await ready(parts, head["endpoint"]["base_url"])
-        for sampler in samplers:
-            await asyncio.to_thread(sampler.start)
-        if parts:
-            file.add("begin", {"at": round(time.time() + 0.02, 3)})  # the generators' own pause
-        for part in parts:
-            part.tell("go")
-        while any(part.running for part in parts) or (executor and not following.done()):
-            await asyncio.sleep(0.05)
-            bar.show()
-            if file.problem:
-                break
-        if executor and not file.problem:
-            following.result()
+        specs = [{**spec, "shard": [number, processes]} for number in range(processes)]
+        await where.play(specs, keeper)
     except (asyncio.CancelledError, KeyboardInterrupt):
-        cancelled = True
+        pass  # what was measured is returned
     finally:
-        if executor:
-            following.cancel()
-        for part in parts:
-            part.stop()
-        for sampler in samplers:
-            with contextlib.suppress(Exception):  # it adds to the run, and must not cost it
-                sampler.stop()
-        bar.close()
-        file.close()
+        keeper.close()
     if file.problem:
         raise CourseError(
             f"the run was ended: its records could not be written ({file.problem.strerror})",
             f"free some disk space; what was written so far is in {file.path}",
-        )
-    broken = [part for part in parts if not part.ended]
-    if broken and not cancelled:
-        raise CourseError(
-            f"the load generator ended before its run: {broken[0].complaint()}",
-            f"what was measured so far is in {file.path}",
         )
     return Run.read(file.path)
 

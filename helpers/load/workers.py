@@ -1,4 +1,4 @@
-"""The generator's processes: started here, on the rented instance, or by an executor."""
+"""Where the load is made: in processes here, on the machine that serves, or by an executor."""
 
 import asyncio
 import contextlib
@@ -10,175 +10,269 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from helpers.errors import CourseError
 from helpers.load.files import RunFile
 from helpers.load.progress import RunProgress
+from helpers.load.samplers import GpuSampler, ServerSampler
 
 if TYPE_CHECKING:
     import paramiko
 
 READY_S = 60.0  # a generator that is not ready by then never will be
 START_IN_S = 3.0  # the time an executor's workers get to begin together
-# What the generator consists of; it needs Python's standard library and no more.
-PARTS = ("errors", "load/arrivals", "load/workload", "load/users", "load/generator")
-PARTS += tuple(
-    f"load/client/{name}"
-    for name in ("__init__", "http1", "wire", "general", "stream", "eventloop")
-)
+# What a generator consists of, beside httptools, msgspec and uvloop.
+PARTS = ["errors", "load/arrivals", "load/asked", "load/generator", "load/users", "load/workload"]
+PARTS += [f"load/client/{n}" for n in ("answer", "eventloop", "reading", "route", "transport")]
+ROOT = Path(__file__).parents[2]
 COMMAND = ["-m", "helpers.load.generator"]
 
 
-class Shard:
-    """A generator's process, wherever it is, and the thread that keeps its lines.
+class Keeper:
+    """Keeps what the generators and samplers of a run bring.
 
     Args:
-        spec: what it plays.
-        file: takes its records.
-        bar: is told of each.
-        streams: its standard input, output and error.
-        kill: ends it by force.
+        file: the run's.
+        bar: shows how far it is.
+        samplers: started when the run begins, stopped at its end.
     """
 
     def __init__(
-        self,
-        spec: dict,
-        file: RunFile,
-        bar: RunProgress,
-        streams: tuple[BinaryIO, BinaryIO, BinaryIO],
-        kill: Callable[[], None],
+        self, file: RunFile, bar: RunProgress, samplers: list[ServerSampler | GpuSampler]
     ) -> None:
-        self.file, self.bar, self.kill = file, bar, kill
-        self.stdin, self.stdout, self.stderr = streams
-        self.reap: Callable[[], object] = lambda: None  # of a child process
-        self.ready = self.ended = False
-        self.unreachable = ""
-        self.tell(json.dumps(spec))
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-        self.thread.start()
+        self.file, self.bar, self.samplers = file, bar, samplers
 
-    @classmethod
-    def here(cls, spec: dict, file: RunFile, bar: RunProgress) -> "Shard":
-        """Start it on this machine."""
-        process = _start()
-        streams = (process.stdin, process.stdout, process.stderr)
-        shard = cls(spec, file, bar, streams, process.kill)
-        shard.reap = process.wait
-        return shard
+    async def begin(self, at: float | None = None) -> None:
+        """Start the samplers and write down the time of day ``at`` which the run begins."""
+        for sampler in self.samplers:
+            await asyncio.to_thread(sampler.start)
+        at = at or time.time() + 0.02  # the generators' own pause
+        self.file.add("begin", {"at": round(at, 3)})
 
-    @classmethod
-    def there(
-        cls, spec: dict, file: RunFile, bar: RunProgress, ssh: "paramiko.SSHClient"
-    ) -> "Shard":
-        """Copy the generator over SSH and start it with that machine's own Python."""
+    def keep(self, line: bytes) -> None:
+        """Keep a generator's line if it belongs into the file."""
+        if line.startswith((b'{"type":"request"', b'{"type":"end"')):
+            self.file.write(line)
+            self.bar.count(line)
+
+    async def follow(self, running: Callable[[], bool]) -> None:
+        """Show the progress for as long as something runs and the file can be written."""
+        while running() and not self.file.problem:
+            await asyncio.sleep(0.05)
+            self.bar.show()
+
+    def close(self) -> None:
+        """Stop the samplers and close the file."""
+        for sampler in self.samplers:
+            with contextlib.suppress(Exception):  # it adds to the run, and must not cost it
+                sampler.stop()
+        self.bar.close()
+        self.file.close()
+
+
+@dataclass(frozen=True)
+class Local:
+    """In processes on this machine, so that a busy notebook disturbs no clock read.
+
+    Args:
+        processes: how many; one carries thousands of streams.
+    """
+
+    processes: int = 1
+    base_url: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self.processes)
+
+    async def play(self, specs: list[dict], keeper: Keeper) -> None:
+        """Play each spec in a process.
+
+        Raises:
+            CourseError: one does not start or breaks, or the server does not answer it.
+        """
+        await _together([_Player(_start(), spec, keeper) for spec in specs], keeper)
+
+
+@dataclass(frozen=True)
+class OverSSH:
+    """On the machine that serves, so that the reader's own line adds nothing to the times.
+
+    Its ``python3`` needs httptools and msgspec, which come with vLLM.
+
+    Args:
+        client: a connection to it.
+        base_url: root of the API as that machine sees it.
+    """
+
+    client: "paramiko.SSHClient"
+    base_url: str = "http://127.0.0.1:8000/v1"
+    processes: ClassVar[int] = 1
+
+    async def play(self, specs: list[dict], keeper: Keeper) -> None:
+        """Copy the generator there and play the spec; raises as ``Local``."""
         folder = ".llm-load"
-        with ssh.open_sftp() as files:
-            package = f"{folder}/helpers"
-            for path in (folder, package, f"{package}/load", f"{package}/load/client"):
-                if path.rpartition("/")[2] not in files.listdir(path.rpartition("/")[0] or "."):
-                    files.mkdir(path)
+        with self.client.open_sftp() as files:
+            for path in ("", "/helpers", "/helpers/load", "/helpers/load/client"):
+                with contextlib.suppress(OSError):  # it is there from the last time
+                    files.mkdir(folder + path)
             for part in PARTS:
                 name = f"helpers/{part}.py"
-                files.put(str(Path(__file__).parents[2] / name), f"{folder}/{name}")
-            for empty in ("__init__", "load/__init__"):  # there only the generator
-                files.open(f"{package}/{empty}.py", "w").close()
-        channel = ssh.get_transport().open_session()
+                files.put(str(ROOT / name), f"{folder}/{name}")
+        channel = _opened(self.client).open_session()
         channel.exec_command(f"cd {folder} && exec python3 {' '.join(COMMAND)}")
-        streams = channel.makefile("wb"), channel.makefile("rb"), channel.makefile_stderr("rb")
-        return cls(spec, file, bar, streams, channel.close)
+        await _together([_Player(_Remote(channel), spec, keeper) for spec in specs], keeper)
 
-    @property
+
+@dataclass(frozen=True)
+class OnExecutor:
+    """In processes of an executor's workers, one task each.
+
+    For several machines: ``dask.distributed.Client(...).get_executor()``; their clocks must agree.
+    Its workers cannot be stopped: what they have not returned when a run is cancelled is lost.
+
+    Args:
+        executor: where.
+        processes: how many, at most as many as it has free workers.
+    """
+
+    executor: Executor
+    processes: int = 1
+    base_url: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self.processes)
+
+    async def play(self, specs: list[dict], keeper: Keeper) -> None:
+        """Have each spec played by a worker and keep what they return.
+
+        Raises:
+            CourseError: a worker broke or came too late, or the server does not answer it.
+        """
+        begin = time.time() + START_IN_S
+        tasks = [self.executor.submit(play, {**spec, "start_at": begin}) for spec in specs]
+        following = asyncio.gather(*map(asyncio.wrap_future, tasks))
+        try:
+            await keeper.begin(begin)
+            await keeper.follow(lambda: not following.done())
+        finally:
+            following.cancel()
+        starts = []
+        for lines in await following:
+            starts.append(json.loads(lines.partition(b"\n")[0]))
+            for line in lines.splitlines(keepends=True):
+                keeper.keep(line)
+        _must_answer(starts)
+        if late := [start["late_s"] for start in starts if start["late_s"]]:
+            raise CourseError(
+                f"{len(late)} of {len(starts)} workers came {max(late):.1f} s too late to begin",
+                f"use as many processes as are free; others' records are in {keeper.file.path}",
+            )
+
+
+Where = Local | OverSSH | OnExecutor
+
+
+class _Remote:
+    """A process over SSH, with the names of one that was started here."""
+
+    def __init__(self, channel: "paramiko.Channel") -> None:
+        self.stdin, self.stdout = channel.makefile("wb"), channel.makefile("rb")
+        self.stderr = channel.makefile_stderr("rb")
+        self.kill = channel.close
+
+    def wait(self) -> None:
+        """There is nothing to reap."""
+
+
+class _Player:
+    """A generator's process, wherever it is, and the thread that keeps its lines."""
+
+    def __init__(self, process: Any, spec: dict, keeper: Keeper) -> None:
+        self.process, self.keeper = process, keeper
+        self.ready: dict = {}
+        self.ended = False
+        self.tell(json.dumps(spec))
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread.start()
+
     def running(self) -> bool:
-        """Its output has not ended."""
+        """Whether its output has not ended."""
         return self.thread.is_alive()
 
     def tell(self, line: str) -> None:
         """Write it a line."""
-        try:
-            self.stdin.write(line.encode() + b"\n")
-            self.stdin.flush()
-        except OSError:
-            pass  # it has ended; `complaint` tells why
+        with contextlib.suppress(OSError):  # it has ended; `complaint` tells why
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
 
     def stop(self) -> None:
         """End it if it still runs, waiting for its last lines."""
-        if self.running:
+        if self.running():
             self.tell("stop")
             self.thread.join(5)
-        if self.running:
-            self.kill()
+        if self.running():
+            self.process.kill()
             self.thread.join(5)
         with contextlib.suppress(OSError):  # of what one that died did not take
-            self.stdin.close()
-        self.reap()
+            self.process.stdin.close()
+        self.process.wait()
 
     def complaint(self) -> str:
         """Return the last line it wrote to its standard error."""
-        self.kill()
-        lines = self.stderr.read().decode("utf-8", "replace").strip().splitlines()
+        self.process.kill()
+        lines = self.process.stderr.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else "without a word"
 
-    def _follow(self) -> None:
-        for line in self.stdout:
-            keep(line, self.file, self.bar)
+    def _listen(self) -> None:
+        for line in self.process.stdout:
+            self.keeper.keep(line)
             if line.startswith(b'{"type":"ready"'):
-                self.unreachable, self.ready = json.loads(line)["error"], True
+                self.ready = json.loads(line)
             elif line.startswith(b'{"type":"running"'):
-                self.bar.running[self] = json.loads(line)["count"]
+                self.keeper.bar.running[self] = json.loads(line)["count"]
             self.ended |= line.startswith(b'{"type":"end"')
 
 
-def keep(line: bytes, file: RunFile, bar: RunProgress) -> None:
-    """Keep a generator's line in the run's file if it belongs there."""
-    if line.startswith((b'{"type":"request"', b'{"type":"end"')):
-        file.write(line)
-        bar.count(line)
-
-
-async def ready(shards: list[Shard], base_url: str) -> None:
-    """Wait until all are ready to send.
-
-    Raises:
-        CourseError: one does not start, or the server does not answer it.
-    """
-    deadline = time.monotonic() + READY_S
-    while not all(shard.ready for shard in shards):
-        await asyncio.sleep(0.01)
-        for shard in shards:
-            if time.monotonic() > deadline or not (shard.running or shard.ready):
-                raise CourseError(f"the load generator did not start: {shard.complaint()}")
-    _answers(base_url, [shard.unreachable for shard in shards])
-
-
-def _answers(base_url: str, errors: list[str]) -> None:
-    if error := next(filter(None, errors), ""):
-        hint = "is the server up and the tunnel open?"
-        raise CourseError(f"{base_url} does not answer: {error}", hint)
-
-
-async def on_executor(
-    executor: Executor, specs: list[dict], file: RunFile, bar: RunProgress, base_url: str
-) -> None:
-    """Have each spec played by a worker of ``executor`` and keep what they return.
-
-    Raises:
-        CourseError: a worker broke or came too late, or the server does not answer it.
-    """
-    begin = time.time() + START_IN_S
-    file.add("begin", {"at": round(begin, 3)})
-    futures = [executor.submit(play, {**spec, "start_at": begin}) for spec in specs]
-    starts = []
-    for lines in await asyncio.gather(*map(asyncio.wrap_future, futures)):
-        starts.append(json.loads(lines.partition(b"\n")[0]))
-        for line in lines.splitlines(keepends=True):
-            keep(line, file, bar)
-    _answers(base_url, [start["error"] for start in starts])
-    if late := [start["late_s"] for start in starts if start["late_s"]]:
+async def _together(players: list[_Player], keeper: Keeper) -> None:
+    """Wait until all are ready, have them begin, and follow them to their end."""
+    try:
+        await _ready(players)
+        await keeper.begin()
+        for player in players:
+            player.tell("go")
+        await keeper.follow(lambda: any(player.running() for player in players))
+    finally:
+        for player in players:
+            player.stop()
+    broken = [player for player in players if not player.ended]
+    if broken and not keeper.file.problem:
         raise CourseError(
-            f"{len(late)} of {len(starts)} workers came {max(late):.1f} s too late to take part",
-            f"processes= at most as many as are free; the others' records are in {file.path}",
+            f"the load generator ended before its run: {broken[0].complaint()}",
+            f"what was measured so far is in {keeper.file.path}",
+        )
+
+
+async def _ready(players: list[_Player]) -> None:
+    deadline = time.monotonic() + READY_S
+    while waiting := [player for player in players if not player.ready]:
+        await asyncio.sleep(0.01)
+        dead = [player for player in waiting if not player.running()]
+        if dead or time.monotonic() > deadline:
+            complaint = (dead or waiting)[0].complaint()
+            raise CourseError(
+                f"the load generator did not start: {complaint}",
+                "its Python needs httptools and msgspec; vLLM's own has them",
+            )
+    _must_answer([player.ready for player in players])
+
+
+def _must_answer(starts: list[dict]) -> None:
+    if error := next((start["error"] for start in starts if start["error"]), ""):
+        raise CourseError(
+            f"the server does not answer: {error}", "is it up, and is the tunnel open?"
         )
 
 
@@ -199,7 +293,19 @@ def play(spec: dict) -> bytes:
 
 def _start() -> subprocess.Popen:
     pipe = subprocess.PIPE
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, *COMMAND], stdin=pipe, stdout=pipe, stderr=pipe, env=environment
     )
+
+
+def _opened(client: "paramiko.SSHClient") -> "paramiko.Transport":
+    transport = client.get_transport()
+    if transport is None:
+        raise CourseError("the SSH connection is closed", "connect again")
+    return transport
+
+
+def _at_least_one(processes: int) -> None:
+    if processes < 1:
+        raise CourseError(f"processes is {processes}", "processes must be above 0")

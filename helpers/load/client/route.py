@@ -30,9 +30,6 @@ class Route:
         secure = url.scheme == "https"
         self.host, self.port = url.hostname or "", url.port or (443 if secure else 80)
         self.tls = ssl.create_default_context() if secure else None
-        self.named = url.netloc.rpartition("@")[2]
-        self.root = url.path.rstrip("/")
-        self.fields = {"Host": self.named}
         self.addresses: list = []
         unix = Path(os.environ.get("LOAD_UNIX_SOCKETS", "/nowhere"), f"{self.port}.sock")
         if unix.exists():
@@ -40,9 +37,6 @@ class Route:
         proxy = urllib.request.getproxies().get(url.scheme)
         bypassed = self.addresses or urllib.request.proxy_bypass(url.netloc)
         self.proxy = urlsplit(proxy) if proxy and not bypassed else None
-        if self.proxy and not secure:  # it is asked for the whole address
-            self.root = f"http://{self.named}{self.root}"
-            self.fields |= self._proxy_key()
 
     async def open(self, protocol: Callable[[], Protocol]) -> Protocol:
         """Return a protocol that is connected.
@@ -53,7 +47,7 @@ class Route:
         loop = asyncio.get_running_loop()
         sock = await self._socket()
         try:
-            if self.proxy and self.tls:
+            if self.proxy:
                 await self._pass_proxy(sock)
             if sock.family == socket.AF_UNIX:
                 return (await loop.create_unix_connection(protocol, sock=sock))[1]
@@ -91,28 +85,22 @@ class Route:
         raise failure
 
     async def _pass_proxy(self, sock: socket.socket) -> None:
-        """Have the proxy connect ``sock`` to the server, TLS being between us and the server."""
-        loop = asyncio.get_running_loop()
-        there = f"{self.host}:{self.port}"
-        ask = f"CONNECT {there} HTTP/1.1\r\n{lines({'Host': there} | self._proxy_key())}\r\n"
+        """Have the proxy connect ``sock`` to the server."""
+        loop, there = asyncio.get_running_loop(), f"{self.host}:{self.port}"
+        ask = f"CONNECT {there} HTTP/1.1\r\nHost: {there}\r\n{self._proxy_key()}\r\n"
         await loop.sock_sendall(sock, ask.encode("latin-1"))
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):
-            data = await loop.sock_recv(sock, 1)  # nothing of what belongs to TLS
+            data = await loop.sock_recv(sock, 1)  # nothing of what the server says
             answer += data
             if not data or len(answer) > 1 << 16:
-                raise OSError("the proxy broke off")
+                break
         status = answer.partition(b"\r\n")[0].decode("latin-1")
         if status.split()[1:2] != ["200"]:
             raise OSError(f"the proxy refuses: {status}")
 
-    def _proxy_key(self) -> dict[str, str]:
+    def _proxy_key(self) -> str:
         if self.proxy is None or not self.proxy.username:
-            return {}
+            return ""
         words = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
-        return {"Proxy-Authorization": "Basic " + b64encode(words.encode()).decode()}
-
-
-def lines(fields: dict[str, str]) -> str:
-    """Return fields of a head as lines."""
-    return "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        return f"Proxy-Authorization: Basic {b64encode(words.encode()).decode()}\r\n"

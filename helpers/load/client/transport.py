@@ -10,10 +10,11 @@ import os
 from collections.abc import Callable
 from time import perf_counter as clock
 from typing import cast
+from urllib.parse import urlsplit
 
 import httptools
 
-from helpers.load.client.route import Route, lines
+from helpers.load.client.route import Route
 
 STALE_S = 0.1  # a connection that had been closed says so at once; later, the request was lost
 AT_ONCE = 64  # connections opened at a time
@@ -48,14 +49,6 @@ class Exchange:
     def fail(self, cause: str, error: str) -> None:
         """End it as failed; what was read stays."""
         self.cause, self.error, self.end = cause, error or cause, clock()
-
-
-class Interrupted(asyncio.CancelledError):
-    """A cancelled request; ``exchange`` holds what was read until then."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        super().__init__()
-        self.exchange = exchange
 
 
 class Connection(asyncio.Protocol):
@@ -178,17 +171,21 @@ class Transport:
 
     def __init__(self, base_url: str, headers: dict[str, str], timeout_s: float) -> None:
         self.route, self.timeout_s = Route(base_url), timeout_s
-        self.fields = lines({**self.route.fields, "Accept": "*/*", **headers})
+        url = urlsplit(base_url)
+        self.root = url.path.rstrip("/")
+        self.fields = {"Host": url.netloc.rpartition("@")[2], "Accept": "*/*", **headers}
         self.idle: list[Connection] = []
 
     def prepare(self, path: str, body: bytes | None = None, session: str = "") -> bytes:
         """Return the whole request as bytes, so that nothing is left to build when it is due."""
-        more = {"X-Session-ID": session} if session else {}
+        fields = {**self.fields, "X-Session-ID": session} if session else dict(self.fields)
         if body is not None:
-            more |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+            fields |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
         method = "GET" if body is None else "POST"
-        head = f"{method} {self.route.root}{path} HTTP/1.1\r\n{self.fields}{lines(more)}\r\n"
-        return head.encode("latin-1") + (body or b"")
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        return f"{method} {self.root}{path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + (
+            body or b""
+        )
 
     async def warm(self, connections: int) -> None:
         """Open connections ahead of the first requests, a few at a time."""
@@ -196,58 +193,59 @@ class Transport:
             count = min(AT_ONCE, connections - start)
             self.idle += await asyncio.gather(*(self.route.open(Connection) for _ in range(count)))
 
-    async def fetch(self, request: bytes) -> Exchange:
+    async def fetch(self, request: bytes, exchange: Exchange | None = None) -> Exchange:
         """Send a prepared request and return the whole exchange; failures are in it, not raised.
 
         A kept-alive connection that at once turns out to be closed is replaced, one time, by a
         fresh one (the race every keep-alive client has; RFC 9112, 9.3.1). What that took counts
         as ``connect_s``. One that is reset after a wait had its request, so that is a failure.
 
-        Raises:
-            Interrupted: the task was cancelled.
+        Args:
+            request: see ``prepare``.
+            exchange: filled in and returned; whoever cancels this finds in it what was read.
         """
-        exchange = Exchange()
-        while True:
-            while self.idle and not self.idle[-1].alive:
-                self.idle.pop()
-            reused = bool(self.idle)
-            connection = self.idle.pop() if reused else await self._fresh(exchange)
-            if connection is None:
-                return exchange
-            try:
-                await connection.ask(request, exchange, self.timeout_s)
-            except asyncio.CancelledError:
-                connection.fail("interrupted", "the run was stopped")
-                raise Interrupted(exchange) from None
-            if connection.alive:
-                self.idle.append(connection)
-            closed = exchange.cause in ("reset", "closed early") and not exchange.status
-            stale = reused and closed and exchange.end - exchange.sent < STALE_S
-            if not stale:
+        exchange = exchange or Exchange()
+        if kept := self._kept():
+            await self._ask(kept, request, exchange)
+            lost = exchange.cause in ("reset", "closed early") and not exchange.status
+            if not lost or exchange.end - exchange.sent > STALE_S:
                 return exchange
             exchange.reconnects, exchange.cause, exchange.error = 1, "", ""
-            await self.close()  # the next one is a fresh one
+            await self.close()  # the others are no better
+        begin = exchange.sent = exchange.sent or clock()  # when the caller asked
+        try:
+            fresh = await asyncio.wait_for(self.route.open(Connection), self.timeout_s)
+        except asyncio.CancelledError:
+            exchange.fail("interrupted", "the run was stopped")
+            raise
+        except TimeoutError:
+            exchange.fail("timeout", "no connection in time")
+        except OSError as error:
+            refused = isinstance(error, ConnectionRefusedError)
+            exchange.fail("refused" if refused else "unreachable", str(error))
+        else:
+            exchange.connect_s = clock() - begin
+            await self._ask(fresh, request, exchange)
+        return exchange
+
+    async def _ask(self, connection: Connection, request: bytes, exchange: Exchange) -> None:
+        try:
+            await connection.ask(request, exchange, self.timeout_s)
+        except asyncio.CancelledError:
+            connection.fail("interrupted", "the run was stopped")
+            raise
+        if connection.alive:
+            self.idle.append(connection)
+
+    def _kept(self) -> Connection | None:
+        """Return an idle connection that is still alive."""
+        while self.idle:
+            if (connection := self.idle.pop()).alive:
+                return connection
+        return None
 
     async def close(self) -> None:
         """Close the idle connections."""
         for connection in self.idle:
             connection.close()
         self.idle.clear()
-
-    async def _fresh(self, exchange: Exchange) -> Connection | None:
-        """Open a connection for a request that waits for it; ``None`` if that fails."""
-        begin = exchange.sent = exchange.sent or clock()  # when the caller asked
-        try:
-            connection = await asyncio.wait_for(self.route.open(Connection), self.timeout_s)
-        except asyncio.CancelledError:
-            exchange.fail("interrupted", "the run was stopped")
-            raise Interrupted(exchange) from None
-        except TimeoutError:
-            exchange.fail("timeout", "no connection in time")
-            return None
-        except OSError as error:
-            refused = isinstance(error, ConnectionRefusedError)
-            exchange.fail("refused" if refused else "unreachable", str(error))
-            return None
-        exchange.connect_s = clock() - begin
-        return connection
