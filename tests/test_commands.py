@@ -164,7 +164,7 @@ async def test_dasks_programs_carry_a_run(endpoint, tmp_path, free_port):
                 endpoint,
                 load.Synthetic(input_tokens=8, output_tokens=4),
                 load.ClosedLoop(users=4),
-                requests=8, processes=2, executor=client.get_executor(),
+                requests=8, where=load.OnExecutor(client.get_executor(), processes=2),
                 path=tmp_path / "run.jsonl", progress=False,
             )  # fmt: skip
     finally:

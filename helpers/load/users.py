@@ -260,9 +260,9 @@ class ClosedGenerator(Generator):
     async def rest(self, asked: Asked) -> None:
         """Think, or wait after a failure; at the longest until nothing new is to be sent."""
         pause = asked.pause_s if asked.failed else self.loop.think_time_s
-        pause = min(pause, self.start + self.duration - clock())
-        if pause > 0:  # a sleep of nothing would still cost a turn of the event loop
-            await asyncio.sleep(pause)
+        if pause and self.more():  # a sleep of nothing would still cost a turn of the event loop
+            left = self.start + self.duration - clock()
+            await asyncio.sleep(min(pause, left + 0.001))  # uvloop rounds to milliseconds
 
 
 class OpenGenerator(Generator):

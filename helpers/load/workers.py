@@ -259,7 +259,7 @@ async def _ready(players: list[_Player]) -> None:
     deadline = time.monotonic() + READY_S
     while waiting := [player for player in players if not player.ready]:
         await asyncio.sleep(0.01)
-        dead = [player for player in waiting if not player.running()]
+        dead = [player for player in waiting if not (player.running() or player.ready)]
         if dead or time.monotonic() > deadline:
             complaint = (dead or waiting)[0].complaint()
             raise CourseError(

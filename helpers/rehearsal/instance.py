@@ -68,6 +68,7 @@ class Machine:
             ),
             "REHEARSAL_MODEL": self.config["model"],
             "REHEARSAL_SOCKETS": str(self.sockets),
+            "LOAD_UNIX_SOCKETS": str(self.sockets),  # for a load generator on this machine
             "REHEARSAL_ALIVE_FD": str(self.alive_fd),
             "REHEARSAL_VLLM_ENV": self.config["vllm_env"],
             **self.config["env"],

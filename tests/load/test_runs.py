@@ -3,15 +3,9 @@
 import asyncio
 import contextlib
 import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
 import time
 import urllib.request
-from itertools import islice
-from pathlib import Path
 
 import psutil
 import pytest
@@ -21,29 +15,9 @@ from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.measure import most_at_once
 from helpers.records import Run
-from helpers.rent import ssh
 
 QUIET = {"progress": False, "server_every_s": None}
 SMALL = load.Synthetic(input_tokens=8, output_tokens=4)
-
-
-@pytest.fixture
-def paced():
-    """Start the paced server with given options; yields a function that returns its Endpoint."""
-    started = []
-
-    def start(*options: str) -> Endpoint:
-        program = Path(__file__).parents[1] / "benchmarks" / "paced_server.py"
-        pipe = subprocess.PIPE
-        server = subprocess.Popen([sys.executable, program, *options], stdin=pipe, stdout=pipe)
-        started.append(server)
-        return Endpoint(base_url=f"http://127.0.0.1:{int(server.stdout.readline())}/v1", model="m")
-
-    start.kill = lambda: started[-1].kill()
-    yield start
-    for server in started:
-        server.stdin.close()
-        server.wait(10)
 
 
 async def test_output_tokens_equal_the_engines_own_counter(endpoint, tmp_path):
@@ -146,28 +120,6 @@ async def test_cancelling_returns_what_was_measured(paced, tmp_path):
     assert sum(record.cause == "interrupted" for record in run.records) == 3
 
 
-def test_killing_the_caller_leaves_readable_records(paced, tmp_path):
-    """A kernel killed in mid-run leaves every finished record, and its generator ends too."""
-    endpoint, path = paced("--ttft", "0.02", "--itl", "0.001"), tmp_path / "run.jsonl"
-    code = (
-        "import asyncio; from helpers import load; from helpers.endpoint import Endpoint\n"
-        f"asyncio.run(load.run(Endpoint(base_url={endpoint.base_url!r}, model='m'), "
-        "load.Synthetic(output_tokens=4), load.ClosedLoop(users=4), duration_s=60, "
-        f"path={str(path)!r}, progress=False))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and (not path.exists() or path.stat().st_size < 20_000):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run = Run.read(path)
-    assert len(run.ok) > 20 and run.interrupted
-    path.write_bytes(path.read_bytes()[:-40])  # as if killed within a write
-    assert len(Run.read(path).records) >= len(run.records) - 1
-    assert _ends(process.pid), "the generator outlived its parent"
-
-
 async def test_errors_are_records(tmp_path):
     """A server that refuses, breaks off or talks nonsense gives records with their cause."""
     answers = iter(
@@ -266,39 +218,6 @@ async def test_a_run_needs_an_end(tmp_path):
         await load.run(endpoint, SMALL, load.ClosedLoop(users=1))
 
 
-async def test_processes_share_the_work(paced, tmp_path):
-    """Two processes make the requests of one: the same conversations and users, each once."""
-    run = await load.run(
-        paced("--ttft", "0.02", "--itl", "0.001"),
-        SMALL,
-        load.ClosedLoop(users=5),
-        requests=31,
-        processes=2,
-        path=tmp_path / "run.jsonl",
-        **QUIET,
-    )
-    assert sorted(record.index for record in run.records) == list(range(31))
-    assert {record.user for record in run.records} == set(range(5))
-    assert len(run.ends) == 2 and not run.interrupted
-
-
-async def test_from_the_instance_itself(endpoint, instance, settings, tmp_path):
-    """The generator, copied over SSH, runs on the instance and its records come back here."""
-    with ssh.connect(instance, settings) as client:
-        run = await load.run(
-            endpoint,
-            SMALL,
-            load.ClosedLoop(users=2),
-            requests=6,
-            ssh=client,
-            there="http://127.0.0.1:8000/v1",
-            path=tmp_path / "run.jsonl",
-            progress=False,
-        )
-    assert len(run.ok) == 6 and sum(record.output_tokens for record in run.records) == 24
-    assert run.header["route"] == "/chat/completions" and not run.gpu
-
-
 async def test_five_thousand_streams_at_once(paced, tmp_path):
     """One process carries 5,000 open streams at a token a second: none lost, little memory."""
     resource = pytest.importorskip("resource")
@@ -327,42 +246,3 @@ async def test_five_thousand_streams_at_once(paced, tmp_path):
     print(f"\n{run}, peak {peak:.0f} MB, most at once {most_at_once(run)}")
     assert len(run.ok) == 5000 and sum(record.output_tokens for record in run.ok) == 20_000
     assert most_at_once(run) == 5000 and 0 < peak < 1500
-
-
-async def test_an_executor_of_two_workers_gives_the_same(paced, tmp_path):
-    """Two dask worker processes make one run: every conversation once, on one time axis."""
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        run = await load.run(
-            paced("--ttft", "0.02", "--itl", "0.001"),
-            SMALL,
-            load.Poisson(rate_per_s=40),
-            requests=31,
-            processes=2,
-            executor=client.get_executor(),
-            path=tmp_path / "run.jsonl",
-            **QUIET,
-        )
-    assert sorted(record.index for record in run.records) == list(range(31))
-    expected = load.Poisson(rate_per_s=40).times()
-    assert [r.scheduled_s for r in run.records] == pytest.approx(
-        list(islice(expected, 31)), abs=1e-6
-    )
-    assert all(-0.001 <= record.lag_s < 0.2 for record in run.records) and len(run.ends) == 2
-
-
-def _ends(group: int, wait_s: float = 10) -> bool:
-    """Whether no process of the group is left within the time."""
-    deadline = time.monotonic() + wait_s
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False

@@ -70,8 +70,7 @@ async def test_the_whole_rental_with_the_real_engine(on_vllm, tmp_path):
                 work,
                 users,
                 path=tmp_path / "near.jsonl",
-                ssh=client,
-                there="http://127.0.0.1:8000/v1",
+                where=load.OverSSH(client),
                 **options,
             )
         for run in (far, near):

@@ -10,8 +10,6 @@ from aiohttp import web
 from helpers import load
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load.client.general import GeneralTransport
-from helpers.load.client.wire import PlainTransport
 from helpers.plots import scale as plots_fleet
 from helpers.rent import guard, ssh
 from helpers.serve import ServingSpec, router
@@ -145,17 +143,6 @@ async def test_without_a_session_the_hash_sends_everything_to_one_server(aiohttp
             session = {"X-Session-ID": f"chat-{chat}"}
             await asyncio.to_thread(client.chat.completions.create, extra_headers=session, **ask)
         assert min(seen[0], seen[1]) > 0
-
-
-@pytest.mark.parametrize("kind", [PlainTransport, GeneralTransport])
-async def test_both_transports_send_the_session(aiohttp_pair, kind):
-    """The lean and the general one alike; a request without a chat carries none."""
-    endpoints, seen = aiohttp_pair
-    transport = kind(endpoints[0].base_url, {}, 5.0)
-    for session in ("chat-3", ""):
-        await transport.fetch(transport.prepare("/chat/completions", b"{}", session))
-        assert seen["session"] == (session or None)
-    await transport.close()
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 import json
 
-from helpers.load.client import stream, wire
+from helpers.load.client.reading import Answer, read
+from helpers.load.client.transport import Transport
 
 HELLO = [{"role": "user", "content": "Hi"}]
 # What is sent too much or wrong, the status of vLLM's answer, and words in it.
@@ -22,13 +23,13 @@ REFUSALS = {
 }
 
 
-async def ask(endpoint, body: bytes, path: str = "/chat/completions") -> stream.Reply:
+async def ask(endpoint, body: bytes, path: str = "/chat/completions") -> Answer:
     """One request as the load generator makes it, and what it makes of the answer."""
     headers = {"Authorization": f"Bearer {endpoint.api_key}"}
-    transport = wire.PlainTransport(endpoint.base_url, headers, 60)
+    transport = Transport(endpoint.base_url, headers, 60)
     exchange = await transport.fetch(transport.prepare(path, body))
     await transport.close()
-    return stream.read(exchange)
+    return read(exchange)
 
 
 def plain(**changed) -> bytes:

@@ -1,44 +1,44 @@
-"""The load generator against servers and settings that are not as they should be."""
+"""Users and schedules: what they ask, when they pause, and what must not end a run."""
 
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
+from support.answers import DONE, GOOD, ROLE, STOP, WORD, chunked, event, usage, whole
 from support.listening import listen
 
 from helpers import load
 from helpers.endpoint import Endpoint
-from helpers.load import workers as shards
+from helpers.load import users, workers
+from helpers.load.arrivals import to_spec
 
 QUIET = {"progress": False, "server_every_s": None}
 SMALL = load.Synthetic(input_tokens=8, output_tokens=4)
 TOKEN = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"length"}]}\n\n'
-DONE = b"data: [DONE]\n\n"
 WRONG_CHUNK = (  # it ends as a stream does, but its chunks do not add up
     b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n" + TOKEN + b"\r\n"
     b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 )
 
 
-def whole(body: bytes, status: str = "200 OK", *fields: str) -> bytes:
-    """An HTTP answer."""
-    head = "\r\n".join([f"HTTP/1.1 {status}", *fields, f"content-length: {len(body)}", "", ""])
-    return head.encode() + body
-
-
 @pytest.fixture
 async def serve():
-    """Start a server; ``answer(body)`` gives the bytes of each answer."""
+    """Start a server; ``answer(body)`` gives the bytes of each answer, or a list of pieces."""
     servers = []
 
-    async def start(answer, owner: str = "somebody", hang_up: bool = False) -> Endpoint:
+    async def start(answer: Callable, owner: str = "somebody", hang_up: bool = False) -> Endpoint:
         models = whole(json.dumps({"data": [{"id": "m", "owned_by": owner}]}).encode())
 
         async def one(body, writer):
-            writer.write(answer(json.loads(body)) if body else models)
+            data = answer(json.loads(body)) if body else models
+            for piece in data if isinstance(data, list) else [data]:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.02 * isinstance(data, list))
             return bool(body) and hang_up
 
         server, endpoint = await listen(one)
@@ -97,11 +97,11 @@ async def test_a_conversation_survives_a_malformed_answer(serve, tmp_path, body)
         await serve(lambda asked: body if body == WRONG_CHUNK else whole(body)),
         load.Synthetic(input_tokens=8, output_tokens=4, turns=2),
         load.ClosedLoop(users=2),
-        requests=6,
+        requests=4,
         path=tmp_path / "run.jsonl",
         **QUIET,
     )
-    assert len(run.records) == 6 and not run.interrupted
+    assert len(run.records) == 4 and not run.interrupted
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ async def test_a_server_that_repeats_the_key_puts_it_in_no_file(serve, tmp_path)
 async def test_a_server_that_is_gone_ends_the_run(serve, tmp_path, monkeypatch):
     """Nothing but dead connections for a while: the run says so and is not taken for complete."""
     program = (
-        "import helpers.load.users\nhelpers.play.GIVE_UP_S = 0.3\n"
+        "import helpers.load.users\nhelpers.load.users.GIVE_UP_S = 0.3\n"
         "from helpers.load.generator import main\nmain()"
     )
-    monkeypatch.setattr(shards, "COMMAND", ["-c", program])
+    monkeypatch.setattr(workers, "COMMAND", ["-c", program])
     run = await load.run(
         await serve(lambda asked: b"", hang_up=True),
         SMALL,
@@ -157,3 +157,97 @@ async def test_a_server_that_is_gone_ends_the_run(serve, tmp_path, monkeypatch):
         **QUIET,
     )
     assert 2 < len(run.records) < 500 and run.interrupted and "the server was gone" in repr(run)
+
+
+async def test_users_pause_after_an_error_in_a_stream(serve, tmp_path):
+    """Users whose answer is an error do not hammer the server, whatever status it came with."""
+
+    body = chunked([event({}, error={"code": 503}), DONE])
+    run = await load.run(
+        await serve(lambda asked: body),
+        SMALL,
+        load.ClosedLoop(users=4),
+        duration_s=0.6,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    assert {record.cause for record in run.records} == {"server error"}
+    assert len(run.records) == 4
+
+
+@pytest.mark.parametrize("early", [b"", b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"])
+async def test_a_good_answer_is_good_wherever_it_is_cut(serve, tmp_path, early):
+    """A head that comes in two reads, or after an interim answer, makes no user pause."""
+
+    data = early + GOOD
+    run = await load.run(
+        await serve(lambda asked: [data[:5], data[5:]]),
+        load.Synthetic(input_tokens=8, output_tokens=4, turns=2),
+        load.ClosedLoop(users=1),
+        requests=4,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    assert [record.turn for record in run.ok] == [0, 1, 0, 1]
+    assert run.records[-1].end_s < 0.9  # none waited for the second that follows a failure
+
+
+ODD = {
+    b'HTTP/1.1 429 Busy\r\ncontent-length: 29\r\n\r\n{"error":"quota","usage":100}': "http 429",
+    b"HTTP/1.1 429 Busy\r\nretry-after: \xb2\r\ncontent-length: 0\r\n\r\n": "http 429",
+    b"HTTP/1.1 429 Busy\r\nretry-after: %s\r\ncontent-length: 0\r\n\r\n"
+    % (b"9" * 5000): "http 429",
+    b"HTTP/1.1 200 OK\r\ncontent-length: \xb2\r\n\r\n": "malformed",
+    chunked([ROLE, WORD, WORD, STOP, usage("5"), DONE]): "",
+    chunked([ROLE, WORD, STOP, usage('{"completion_tokens":' + "[" * 200_000), DONE]): "malformed",
+}
+
+
+async def test_no_answer_ends_the_run(serve, tmp_path):
+    """One proxy with odd fields among thousands of good answers: its record, and no more, fails."""
+    answers = iter([*ODD, GOOD, GOOD])
+    run = await load.run(
+        await serve(lambda asked: next(answers)),
+        SMALL,
+        load.Constant(every_s=0.02),
+        requests=len(ODD) + 2,
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    assert [record.cause for record in run.records] == [*ODD.values(), "", ""]
+    assert all(record.output_tokens == 2 for record in run.ok)
+    assert not run.interrupted and "5 failed" in repr(run)
+
+
+async def prepared(endpoint, input_tokens: int, **more) -> users.Generator:
+    """A generator that has built its requests ahead, and has closed its connections again."""
+    spec = {
+        "base_url": endpoint.base_url,
+        "model": "m",
+        "api_key": "none",
+        "route": "/chat/completions",
+        "workload": to_spec(load.Synthetic(input_tokens=input_tokens)),
+        "arrivals": to_spec(load.ClosedLoop(users=2)),
+        "duration_s": None,
+        "timeout_s": 5.0,
+        "shard": [0, 1],
+    }
+    generator = users.generator(spec | more, lambda line: None)
+    await generator.prepare()
+    await generator.transport.close()
+    return generator
+
+
+async def test_long_prompts_are_not_all_built_ahead(serve, monkeypatch):
+    """Thousands of long prompts would fill the client's memory before the first is sent."""
+    monkeypatch.setattr(users, "PREPARED_BYTES", 1 << 20)
+    generator = await prepared(await serve(lambda asked: GOOD), 4000, requests=400)
+    sizes = [len(request) for _, _, request in generator.prepared]
+    assert len(sizes) > 2 and sum(sizes) < 2 << 20
+
+
+async def test_preparing_ends_before_an_agreed_time(serve):
+    """Workers that must begin together do not miss it over bodies that can be built later."""
+    endpoint, start_at = await serve(lambda asked: GOOD), time.time() + 0.8
+    generator = await prepared(endpoint, 500, requests=20_000, start_at=start_at)
+    assert time.time() < start_at and 0 < len(generator.prepared) < 20_000

@@ -1,16 +1,17 @@
-"""The lean transport against h11 on random streams, and against a server that misbehaves."""
+"""Requests on the wire against h11's framing, and against servers that misbehave."""
 
 import asyncio
+import socket
+import struct
 
 import h11
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.answers import DONE, ROLE, STOP, WORD, chunked, count
 
-from helpers.load.client import stream
-from helpers.load.client.general import GeneralTransport
-from helpers.load.client.http1 import ProtocolError, Response
-from helpers.load.client.wire import Exchange, PlainTransport
+from helpers.load.client.reading import read
+from helpers.load.client.transport import Connection, Exchange, Transport
 
 PAYLOAD = st.lists(
     st.binary(max_size=60) | st.sampled_from([b"\r\n", b"0\r\n\r\n", b"\r\n0\r\n\r\n"])
@@ -68,74 +69,91 @@ def answer(parts: list[bytes], framing: str, status: int) -> bytes:
     return raw + (server.send(h11.EndOfMessage()) or b"" if status not in (204, 304) else b"")
 
 
-@settings(max_examples=300, deadline=None)
+class Unplugged:
+    """A connection's other end that takes everything and says nothing."""
+
+    def get_extra_info(self, name: str) -> object:
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Nobody reads it."""
+
+    def abort(self) -> None:
+        """Nothing to close."""
+
+
+def fed(pieces, closed: bool = False) -> tuple[Exchange, bool]:
+    """The exchange after its connection got ``pieces``; whether the connection is still alive."""
+
+    async def main() -> tuple[Exchange, bool]:
+        connection, exchange = Connection(), Exchange()
+        connection.connection_made(Unplugged())
+        connection.ask(b"", exchange, 60)
+        for piece in filter(None, pieces):
+            connection.data_received(piece)
+        if closed:
+            connection.connection_lost(None)
+        return exchange, connection.alive
+
+    return asyncio.run(main())
+
+
+@settings(max_examples=200, deadline=None)
 @given(PAYLOAD, st.sampled_from(["chunked", "counted", "until close"]), STATUS, BREAKS)
 def test_reads_what_h11_reads(parts, framing, status, breaks):
     """Wherever the reads cut the bytes, status and payload are those that h11 finds."""
     if status in (204, 304) and framing == "until close":
         parts = []
     raw = answer(parts, framing, status)
-    response, payload = Response(), b""
-    for piece in cut(raw, breaks):
-        payload += response.feed(piece)
-    assert response.done or (framing == "until close" and response.eof())
-    assert (response.status, payload) == by_h11(raw)
-    assert not response.rest
+    exchange, alive = fed(cut(raw, breaks), closed=framing == "until close")
+    assert exchange.end and not exchange.cause and alive == (framing != "until close")
+    assert (exchange.status, exchange.body) == by_h11(raw)
+    assert len(exchange.times) == len(exchange.pieces)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(PAYLOAD, BREAKS, st.integers(0, 400))
 def test_a_cut_answer_is_never_taken_for_whole(parts, breaks, keep):
     """A chunked answer that lacks its end is not done, whatever its payload looks like."""
     raw = answer(parts, "chunked", 200)
-    raw = raw[: min(keep, len(raw) - 1)]
-    response = Response()
-    for piece in cut(raw, breaks):
-        response.feed(piece)
-    assert not response.done and not response.eof()
+    exchange, _ = fed(cut(raw[: min(keep, len(raw) - 1)], breaks), closed=True)
+    assert exchange.cause == "closed early"
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"SSH-2.0-OpenSSH\r\n",
-        b"HTTP/1.1 abc\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-5\r\nhello\r\n",
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
-    ],
-)
+NONSENSE = [
+    b"SSH-2.0-OpenSSH\r\n",
+    b"HTTP/1.1 abc\r\n\r\n",
+    b"HTTP/1.1 101 Switch\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-5\r\nhello\r\n",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ncontent-length: \xb2\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ncontent-length: %s\r\n\r\n" % (b"9" * 5000),
+]
+
+
+@pytest.mark.parametrize("raw", NONSENSE)
 def test_nonsense_is_refused(raw):
-    """Bytes that are not HTTP raise, they do not hang."""
-    with pytest.raises(ProtocolError):
-        Response().feed(raw)
+    """Bytes that are not HTTP end the exchange, they do not hang."""
+    exchange, alive = fed([raw])
+    assert (exchange.cause, alive) == ("malformed", False)
 
 
-EVENT = b'data: {"choices":[{"delta":{"content":"%s"},"finish_reason":null}]}\n\n'
-BODY = (
-    b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
-    + b"".join(EVENT % word for word in (b"a", b'\\"content\\":\\"x', b"", b"c"))
-    + b'data: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\n'
-    + b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n'
-    + b"data: [DONE]\n\n"
-)
+@pytest.mark.parametrize("more", [b"xx", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno"])
+def test_more_than_was_asked_for_ends_the_connection(more):
+    """The answer stands, and what follows it is taken for nobody's."""
+    for pieces in (
+        [answer([b"ok"], "counted", 200) + more],
+        [answer([b"ok"], "counted", 200), more],
+    ):
+        exchange, alive = fed(pieces)
+        assert (exchange.body, exchange.cause, alive) == (b"ok", "", False)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 200), max_size=20) | st.none(), BREAKS)
-def test_tokens_are_found_wherever_the_cuts_are(chunks, breaks):
-    """Chunk and read boundaries anywhere, text that looks like a key: three pieces of text."""
-    events = [event + b"\n\n" for event in BODY.split(b"\n\n") if event]
-    parts = events if chunks is None else [part for part in cut(BODY, chunks) if part]
-    exchange = Exchange()
-    for number, piece in enumerate(cut(answer(parts, "chunked", 200), breaks)):
-        exchange.reads.append(piece)
-        exchange.times.append(float(number))
-    reply = stream.read(exchange)
-    assert (reply.cause, reply.error, reply.finish) == ("", "", "length")
-    assert len(reply.token_times) == 3 and reply.token_times == sorted(reply.token_times)
-    assert (reply.prompt_tokens, reply.output_tokens) == (3, 4)
-    assert stream.message(exchange)["content"] == 'a"content":"xc'
+def test_a_kept_alive_connection_has_a_time_for_each_read():
+    """Chunks of one read share its time, and ``end`` is that of the last."""
+    exchange, _ = fed([answer([b"a", b"b"], "chunked", 200)[:-5], b"0\r\n\r\n"])
+    assert exchange.times[0] == exchange.times[1] < exchange.end
 
 
 @pytest.fixture
@@ -167,31 +185,36 @@ async def request(reader) -> bytes:
     return head + await reader.readexactly(length)
 
 
-HEAD = len(answer([], "chunked", 200).partition(b"\r\n\r\n")[0]) + 4
+EVENTS = [ROLE, WORD, WORD, STOP, count(4), DONE]
 
 
-@pytest.mark.parametrize("cuts", [[70, 100, 50], [HEAD, 9, 90], [HEAD - 2, 2], [HEAD + 1]])
-@pytest.mark.parametrize("kind", [PlainTransport, GeneralTransport])
-async def test_both_transports_agree(serve, kind, cuts):
-    """The lean and the general transport give the same reply for the same bytes."""
+@pytest.mark.parametrize("cuts", [[70, 100, 50], [48, 9, 90], [46, 2], [49]])
+async def test_an_answer_is_read_wherever_it_is_cut(serve, cuts):
+    """Over a real connection, three times on the same one."""
+    seen = []
 
     async def handle(reader, writer):
-        while await request(reader):
-            for piece in cut(answer([BODY[:99], BODY[99:]], "chunked", 200), cuts):
+        while seen.append(await request(reader)) is None:
+            for piece in cut(chunked(EVENTS), cuts):
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(0.01)
 
-    transport = kind(await serve(handle), {"X-Test": "1"}, 5.0)
-    for _ in range(3):
-        exchange = await transport.fetch(transport.prepare("/chat/completions", b"{}"))
-        reply = stream.read(exchange)
-        assert (reply.cause, exchange.status, reply.output_tokens) == ("", 200, 4)
-        assert exchange.sent < exchange.times[0] <= reply.token_times[0] <= exchange.end
+    transport = Transport(await serve(handle), {"X-Test": "1"}, 5.0)
+    for session in ("chat-3", "", ""):
+        ask = transport.prepare("/chat/completions", b"{}", session)
+        exchange = await transport.fetch(ask)
+        found = read(exchange)
+        assert (found.cause, exchange.status, found.output_tokens) == ("", 200, 4)
+        assert exchange.sent < exchange.times[0] <= found.token_times[0] <= exchange.end
+    assert len(transport.idle) == 1 and [b"X-Session-ID: chat-3" in one for one in seen[:2]] == [
+        True,
+        False,
+    ]
+    assert seen[0].startswith(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:")
     await transport.close()
 
 
-@pytest.mark.parametrize("kind", [PlainTransport, GeneralTransport])
 @pytest.mark.parametrize(
     ("raw", "cause"),
     [
@@ -202,8 +225,8 @@ async def test_both_transports_agree(serve, kind, cuts):
         (None, "timeout"),
     ],
 )
-async def test_failures_are_told_apart(serve, kind, raw, cause):
-    """Each way to fail has its cause, on both transports."""
+async def test_failures_are_told_apart(serve, raw, cause):
+    """Each way to fail has its cause."""
 
     async def handle(reader, writer):
         await request(reader)
@@ -213,17 +236,35 @@ async def test_failures_are_told_apart(serve, kind, raw, cause):
             writer.write(raw)
             await writer.drain()
 
-    transport = kind(await serve(handle), {}, 0.3)
+    transport = Transport(await serve(handle), {}, 0.3)
     exchange = await transport.fetch(transport.prepare("/chat/completions", b"{}"))
-    assert stream.read(exchange).cause == cause
+    assert read(exchange).cause == cause
     if cause == "http 503":
         assert exchange.headers["retry-after"] == "2"
     await transport.close()
 
 
+async def test_a_reset_after_a_wait_is_a_failure(serve):
+    """A server that breaks under load resets connections that waited: its user saw that."""
+
+    async def handle(reader, writer):
+        await request(reader)
+        await asyncio.sleep(0.3)
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    transport = Transport(await serve(handle), {}, 5.0)
+    await transport.warm(1)
+    exchange = await transport.fetch(transport.prepare("/chat/completions", b"{}"))
+    await transport.close()
+    assert exchange.cause in ("reset", "closed early") and exchange.reconnects == 0
+    assert exchange.end - exchange.sent > 0.25
+
+
 async def test_refused(unused_tcp_port):
     """Nobody listens."""
-    transport = PlainTransport(f"http://127.0.0.1:{unused_tcp_port}/v1", {}, 1.0)
+    transport = Transport(f"http://127.0.0.1:{unused_tcp_port}/v1", {}, 1.0)
     exchange = await transport.fetch(transport.prepare("/models"))
     assert exchange.cause == "refused"
 
@@ -240,7 +281,7 @@ async def test_a_stale_connection_is_replaced_once(serve):
         await writer.drain()
         await request(reader)  # and closes without an answer
 
-    transport = PlainTransport(await serve(handle), {}, 1.0)
+    transport = Transport(await serve(handle), {}, 1.0)
     ask = transport.prepare("/chat/completions", b"{}")
     assert (await transport.fetch(ask)).cause == ""
     second = await transport.fetch(ask)
@@ -257,14 +298,15 @@ async def test_cancelling_closes_the_connection(serve):
         await reader.read()
         closed.set()
 
-    transport = PlainTransport(await serve(handle), {}, 5.0)
-    task = asyncio.create_task(transport.fetch(transport.prepare("/chat/completions", b"{}")))
+    transport = Transport(await serve(handle), {}, 5.0)
+    exchange, ask = Exchange(), transport.prepare("/chat/completions", b"{}")
+    task = asyncio.create_task(transport.fetch(ask, exchange))
     await asyncio.sleep(0.1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await asyncio.wait_for(closed.wait(), 2)
-    assert not transport.idle
+    assert not transport.idle and exchange.cause == "interrupted"
 
 
 async def test_a_large_request_arrives_whole(serve):
@@ -276,8 +318,29 @@ async def test_a_large_request_arrives_whole(serve):
         sizes.append(len((await request(reader)).partition(b"\r\n\r\n")[2]))
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
-    transport = PlainTransport(await serve(handle), {}, 5.0)
+    transport = Transport(await serve(handle), {}, 5.0)
     body = b" " * 8_000_000
     exchange = await transport.fetch(transport.prepare("/chat/completions", body))
     assert (exchange.cause, sizes) == ("", [len(body)])
+    await transport.close()
+
+
+async def test_the_time_lost_on_a_stale_connection_is_the_users(serve):
+    """Latency counts from when the user asked: what the lost connection took is ``connect_s``."""
+    connections = 0
+
+    async def handle(reader, writer):
+        nonlocal connections
+        connections += 1
+        await request(reader)
+        if connections == 1:
+            await asyncio.sleep(0.05)
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    transport = Transport(await serve(handle), {}, 1.0)
+    await transport.warm(1)
+    exchange = await transport.fetch(transport.prepare("/chat/completions", b"{}"))
+    assert (exchange.cause, exchange.reconnects) == ("", 1)
+    assert 0.05 < exchange.connect_s < exchange.connect_s + exchange.end - exchange.sent < 0.5
     await transport.close()
