@@ -11,6 +11,7 @@ import asyncio
 import json
 import math
 import os
+import resource
 import signal
 import sys
 from time import perf_counter as clock
@@ -41,15 +42,6 @@ class _Output:
     def flush(self) -> None:
         os.set_blocking(1, True)
         self(b"")
-
-
-def _raise_file_limit() -> None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _listen(player: Generator) -> asyncio.Event:
@@ -83,7 +75,8 @@ async def _main(spec: dict, out: _Output) -> None:
 def main() -> None:
     """Play the spec on standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, by `stop` or its end
-    _raise_file_limit()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     spec, out = json.loads(sys.stdin.buffer.readline()), _Output()
     new_loop().run_until_complete(_main(spec, out))
     out.flush()

@@ -48,7 +48,7 @@ async def run(
         arrivals: when it is asked.
         requests: stop after so many.
         duration_s: send nothing new after this time; what is in flight is waited for.
-        path: JSONL file of the run; by default a new one in the folder ``RUNS_DIR`` or ``runs``.
+        path: JSONL file of the run; by default a new one in ``RUNS_DIR`` or ``runs``.
         label: name of the run in tables and figures, by default the arrivals in words.
         timeout_s: for one request, from sending it to the end of its answer.
         where: where the requests are made: ``Local(processes=1)`` (the default), ``OverSSH`` or
@@ -58,33 +58,36 @@ async def run(
         progress: show a line of progress.
 
     Raises:
-        CourseError: no end is given, the server does not answer, a generator breaks, or an
-            executor has too few free workers.
+        CourseError: no end is given, the server does not answer, or a generator breaks.
     """
     where = where or Local()
     limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
     spec = _spec(endpoint, workload, arrivals, limits)
     processes = where.processes
+    if processes < 1:
+        raise CourseError(f"processes is {processes}", "processes must be above 0")
     if isinstance(arrivals, ClosedLoop):
         processes = min(processes, arrivals.users)
     spec["base_url"] = where.base_url or endpoint.base_url
     label = label or str(arrivals)
     head = header(endpoint, spec, label, processes)
     file = RunFile(Path(path) if path else new_path(label), head)
-    bar = RunProgress(label, spec["requests"], shown=progress)
-    samplers: list[ServerSampler | GpuSampler] = []
+    keeper = Keeper(file, RunProgress(label, spec["requests"], shown=progress))
     if server_every_s:
-        samplers.append(ServerSampler(endpoint, server_every_s, file))
+        keeper.samplers.append(ServerSampler(endpoint, server_every_s, file))
     if gpu:
-        samplers.append(GpuSampler(gpu, file))
-    keeper = Keeper(file, bar, samplers)
+        keeper.samplers.append(GpuSampler(gpu, file))
+    specs = [{**spec, "shard": [number, processes]} for number in range(processes)]
     try:
-        specs = [{**spec, "shard": [number, processes]} for number in range(processes)]
         await where.play(specs, keeper)
     except (asyncio.CancelledError, KeyboardInterrupt):
         pass  # what was measured is returned
     finally:
         keeper.close()
+    return _read(file)
+
+
+def _read(file: RunFile) -> Run:
     if file.problem:
         raise CourseError(
             f"the run was ended: its records could not be written ({file.problem.strerror})",

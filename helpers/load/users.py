@@ -11,7 +11,7 @@ import math
 import statistics
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from itertools import islice, takewhile
 from time import perf_counter as clock
 from time import process_time, time
@@ -29,7 +29,7 @@ EXACT_LENGTHS = {
     "llamacpp": ("ignore_eos",),
 }
 TICK_S, SLICE_S = 0.005, 0.0005  # finished answers are read in slices, to disturb no clock read
-PREPARED = 20_000  # request bodies built ahead at most
+PREPARED, PREPARED_OPEN = 20_000, 2_000  # bodies built ahead at most; likewise without a number
 PREPARED_BYTES = 32 << 20  # likewise; what they are made of takes the same again
 WARM_S = 0.5  # what opening the connections takes, before an agreed time
 GIVE_UP_S = 10.0  # the server is gone when nothing but dead connections came for so long
@@ -67,10 +67,6 @@ class Generator:
         headers = {"Authorization": f"Bearer {spec['api_key']}", "User-Agent": "llm-serving-course"}
         self.transport = Transport(spec["base_url"], headers, spec["timeout_s"])
 
-    def ahead(self) -> int:
-        """Return how many requests are worth building ahead."""
-        raise NotImplementedError
-
     async def load(self) -> None:
         """Make the requests, once the run has begun."""
         raise NotImplementedError
@@ -88,7 +84,8 @@ class Generator:
             self.round_trips.append(exchange.end - exchange.sent)
             known = _owners(exchange) & EXACT_LENGTHS.keys()
             self.exact = next((EXACT_LENGTHS[owner] for owner in known), ())
-        ahead, until = min(self.ahead(), PREPARED), self.spec.get("start_at", math.inf) - WARM_S
+        ahead = PREPARED_OPEN if self.total == sys.maxsize else min(self.total, PREPARED)
+        until = self.spec.get("start_at", math.inf) - WARM_S
         while len(self.prepared) < ahead and self.built < PREPARED_BYTES and time() < until:
             self.prepared.append(self._build(next(self.numbers)))
         await self.transport.warm(min(self.total, self.connections))
@@ -242,10 +239,6 @@ class ClosedGenerator(Generator):
         self.users = range(self.shard, loop.users, self.shards)
         self.connections = len(self.users)
 
-    def ahead(self) -> int:
-        """Return what they ask first, and a little more if there is no end to it."""
-        return 4 * len(self.users) if self.total == sys.maxsize else self.total
-
     async def load(self) -> None:
         """Start the users one after the other."""
         gap = self.loop.start_over_s / self.loop.users
@@ -274,31 +267,18 @@ class OpenGenerator(Generator):
         super().__init__(spec, out)
         self.loop = loop
 
-    def ahead(self) -> int:
-        """Return how many requests there will be, as far as is counted."""
-        return sum(1 for _ in islice(self._times(), PREPARED))
-
     async def load(self) -> None:
-        """Send each request when it is due."""
-        for at in self._times():
+        """Send each request when it is due: this shard's part of the schedule."""
+        mine = islice(self.loop.times(), self.shard, None, self.shards)
+        for at in takewhile(lambda at: at < self.duration, mine):
             await self.alarm.until(self.start + at)
             if (item := self.take()) is None:
                 break
             self.spawn(self.converse(item, at=at))
 
-    def _times(self) -> Iterator[float]:
-        """Yield this shard's part of the schedule, in seconds from the start."""
-        mine = islice(self.loop.times(), self.shard, None, self.shards)
-        return takewhile(lambda at: at < self.duration, islice(mine, self.total))
-
 
 def generator(spec: dict, out: Callable[[bytes], object]) -> Generator:
-    """Return the generator for a spec, as ``helpers.load`` writes it.
-
-    Args:
-        spec: what is asked of which server, and when.
-        out: takes finished lines without blocking; ``b""`` lets it write what waits.
-    """
+    """Return the generator that a spec asks for; arguments as of ``Generator``."""
     when = arrivals.from_spec(spec["arrivals"])
     if isinstance(when, arrivals.ClosedLoop):
         return ClosedGenerator(spec, when, out)

@@ -32,18 +32,11 @@ COMMAND = ["-m", "helpers.load.generator"]
 
 
 class Keeper:
-    """Keeps what the generators and samplers of a run bring.
+    """Keeps what the generators of a run bring, and has its samplers begin and end with it."""
 
-    Args:
-        file: the run's.
-        bar: shows how far it is.
-        samplers: started when the run begins, stopped at its end.
-    """
-
-    def __init__(
-        self, file: RunFile, bar: RunProgress, samplers: list[ServerSampler | GpuSampler]
-    ) -> None:
-        self.file, self.bar, self.samplers = file, bar, samplers
+    def __init__(self, file: RunFile, bar: RunProgress) -> None:
+        self.file, self.bar = file, bar
+        self.samplers: list[ServerSampler | GpuSampler] = []
 
     async def begin(self, at: float | None = None) -> None:
         """Start the samplers and write down the time of day ``at`` which the run begins."""
@@ -83,9 +76,6 @@ class Local:
 
     processes: int = 1
     base_url: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        _at_least_one(self.processes)
 
     async def play(self, specs: list[dict], keeper: Keeper) -> None:
         """Play each spec in a process.
@@ -141,9 +131,6 @@ class OnExecutor:
     executor: Executor
     processes: int = 1
     base_url: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        _at_least_one(self.processes)
 
     async def play(self, specs: list[dict], keeper: Keeper) -> None:
         """Have each spec played by a worker and keep what they return.
@@ -304,8 +291,3 @@ def _opened(client: "paramiko.SSHClient") -> "paramiko.Transport":
     if transport is None:
         raise CourseError("the SSH connection is closed", "connect again")
     return transport
-
-
-def _at_least_one(processes: int) -> None:
-    if processes < 1:
-        raise CourseError(f"processes is {processes}", "processes must be above 0")

@@ -102,8 +102,6 @@ class Message:
             return None
         if piece.name and piece.name != call.name and call.arguments:
             return None
-        if piece.index is None and piece.name and not piece.id and _is_json(call.arguments):
-            return None  # the same function a second time
         return call
 
 
@@ -205,11 +203,3 @@ def _dict(value: object) -> dict:
 
 def _list(value: object) -> list:
     return value if isinstance(value, list) else []
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
