@@ -20,13 +20,8 @@ from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, ServingSpec
 API_URL = "https://api.runpod.io"
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
 _HOURS_PER_MONTH = 730
-_STATUS = {
-    "PROVISIONING": "creating",
-    "STARTING": "loading",
-    "RUNNING": "running",
-    "EXITED": "stopped",
-    "ERROR": "failed",
-}
+_STATUS = {"PROVISIONING": "creating", "STARTING": "loading", "RUNNING": "running"}
+_STATUS |= {"EXITED": "stopped"}  # anything else, such as ERROR, is "failed"
 
 
 class RunPod(Provider):
