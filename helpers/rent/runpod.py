@@ -20,13 +20,8 @@ from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, ServingSpec
 API_URL = "https://api.runpod.io"
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
 _HOURS_PER_MONTH = 730
-_STATUS = {
-    "PROVISIONING": "creating",
-    "STARTING": "loading",
-    "RUNNING": "running",
-    "EXITED": "stopped",
-    "ERROR": "failed",
-}
+_STATUS = {"PROVISIONING": "creating", "STARTING": "loading", "RUNNING": "running"}
+_STATUS |= {"EXITED": "stopped"}  # anything else, such as ERROR, is "failed"
 
 
 class RunPod(Provider):
@@ -35,7 +30,8 @@ class RunPod(Provider):
     A spec that binds to loopback is served behind SSH, as on Vast.ai: the pod is RunPod's own
     image, which has an SSH server, and installs the spec's version of vLLM when it boots. A spec
     with ``host="0.0.0.0"`` runs vLLM's image and is reached through RunPod's HTTPS proxy, which is
-    open to everyone: a key for the API is generated (:meth:`public_api` tells both).
+    open to everyone: a key for the API is generated (:meth:`public_api` tells both). That pod, and
+    one from a template, has no dead-man's switch: its image runs one command.
 
     Args:
         api_key: the account's key, or the rehearsal's token.
@@ -187,7 +183,7 @@ class RunPod(Provider):
         with self._http.get(url, stream=True, timeout=(10, 3)) as answer:
             answer.raise_for_status()
             # An endless stream of events: read until it falls silent.
-            with contextlib.suppress(requests.RequestException):
+            with contextlib.suppress(requests.RequestException, ValueError):
                 for line in answer.iter_lines():
                     if line.startswith(b"data:"):
                         said.append(json.loads(line[5:])["line"])

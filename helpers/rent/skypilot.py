@@ -16,7 +16,6 @@ the cheapest machine with its price, asks, and rents it; ``sky serve up`` keeps 
     sky down llm-course                               # ends every charge
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,84 +28,59 @@ from helpers.settings import ASSETS
 
 TASK_FILE = ASSETS / "sky_task.yaml"
 SERVICE_FILE = ASSETS / "sky_service.yaml"
-# One GPU of 24 GB on each cloud: what carries the course's model there, in SkyPilot's names.
-GPUS = {"aws": "L4:1", "azure": "A10:1", "runpod": "RTX4090:1", "vast": "RTX4090:1"}
-IDLE_MINUTES = 30
-READY_S = 1800  # image and weights take minutes: until then an unanswered probe is no failure
 
 
-def task(spec: ServingSpec, gpus: Mapping[str, str] = GPUS) -> dict[str, Any]:
+def task(spec: ServingSpec, like: Path = TASK_FILE) -> dict[str, Any]:
     """A SkyPilot task that serves a spec on the cheapest of several clouds.
 
-    The port is public, so the server asks for a key. It and every other secret of the spec's
-    environment are named in the task but not written into it: ``--secret NAME`` takes the value
-    from the environment. A machine that was idle for :data:`IDLE_MINUTES` is taken down.
+    Which clouds and which GPU on each, and after how many idle minutes the machine is taken down,
+    stands in the file that it is modelled on. The port is public, so the server asks for a key. It
+    and every other secret of the spec's environment are named in the task but not written into it:
+    ``--secret NAME`` takes the value from the environment.
 
     Args:
         spec: what to serve; its ``host`` is overruled.
-        gpus: SkyPilot's cloud names, each with the accelerators to ask for there.
+        like: the file to take everything else from.
 
     Returns:
         The task as a dictionary, as ``yaml.safe_dump`` writes it and ``sky.Task`` reads it.
     """
-    public = replace(spec, host="0.0.0.0")  # noqa: S104
-    hidden = sorted({"VLLM_API_KEY", *(name for name in spec.env if is_secret(name))})
-    return {
-        "name": "llm-course",
-        "resources": {
-            "image_id": f"docker:{spec.image}",
-            "disk_size": spec.disk_gb,
-            "ports": spec.port,
-            "use_spot": False,
-            "autostop": {"idle_minutes": IDLE_MINUTES, "down": True},
-            "any_of": [{"infra": cloud, "accelerators": gpu} for cloud, gpu in gpus.items()],
-        },
-        "envs": {name: value for name, value in spec.env.items() if not is_secret(name)},
-        "secrets": dict.fromkeys(hidden),
-        "run": public.command(),
-    }
+    described = yaml.safe_load(like.read_text())
+    image = f"docker:{spec.image}"
+    described["resources"] |= {"image_id": image, "disk_size": spec.disk_gb, "ports": spec.port}
+    hidden = {"VLLM_API_KEY", *filter(is_secret, spec.env)}
+    described["envs"] = {name: value for name, value in spec.env.items() if name not in hidden}
+    described["secrets"] = dict.fromkeys(sorted(hidden))
+    described["run"] = replace(spec, host="0.0.0.0").command()  # noqa: S104
+    return described
 
 
 def service(
-    spec: ServingSpec,
-    gpus: Mapping[str, str] = GPUS,
-    *,
-    replicas: tuple[int, int] = (1, 4),
-    requests_per_s: float = 1.0,
+    spec: ServingSpec, *, replicas: tuple[int, int] = (1, 4), requests_per_s: float = 1.0
 ) -> dict[str, Any]:
     """The same task as a service: SkyServe keeps replicas of it behind one address.
 
     It starts more of them, on whichever cloud is cheapest, when the requests outgrow those that
     run, ends them when they do not, and replaces those that die. A replica gets requests once the
-    readiness probe is answered, with the key, as SkyServe's documentation has it ("Authorization").
+    readiness probe is answered, with the key; until image and weights are there, which takes
+    minutes, an unanswered probe is no failure.
 
     Args:
         spec: what to serve; its ``host`` is overruled.
-        gpus: SkyPilot's cloud names, each with the accelerators to ask for there.
         replicas: fewest and most of them.
         requests_per_s: what one replica carries: your measured capacity, less some headroom.
 
     Returns:
         The task with its ``service`` section.
     """
-    whole = task(spec, gpus)
-    del whole["resources"]["autostop"]  # SkyServe ends the replicas itself
-    whole["service"] = {
-        "readiness_probe": {
-            "path": "/v1/models",
-            "headers": {"Authorization": "Bearer $VLLM_API_KEY"},
-            "initial_delay_seconds": READY_S,
-        },
-        "replica_policy": {
-            "min_replicas": replicas[0],
-            "max_replicas": replicas[1],
-            "target_qps_per_replica": requests_per_s,
-        },
-    }
-    return whole
+    described = task(spec, like=SERVICE_FILE)
+    policy = described["service"]["replica_policy"]
+    policy["min_replicas"], policy["max_replicas"] = replicas
+    policy["target_qps_per_replica"] = requests_per_s
+    return described
 
 
-def write(described: Mapping[str, Any], path: Path) -> Path:
+def write(described: dict[str, Any], path: Path) -> Path:
     """Write a task or a service as the file that SkyPilot's commands take."""
-    path.write_text(yaml.safe_dump(dict(described), sort_keys=False, width=1000))
+    path.write_text(yaml.safe_dump(described, sort_keys=False, width=1000))
     return path

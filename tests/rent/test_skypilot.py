@@ -107,6 +107,6 @@ def test_skyserves_parser_understands_the_service(parse):
         "requests_per_s": 2.5,
         "probe": "/v1/models",
         "key": "Bearer -",  # the value that stands in for the secret: so the probe carries it
-        "seconds": skypilot.READY_S,
+        "seconds": 1800,
     }
     assert "max_replicas must be greater than or equal" in refused["error"]
