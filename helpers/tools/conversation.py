@@ -79,8 +79,8 @@ class Conversation:
     @property
     def answer(self) -> str:
         """The model's last text, empty when there is none."""
-        last = self.messages[-1] if self.messages else {}
-        return last.get("content") or "" if last.get("role") == "assistant" else ""
+        last = self.messages[-1]
+        return last["content"] if last["role"] == "assistant" else ""
 
     @property
     def calls(self) -> list[Step]:

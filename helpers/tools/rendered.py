@@ -17,13 +17,11 @@ class Wire:
     Args:
         prompt: the text that the chat template made of messages and tools.
         raw: what the model wrote, before any parser.
-        text: what the API gave as the message's ``content``.
         calls: what the tool parser made of it: ``(id, name, arguments as JSON text)`` each.
     """
 
     prompt: str
     raw: str
-    text: str
     calls: list[tuple[str, str, str]]
 
 
@@ -58,7 +56,7 @@ def wire(endpoint: Endpoint, question: str, tools: list[Tool | dict]) -> Wire:
     parsed = _post(endpoint, "/v1/chat/completions", sampling | offer)["choices"][0]
     message = Message.whole(parsed["message"])
     calls = [(call.id, call.name, call.arguments) for call in message.calls]
-    return Wire(prompt=prompt, raw=raw, text=message.text, calls=calls)
+    return Wire(prompt=prompt, raw=raw, calls=calls)
 
 
 def _post(endpoint: Endpoint, path: str, body: dict) -> dict:
