@@ -7,6 +7,7 @@ answer has to be known beforehand.
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -88,11 +89,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer one request."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         status, text = self.reply(body)
-        self.send_response(status)
         kind = "text/event-stream" if text.startswith("data:") else "application/json"
-        self.send_header("Content-Type", kind)
-        self.end_headers()
-        self.wfile.write(text.encode())
+        with suppress(ConnectionError):  # nobody waits any more
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(text.encode())
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
