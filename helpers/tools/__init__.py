@@ -2,7 +2,7 @@
 
 ``tool`` makes a tool, ``run_tools`` lets a model use it and returns a ``Conversation``. ``wire``
 shows what passes between them, ``Puppet`` is a model that says what you tell it to, ``evaluate``
-counts how often a model calls rightly, and ``crowd`` lets many users ask at once.
+counts how often a model's calls are right, and ``crowd`` lets many users ask at once.
 """
 
 from typing import TYPE_CHECKING

@@ -107,10 +107,9 @@ class Conversation:
         """One row for each step."""
         import pandas
 
-        names = ["round", "phase", "ms", "what", "result", "problem", "prompt_tokens",
-                 "output_tokens"]  # fmt: skip
-        rows = [vars(step) | {"ms": round(1e3 * step.seconds)} for step in self.steps]
-        return pandas.DataFrame(rows, columns=names)
+        return pandas.DataFrame(
+            vars(step) | {"ms": round(1e3 * step.seconds)} for step in self.steps
+        )
 
     def add(self, phase: str, number: int, start: float, what: str, **more: Any) -> None:
         """Keep a step of round ``number`` that began at ``start`` and ends now."""
