@@ -104,16 +104,15 @@ def mistakes(evaluation: Evaluation) -> Picture:
     Args:
         evaluation: what ``tools.evaluate`` returned.
     """
-    verdicts = evaluation.verdicts
-    counts = Counter((one.question.kind, one.cause) for one in verdicts)
-    kinds = Counter(one.question.kind for one in verdicts)
-    causes = Counter(one.cause for one in verdicts)
+    found = evaluation.frame
+    counts = Counter(zip(found["kind"], found["cause"], strict=True))
+    kinds, causes = Counter(found["kind"]), Counter(found["cause"])
     outcomes = [cause for cause in (RIGHT, *CAUSES) if causes[cause]]
-    wrong = len(verdicts) - causes.pop(RIGHT, 0)
-    title = f"All {len(verdicts)} questions right"
+    wrong = len(found) - causes.pop(RIGHT, 0)
+    title = f"All {len(found)} questions right"
     if wrong:
         (often, count), *_ = causes.most_common(1)
-        title = f"{wrong} of {len(verdicts)} questions went wrong, most often: {often} ({count})"
+        title = f"{wrong} of {len(found)} questions went wrong, most often: {often} ({count})"
     subtitle = f"{evaluation.title}; tool_choice {evaluation.tool_choice}"
     figure, (axes,) = picture(title, subtitle, height=1.6 + 0.32 * len(kinds))
     colours = np.zeros((len(kinds), len(outcomes), 4))

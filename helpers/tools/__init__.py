@@ -2,21 +2,27 @@
 
 ``tool`` makes a tool, ``run_tools`` lets a model use it and returns a ``Conversation``. ``wire``
 shows what passes between them, ``Puppet`` is a model that says what you tell it to, ``evaluate``
-counts how often a model calls rightly, and ``crowd`` lets many users ask at once.
+counts how often a model's calls are right, and ``crowd`` lets many users ask at once.
 """
 
+from typing import TYPE_CHECKING
+
+from helpers._moved import renamed
 from helpers.tools.conversation import Conversation, Step
 from helpers.tools.crowd import crowd, phases
 from helpers.tools.evaluate import Evaluation, difference, evaluate
 from helpers.tools.loop import Limits, run_tools
 from helpers.tools.puppet import Puppet, calls, says
-from helpers.tools.questions import Question, Verdict
+from helpers.tools.questions import Question
 from helpers.tools.questions import read as questions
 from helpers.tools.rendered import Wire, wire
 from helpers.tools.schema import BadArguments, Tool, definitions, inside, tool
 
 __all__ = [
     "BadArguments", "Conversation", "Evaluation", "Limits", "Puppet", "Question", "Step", "Tool",
-    "Verdict", "Wire", "calls", "crowd", "definitions", "difference", "evaluate", "inside",
+    "Wire", "calls", "crowd", "definitions", "difference", "evaluate", "inside",
     "phases", "questions", "run_tools", "says", "tool", "wire",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, {"compare": "difference"})

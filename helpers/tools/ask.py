@@ -93,18 +93,19 @@ async def _read(client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Co
         whole = answer.model_dump(warnings=False)
         [choice] = whole["choices"]
         said = Message.whole(choice["message"])
-        return Completion(said, choice["finish_reason"] or "", _counts(whole))
+        return Completion(said, choice.get("finish_reason") or "", _counts(whole))
     message, finish, usage = Message(), "", dict[str, Any]()
     async for chunk in answer:
         piece = chunk.model_dump(warnings=False)
         usage = _counts(piece) or usage
-        for choice in piece["choices"] or ():
+        for choice in piece.get("choices") or ():
             message.add(choice["delta"])
-            finish = choice["finish_reason"] or finish
+            finish = choice.get("finish_reason") or finish
     if not (finish or message.text or message.calls):
         raise LookupError("a stream without an answer")
     return Completion(message, finish, usage)
 
 
 def _counts(answer: dict) -> dict:
-    return answer["usage"] if isinstance(answer["usage"], dict) else {}
+    usage = answer.get("usage")
+    return usage if isinstance(usage, dict) else {}

@@ -79,8 +79,8 @@ class Conversation:
     @property
     def answer(self) -> str:
         """The model's last text, empty when there is none."""
-        last = self.messages[-1] if self.messages else {}
-        return last.get("content") or "" if last.get("role") == "assistant" else ""
+        last = self.messages[-1]
+        return last["content"] if last["role"] == "assistant" else ""
 
     @property
     def calls(self) -> list[Step]:
@@ -107,10 +107,9 @@ class Conversation:
         """One row for each step."""
         import pandas
 
-        names = ["round", "phase", "ms", "what", "result", "problem", "prompt_tokens",
-                 "output_tokens"]  # fmt: skip
-        rows = [vars(step) | {"ms": round(1e3 * step.seconds)} for step in self.steps]
-        return pandas.DataFrame(rows, columns=names)
+        return pandas.DataFrame(
+            vars(step) | {"ms": round(1e3 * step.seconds)} for step in self.steps
+        )
 
     def add(self, phase: str, number: int, start: float, what: str, **more: Any) -> None:
         """Keep a step of round ``number`` that began at ``start`` and ends now."""

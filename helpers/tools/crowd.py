@@ -48,7 +48,7 @@ async def crowd(
     async with connect(endpoint) as client:
 
         async def converse(asked: Workload, number: int) -> Conversation:
-            chat = asked.conversation(number)
+            chat = asked.chat(number)
             message, cap = chat.turns[0]
             messages, began = [*chat.opening, message], clock()
             try:

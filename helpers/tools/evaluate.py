@@ -3,19 +3,20 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter as clock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.progress import Progress
 from helpers.tools.ask import ask, connect, several
-from helpers.tools.questions import REFUSED, RIGHT, Question, Verdict, judge, read
+from helpers.tools.conversation import written
+from helpers.tools.questions import REFUSED, RIGHT, RIGHT_TOOL, Question, judge, read
 
 if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Evaluation:
     """The outcome of an evaluation; shown as its overall figures.
 
@@ -23,35 +24,18 @@ class Evaluation:
         title: what was evaluated: model, engine, machine.
         tool_choice: how free the model was.
         seconds: that all questions took together.
-        verdicts: one for each question.
+        frame: one row for each question: ``kind``, ``question``, ``expected``, ``got``, ``cause``
+            (``right``, or what was wrong), ``right_tool`` and ``right``.
     """
 
     title: str
     tool_choice: str
     seconds: float
-    verdicts: tuple[Verdict, ...]
-
-    def frame(self) -> "pandas.DataFrame":
-        """One row for each question: what was expected, what came, and what is right about it."""
-        import pandas
-
-        return pandas.DataFrame(
-            {
-                "kind": verdict.question.kind,
-                "question": verdict.question.text,
-                "expected": verdict.question.expected or "no call",
-                "got": verdict.got,
-                "cause": verdict.cause,
-                "right_tool": verdict.right_tool,
-                "right": verdict.cause == RIGHT,
-            }
-            for verdict in self.verdicts
-        )
+    frame: "pandas.DataFrame"
 
     def failures(self) -> "pandas.DataFrame":
         """The rows of the questions that went wrong."""
-        found = self.frame()
-        return found[~found["right"]].reset_index(drop=True)
+        return self.frame[~self.frame["right"]].reset_index(drop=True)
 
     def table(self) -> "pandas.DataFrame":
         """One row for each kind of question and one for all, with the 95 % interval of ``right``.
@@ -59,7 +43,7 @@ class Evaluation:
         ``right_tool`` counts questions whose calls have the right names, ``right`` those whose
         arguments are right as well; where no call belongs, both mean that there is none.
         """
-        return _with_shares(_by_kind(self.frame()[["kind", "right_tool", "right"]]))
+        return _with_shares(_by_kind(self.frame[["kind", "right_tool", "right"]]))
 
     def overall(self) -> "pandas.DataFrame":
         """The three figures that sum it up, each with its 95 % interval.
@@ -69,7 +53,7 @@ class Evaluation:
         """
         import pandas
 
-        found = self.frame()
+        found = self.frame
         none = found["expected"] == "no call"
         columns = {
             "right tool": found["right_tool"][~none],
@@ -116,6 +100,8 @@ async def evaluate(
     Raises:
         CourseError: no question is left to be asked.
     """
+    import pandas
+
     questions = read() if questions is None else questions
     chosen = [one for one in questions if one.calls or tool_choice == "auto"]
     if not chosen:
@@ -125,25 +111,24 @@ async def evaluate(
     async with connect(endpoint) as client:
         with Progress(shown=progress) as say:
 
-            async def one(question: Question) -> Verdict:
+            async def one(question: Question) -> dict[str, Any]:
                 nonlocal done
                 request = {"messages": question.messages, "tools": question.tools, "temperature": 0}
                 try:
-                    reply = await ask(client, options | request, timeout_s=request_s)
-                    return judge(question, reply.message, reply.finish)
+                    message, finish, _ = await ask(client, options | request, timeout_s=request_s)
+                    got = "; ".join(map(written, message.calls)) or message.text
+                    cause = judge(question, message, finish)
                 except CourseError as error:
-                    return Verdict(
-                        question=question, got=error.what, right_tool=False, cause=REFUSED
-                    )
-                finally:
-                    done += 1
-                    say(f"{done} of {len(chosen)} questions")
+                    got, cause = error.what, REFUSED
+                done += 1
+                say(f"{done} of {len(chosen)} questions")
+                return {"kind": question.kind, "question": question.text,
+                        "expected": question.expected or "no call", "got": got, "cause": cause,
+                        "right_tool": cause in RIGHT_TOOL, "right": cause == RIGHT}  # fmt: skip
 
-            verdicts = await several(map(one, chosen), at_once=users)
+            frame = pandas.DataFrame(await several(map(one, chosen), at_once=users))
     took = clock() - began
-    return Evaluation(
-        title=endpoint.title, tool_choice=tool_choice, seconds=took, verdicts=tuple(verdicts)
-    )
+    return Evaluation(title=endpoint.title, tool_choice=tool_choice, seconds=took, frame=frame)
 
 
 def difference(first: Evaluation, second: Evaluation) -> "pandas.DataFrame":
@@ -160,7 +145,7 @@ def difference(first: Evaluation, second: Evaluation) -> "pandas.DataFrame":
     Raises:
         CourseError: they are of different questions.
     """
-    left, right = first.frame(), second.frame()
+    left, right = first.frame.copy(), second.frame
     if not left[["question", "expected"]].equals(right[["question", "expected"]]):
         hint = "evaluate both with the same questions and tool_choice"
         raise CourseError("the two evaluations are of different questions", hint)

@@ -7,6 +7,7 @@ answer has to be known beforehand.
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -52,14 +53,9 @@ class Puppet:
         finish = "tool_calls" if answer.get("tool_calls") else "stop"
         message = {"role": "assistant", **answer}
         if not body.get("stream"):
-            return 200, json.dumps(_event(message=message, finish_reason=finish))
-        events = [_event(delta=piece) for piece in self.pieces(message)]
-        events.append(_event(delta={}, finish_reason=finish))
+            return 200, json.dumps(event(message=message, finish_reason=finish))
+        events = [event(delta=message), event(delta={}, finish_reason=finish)]
         return 200, "".join(f"data: {json.dumps(one)}\n\n" for one in events) + "data: [DONE]\n\n"
-
-    def pieces(self, message: dict) -> list[dict]:
-        """Return a message in the pieces in which it is streamed: here in one."""
-        return [message]
 
 
 def says(text: str) -> dict:
@@ -77,7 +73,8 @@ def calls(*wishes: tuple[str, dict]) -> dict:
     return {"content": None, "tool_calls": made}
 
 
-def _event(**choice: Any) -> dict:
+def event(**choice: Any) -> dict:
+    """Return an answer, or a piece of one, in the API's form."""
     usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
     whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "puppet"}
     return {**whole, "choices": [{"index": 0, **choice}], "usage": usage}
@@ -92,11 +89,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer one request."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         status, text = self.reply(body)
-        self.send_response(status)
         kind = "text/event-stream" if text.startswith("data:") else "application/json"
-        self.send_header("Content-Type", kind)
-        self.end_headers()
-        self.wfile.write(text.encode())
+        with suppress(ConnectionError):  # nobody waits any more
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(text.encode())
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""

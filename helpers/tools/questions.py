@@ -20,10 +20,10 @@ import yaml
 from helpers.errors import CourseError
 from helpers.load.client.answer import Call, Message
 from helpers.settings import ASSETS
-from helpers.tools.conversation import written
 
 QUESTIONS = ASSETS / "tool_questions.yaml"
 RIGHT, REFUSED = "right", "server failed"
+RIGHT_TOOL = (RIGHT, "not JSON", "argument left out", "argument too many", "wrong value")
 # What can be wrong, in the order in which it is looked for.
 CAUSES = (
     REFUSED, "needless call", "cut off", "no call", "a call is missing", "a call too many",
@@ -64,23 +64,6 @@ class Question:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What came of a question.
-
-    Args:
-        question: the question.
-        got: the calls made, as text; else what was said, or why the server failed.
-        right_tool: the names of the calls are right (without an expected call: there is none).
-        cause: ``right``, or what was wrong: one of ``CAUSES``.
-    """
-
-    question: Question
-    got: str
-    right_tool: bool
-    cause: str
-
-
 def read(path: str | Path = QUESTIONS) -> list[Question]:
     """Read questions from a YAML file; the head of the course's own explains the form.
 
@@ -91,34 +74,35 @@ def read(path: str | Path = QUESTIONS) -> list[Question]:
         source = yaml.safe_load(Path(path).read_text())
         tools, sets = source["tools"], source.get("sets", {})
         return [_question(row, tools, sets) for row in source["questions"]]
-    except OSError as error:
-        raise CourseError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise CourseError(
-            f"{path} has not the form of questions: {' '.join(str(error).split())[:200]}",
-            f"see the head of {QUESTIONS}",
-        ) from None
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        hint = f"see the head of {QUESTIONS}"
+        raise CourseError(f"{path} cannot be read as questions: {said}", hint) from None
 
 
-def judge(question: Question, message: Message, finish: str = "") -> Verdict:
-    """Say whether the calls of a message are the expected ones, else what is wrong first."""
+def judge(question: Question, message: Message, finish: str = "") -> str:
+    """Return ``right`` if the calls of a message are the expected ones, else what is wrong first.
+
+    Args:
+        question: what was asked.
+        message: the model's answer.
+        finish: the server's reason for its end.
+
+    Returns:
+        ``right``, or one of ``CAUSES``.
+    """
     made = Counter(call.name for call in message.calls)
     wanted = Counter(name for name, _ in question.calls)
     if made == wanted:
-        cause = _arguments(question, message.calls)
-    elif not wanted:
-        cause = "needless call"
-    elif not made:
-        cause = "cut off" if finish == "length" else "no call"
-    elif made < wanted:
-        cause = "a call is missing"
-    elif wanted < made:
-        cause = "a call too many"
-    else:
-        offered = {tool["function"]["name"] for tool in question.tools}
-        cause = "wrong tool" if made.keys() <= offered else "unknown tool"
-    got = "; ".join(map(written, message.calls)) or message.text
-    return Verdict(question=question, got=got, right_tool=made == wanted, cause=cause)
+        return _arguments(question, message.calls)
+    if not wanted:
+        return "needless call"
+    if not made:
+        return "cut off" if finish == "length" else "no call"
+    if made < wanted or wanted < made:
+        return "a call is missing" if made < wanted else "a call too many"
+    offered = {tool["function"]["name"] for tool in question.tools}
+    return "wrong tool" if made.keys() <= offered else "unknown tool"
 
 
 def _arguments(question: Question, calls: list[Call]) -> str:

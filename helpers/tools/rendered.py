@@ -1,6 +1,7 @@
 """What goes over the wire: the prompt a server makes of tools, the raw text, the parsed call."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import requests
 
@@ -17,13 +18,11 @@ class Wire:
     Args:
         prompt: the text that the chat template made of messages and tools.
         raw: what the model wrote, before any parser.
-        text: what the API gave as the message's ``content``.
         calls: what the tool parser made of it: ``(id, name, arguments as JSON text)`` each.
     """
 
     prompt: str
     raw: str
-    text: str
     calls: list[tuple[str, str, str]]
 
 
@@ -48,27 +47,28 @@ def wire(endpoint: Endpoint, question: str, tools: list[Tool | dict]) -> Wire:
     sampling = {**model, "temperature": 0, "max_tokens": 128}
     tokens: str | list[int]
     try:
-        prompt = tokens = _post(endpoint, "/apply-template", offer)["prompt"]
+        prompt = tokens = _post(endpoint, "/apply-template", offer, "prompt")
     except CourseError:  # not llama.cpp
-        tokens = _post(endpoint, "/tokenize", model | offer)["tokens"]
-        prompt = _post(endpoint, "/detokenize", model | {"tokens": tokens})["prompt"]
+        tokens = _post(endpoint, "/tokenize", model | offer, "tokens")
+        prompt = _post(endpoint, "/detokenize", model | {"tokens": tokens}, "prompt")
     # The template has written the special tokens, and those of a call must not be left out.
     plain = {"prompt": tokens, "skip_special_tokens": False, "add_special_tokens": False}
-    raw = _post(endpoint, "/v1/completions", sampling | plain)["choices"][0]["text"]
-    parsed = _post(endpoint, "/v1/chat/completions", sampling | offer)["choices"][0]
+    raw = _post(endpoint, "/v1/completions", sampling | plain, "choices")[0]["text"]
+    parsed = _post(endpoint, "/v1/chat/completions", sampling | offer, "choices")[0]
     message = Message.whole(parsed["message"])
     calls = [(call.id, call.name, call.arguments) for call in message.calls]
-    return Wire(prompt=prompt, raw=raw, text=message.text, calls=calls)
+    return Wire(prompt=prompt, raw=raw, calls=calls)
 
 
-def _post(endpoint: Endpoint, path: str, body: dict) -> dict:
+def _post(endpoint: Endpoint, path: str, body: dict, field: str) -> Any:
+    """Return one field of a server's answer."""
     headers = {"Authorization": f"Bearer {endpoint.api_key}"}
     try:
         answer = requests.post(endpoint.origin + path, json=body, headers=headers, timeout=120)
-        answer.raise_for_status()
-        return answer.json()
-    except requests.RequestException as error:
-        raise CourseError(
-            f"{path}: {error}",
-            "llama.cpp's server and vLLM show the prompts that they make; hosted APIs do not",
-        ) from None
+        if answer.ok:
+            return answer.json()[field]
+        problem = f"HTTP {answer.status_code}: {answer.text[:200]}"
+    except (requests.RequestException, LookupError, TypeError) as error:
+        problem = str(error)
+    hint = "llama.cpp's server and vLLM show the prompts that they make; hosted APIs do not"
+    raise CourseError(f"{path}: {problem}", hint)

@@ -6,7 +6,7 @@ import pytest
 
 from helpers import plots
 from helpers.errors import CourseError
-from helpers.tools import Conversation, Evaluation, Question, Step, Verdict
+from helpers.tools import Conversation, Evaluation, Step
 
 PHASES = pd.DataFrame(
     {"deciding_ms": [300.0, 800.0], "executing_ms": [5.0, 9.0], "answering_ms": [195.0, 691.0],
@@ -15,13 +15,9 @@ PHASES = pd.DataFrame(
 )  # fmt: skip
 
 
-def verdict(kind: str, cause: str) -> Verdict:
-    question = Question(kind=kind, messages=[], tools=[], calls=[])
-    return Verdict(question=question, got="", right_tool=False, cause=cause, seconds=1.0)
-
-
-def evaluation(*verdicts: Verdict) -> Evaluation:
-    return Evaluation(title="m", tool_choice="auto", seconds=1.0, verdicts=verdicts)
+def evaluation(*rows: tuple[str, str]) -> Evaluation:
+    frame = pd.DataFrame(rows, columns=["kind", "cause"])
+    return Evaluation(title="m", tool_choice="auto", seconds=1.0, frame=frame)
 
 
 def test_a_conversation_about_money_is_drawn(tmp_path):
@@ -39,8 +35,8 @@ def test_a_conversation_about_money_is_drawn(tmp_path):
 def test_the_commonest_mistake_is_in_the_title():
     """It is what a reader takes home."""
     figure = plots.mistakes(
-        evaluation(verdict("one", "right"), verdict("one", "wrong value"),
-                   verdict("none", "wrong value"), verdict("none", "needless call"))
+        evaluation(("one", "right"), ("one", "wrong value"), ("none", "wrong value"),
+                   ("none", "needless call"))
     )  # fmt: skip
     assert figure.get_suptitle() == "3 of 4 questions went wrong, most often: wrong value (2)"
     (axes,) = figure.axes
@@ -53,9 +49,7 @@ def test_the_commonest_mistake_is_in_the_title():
 
 def test_without_a_mistake_the_title_says_so():
     """There is no commonest one."""
-    assert plots.mistakes(evaluation(verdict("k", "right"))).get_suptitle() == (
-        "All 1 questions right"
-    )
+    assert plots.mistakes(evaluation(("k", "right"))).get_suptitle() == ("All 1 questions right")
 
 
 def test_phases_add_up_and_users_without_an_answer_are_left_out():

@@ -5,7 +5,7 @@ import itertools
 import json
 
 from helpers.load.client.answer import Message
-from helpers.tools.puppet import Puppet
+from helpers.tools.puppet import Puppet, event
 
 
 class Scripted(Puppet):
@@ -23,7 +23,13 @@ class Scripted(Puppet):
 
     def written(self, answer, body):
         answer = answer(body) if callable(answer) else answer
-        return answer if isinstance(answer, tuple) else super().written(answer, body)
+        if isinstance(answer, tuple) or not body.get("stream"):
+            return answer if isinstance(answer, tuple) else super().written(answer, body)
+        finish = "tool_calls" if answer.get("tool_calls") else "stop"
+        events = [event(delta=piece) for piece in self.pieces(answer)]
+        events += [event(delta={}, finish_reason=finish), "[DONE]"]
+        texts = [one if isinstance(one, str) else json.dumps(one) for one in events]
+        return 200, "".join(f"data: {text}\n\n" for text in texts)
 
     def pieces(self, message):
         """Text by letters; a call's name first, then the arguments of all calls in turn."""

@@ -55,6 +55,15 @@ async def test_calls_count_whatever_the_reason(stream):
     assert found.usage == {}
 
 
+async def test_a_stream_may_lack_what_nobody_needs():
+    """The last event with counts only, a reason left out."""
+    events = [{"choices": [{"delta": {"content": "Hi"}}]}, {"usage": {"prompt_tokens": 3}}]
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    async with Scripted((200, text)) as (_, endpoint):
+        found = await once(endpoint, stream=True)
+    assert (found.message.text, found.finish, found.usage["prompt_tokens"]) == ("Hi", "", 3)
+
+
 @both
 @pytest.mark.parametrize(
     ("status", "text", "told"),

@@ -34,7 +34,7 @@ async def test_a_forced_choice_is_for_questions_that_need_a_call():
     asked = [question(X), question(), question(X, Y)]
     async with Scripted(wants(call("ship", {"to": "x"}))) as (server, endpoint):
         found = await tools.evaluate(endpoint, asked, tool_choice="required", progress=False)
-        assert len(found.verdicts) == 2 and found.overall()["questions"].tolist() == [2, 2]
+        assert len(found.frame) == 2 and found.overall()["questions"].tolist() == [2, 2]
         assert {one["tool_choice"] for one in server.asked} == {"required"}
         with pytest.raises(CourseError, match="no question"):
             await tools.evaluate(endpoint, [question()], tool_choice="required")
@@ -45,7 +45,7 @@ async def test_a_failing_server_is_a_row_and_not_an_end(answer):
     """One refused question of eighty must not cost the other seventy-nine."""
     async with Scripted(answer, said("fine")) as (_, endpoint):
         found = await tools.evaluate(endpoint, [question()] * 3, users=1, progress=False)
-    assert [one.cause for one in found.verdicts] == ["server failed", "right", "right"]
+    assert found.frame["cause"].tolist() == ["server failed", "right", "right"]
     assert found.failures()["got"].iloc[0]
 
 
@@ -53,7 +53,7 @@ async def test_a_server_that_is_not_there_scores_nothing():
     """Every row says so, and no exception comes out of the gathering."""
     nowhere = Endpoint(base_url="http://127.0.0.1:9/v1", model="m")
     found = await tools.evaluate(nowhere, [question(X)] * 2, request_s=5, progress=False)
-    assert [one.cause for one in found.verdicts] == ["server failed"] * 2
+    assert found.frame["cause"].tolist() == ["server failed"] * 2
 
 
 async def test_no_more_questions_in_flight_than_users():

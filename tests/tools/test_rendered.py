@@ -48,7 +48,8 @@ def test_the_same_prompt_is_shown_and_sent(shown, prompt):
     assert server.asked[1]["tools"] == [double.definition()]
 
 
-def test_a_server_that_shows_no_prompt_is_a_sentence():
-    """A hosted API."""
-    with Server({}) as server, pytest.raises(CourseError, match="hosted APIs do not"):
+@pytest.mark.parametrize("shown", [{}, {("messages", "tools"): {"error": "what?"}}])
+def test_a_server_that_shows_no_prompt_is_a_sentence(shown):
+    """A hosted API; some answer everything with 200."""
+    with Server(shown) as server, pytest.raises(CourseError, match="hosted APIs do not"):
         tools.wire(server.endpoint, "Twice 2?", [double])
