@@ -61,11 +61,9 @@ async def run(
         CourseError: no end is given, the server does not answer, or a generator breaks.
     """
     where = where or Local()
-    limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
-    spec = _spec(endpoint, workload, arrivals, limits)
     processes = where.processes
-    if processes < 1:
-        raise CourseError(f"processes is {processes}", "processes must be above 0")
+    limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
+    spec = _spec(endpoint, workload, arrivals, {**limits, "processes": processes})
     if isinstance(arrivals, ClosedLoop):
         processes = min(processes, arrivals.users)
     spec["base_url"] = where.base_url or endpoint.base_url

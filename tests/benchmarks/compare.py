@@ -10,6 +10,9 @@ Hugging Face tokenizer for the tools that count tokens themselves. What is print
 * peak memory of the process tree,
 * TTFT error: what the tool reports minus what the server's log says, mean and p99,
 * ITL p99 as reported and as the server sent it.
+
+Then ours alone: 5,000 streams at once, and open loops of 2,000 requests a second, fixed and
+Poisson: what was lost, the rate that was kept, how late requests were sent, CPU and memory.
 """
 
 import argparse
@@ -33,6 +36,11 @@ TOKENS, PROMPT = 64, 32
 SCENES = {
     "client-bound": {"ttft": 0.0, "itl": 0.0, "users": 256, "requests": 2000, "short": 256},
     "paced": {"ttft": 0.1, "itl": 0.01, "users": 512, "requests": 4096, "short": 1024},
+}
+ALONE = {  # arrivals, tokens an answer, the limit, and the server's pace
+    "5,000 streams": ("ClosedLoop(users=5000)", 4, "requests=5000", (6.0, 1.0)),
+    "2,000/s fixed": ("Constant(every_s=0.0005)", 2, "duration_s=8", (0.02, 0.001)),
+    "2,000/s Poisson": ("Poisson(rate_per_s=2000)", 2, "duration_s=8", (0.02, 0.001)),
 }
 
 
@@ -67,15 +75,19 @@ class PacedServer:
         self.process.wait()
 
 
-def ours(url: str, scene: dict, count: int, folder: Path, options) -> tuple[list, dict]:
+def our_run(url: str, arrivals: str, tokens: int, limit: str, folder: Path) -> tuple[list, dict]:
     code = (
-        "import asyncio, sys\nfrom helpers import load\nfrom helpers.endpoint import Endpoint\n"
-        f"work = load.Synthetic(input_tokens={PROMPT}, output_tokens={TOKENS})\n"
+        "import asyncio\nfrom helpers import load\nfrom helpers.endpoint import Endpoint\n"
+        f"work = load.Synthetic(input_tokens={PROMPT}, output_tokens={tokens})\n"
         f"run = asyncio.run(load.run(Endpoint(base_url='{url}/v1', model='mock'), work,\n"
-        f"    load.ClosedLoop(users={scene['users']}), requests={count}, progress=False,\n"
+        f"    load.{arrivals}, {limit}, progress=False,\n"
         f"    server_every_s=None, path='{folder}/run.jsonl'))\nprint(run)\n"
     )
     return [sys.executable, "-c", code], {"cwd": HERE.parents[1]}
+
+
+def ours(url: str, scene: dict, count: int, folder: Path, options) -> tuple[list, dict]:
+    return our_run(url, f"ClosedLoop(users={scene['users']})", TOKENS, f"requests={count}", folder)
 
 
 def read_ours(folder: Path) -> dict:
@@ -264,20 +276,54 @@ def compare(name: str, options) -> pd.DataFrame:
     return table
 
 
+def alone() -> pd.DataFrame:
+    """Run what only ours is asked to carry."""
+    from helpers.records import Run
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    rows = {}
+    for name, (arrivals, tokens, limit, pace) in ALONE.items():
+        server = PacedServer(*pace)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            command = our_run(server.url, arrivals, tokens, limit, folder)
+            cost = measured(*command, folder / "log")
+            run = Run.read(folder / "run.jsonl")
+        server.close()
+        sent = sorted(record.sent_s for record in run.records)
+        late = [record.lag_s * 1e3 for record in run.records]
+        rows[name] = {
+            "asked": len(run.records),
+            "lost": sum(not record.ok or record.output_tokens != tokens for record in run.records),
+            "per_s": (len(sent) - 1) / (sent[-1] - sent[0]),
+            "lag_p50_ms": np.percentile(late, 50),
+            "lag_p99_ms": np.percentile(late, 99),
+            "probe_p99_ms": run.ends[0]["lag_p99_ms"],
+            "core": run.client_cpu,
+            "peak_mb": cost["peak_mb"],
+        }
+    return pd.DataFrame(rows).T
+
+
 def main() -> None:
     """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name in ("tokenizer", "vllm", "guidellm", "aiperf"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--scenes", nargs="+", default=list(SCENES), choices=SCENES)
+    parser.add_argument("--scenes", nargs="+", default=[*SCENES, "alone"],
+                        choices=[*SCENES, "alone"])  # fmt: skip
     parser.add_argument("--only", nargs="+", default=list(CLIENTS), choices=CLIENTS)
     options = parser.parse_args()
-    for name in options.scenes:
+    for name in [name for name in options.scenes if name in SCENES]:
         table = compare(name, options)
         print(
             f"\n{name}: {SCENES[name]}, {TOKENS} tokens each, load average {os.getloadavg()[0]:.1f}"
         )
         print(table.round(2).to_string())
+    if "alone" in options.scenes:
+        print(f"\nours alone, load average {os.getloadavg()[0]:.1f}")
+        print(alone().round(2).to_string())
 
 
 if __name__ == "__main__":
