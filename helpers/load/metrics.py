@@ -4,9 +4,6 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import requests
-from prometheus_client.parser import text_string_to_metric_families
-
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 
@@ -80,6 +77,8 @@ def server_metrics(endpoint: Endpoint) -> ServerMetrics | None:
     Returns:
         One reading of its ``/metrics``, or ``None`` when it has none, or a broken one.
     """
+    import requests  # here: the load generator does without, for its memory
+
     headers = {"Authorization": f"Bearer {endpoint.api_key}"}
     try:
         answer = requests.get(f"{endpoint.origin}/metrics", headers=headers, timeout=5)
@@ -97,6 +96,8 @@ def parse(text: str) -> ServerMetrics:
     >>> parse("llamacpp:requests_processing 3\\n").running
     3.0
     """
+    from prometheus_client.parser import text_string_to_metric_families
+
     found: dict[str, list[float]] = {}
     try:
         for family in text_string_to_metric_families(text):

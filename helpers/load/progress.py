@@ -1,8 +1,9 @@
 """The line of progress under a cell while a run goes on."""
 
-import json
 import time
 from collections import deque
+
+import msgspec
 
 from helpers.progress import Progress
 
@@ -29,7 +30,7 @@ class RunProgress:
 
     def count(self, line: bytes) -> None:
         """Take note of a record's line; any other line is passed over."""
-        entry = json.loads(line)
+        entry = msgspec.json.decode(line)
         if entry["type"] == "request":
             self.done += 1
             self.failed += bool(entry["cause"])

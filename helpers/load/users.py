@@ -152,7 +152,6 @@ class Generator:
             "lag_max_ms": round(lags[-1] * 1e3, 3),
             "round_trip_ms": [round(trip * 1e3, 3) for trip in self.round_trips[1:]],
             "loop": type(asyncio.get_running_loop()).__module__,
-            "python": sys.version.split()[0],
             "exact_lengths": self.exact,
         }
 
