@@ -108,6 +108,7 @@ class OverSSH:
             for path in ("", "/helpers", "/helpers/load", "/helpers/load/client"):
                 with contextlib.suppress(OSError):  # it is there from the last time
                     files.mkdir(folder + path)
+                files.open(f"{folder}{path}/__init__.py", "w").close()  # there only the generator
             for part in PARTS:
                 name = f"helpers/{part}.py"
                 files.put(str(ROOT / name), f"{folder}/{name}")
