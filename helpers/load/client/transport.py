@@ -240,7 +240,8 @@ class Transport:
     def _kept(self) -> Connection | None:
         """Return an idle connection that is still alive."""
         while self.idle:
-            if (connection := self.idle.pop()).alive:
+            connection = self.idle.pop()
+            if connection.alive and not connection.transport.is_closing():
                 return connection
         return None
 
