@@ -17,8 +17,10 @@ def run(own_rehearsal, capsys):
 
     def command(*words: str) -> str:
         capsys.readouterr()
-        assert helpers.__main__.main(list(words)) == 0
-        return capsys.readouterr().out
+        code = helpers.__main__.main(list(words))
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        return said.out
 
     return command
 
