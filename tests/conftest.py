@@ -35,13 +35,13 @@ def home(tmp_path_factory):
         for name, value in mine.items():
             patch.setenv(name, str(value))
         yield folder
-        rehearsal.stop(settings_module.load())
+        rehearsal.stop(settings_module.read())
 
 
 @pytest.fixture(scope="session")
 def settings(home):
     """The settings of the shared rehearsal."""
-    return settings_module.load()
+    return settings_module.read()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 The table ``assets/commands.csv`` says which; these tests hold it to that.
 """
 
+import ast
 import importlib.metadata
 import json
 import os
@@ -17,14 +18,13 @@ import pandas as pd
 import pytest
 
 from helpers import load
-from helpers import settings as settings_module
 from helpers.serve import router
-from helpers.settings import ASSETS, PROJECT
+from helpers.settings import ASSETS, PROJECT, Settings
 
 NOTEBOOK = PROJECT / "notebooks" / "06_scale_out.ipynb"
 TABLE = pd.read_csv(ASSETS / "commands.csv").fillna("")
 VLLM_ENV = Path(os.environ.get("VLLM_ENV", PROJECT / ".venv-vllm"))
-SKY_PYTHON = Path(os.environ.get("SKY_PYTHON") or settings_module.Settings().sky_python)
+SKY_PYTHON = Path(os.environ.get("SKY_PYTHON") or Settings().sky_python)
 VLLM = """
 import json, sys, vllm
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -123,14 +123,20 @@ def test_rays_parser_takes_its_commands(tmp_path):
 
 
 def test_skypilots_parser_takes_its_commands(tmp_path):
-    """Up, status, down; and the file that is named is the one that test_clouds reads."""
+    """One machine, and a service: up, where it is, down; with the files that the room renders."""
     if not SKY_PYTHON.exists():
         pytest.skip("SkyPilot is not installed (assets/requirements-sky.txt)")
     script = CLICK.format(module="sky.client.cli.command", package="sky")
-    check, up, status, down = parse(SKY_PYTHON, script, "SkyPilot", tmp_path)
-    assert "vast" in check["infra_list"] and up["service_name"] == "llm-course"
+    commands = iter(parse(SKY_PYTHON, script, "SkyPilot", tmp_path))
+    assert {"aws", "azure"} <= set(ast.literal_eval(next(commands)["infra_list"]))
+    launched, where, down = (next(commands) for _ in range(3))
+    assert "assets/sky_task.yaml" in launched["entrypoint"] and "VLLM_API_KEY" in launched["secret"]
+    assert launched["cluster"] == "llm-course" and where["endpoint"] == "8000"
+    assert where["clusters"] == down["clusters"] == "('llm-course',)"
+    up, status, service_down = commands
     assert "assets/sky_service.yaml" in up["service_yaml"] and "VLLM_API_KEY" in up["secret"]
-    assert status["service_names"] == down["service_names"] == "('llm-course',)"
+    assert up["service_name"] == "llm-course"
+    assert status["service_names"] == service_down["service_names"] == "('llm-course',)"
 
 
 def test_vastais_parser_takes_its_commands():

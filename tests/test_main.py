@@ -8,10 +8,7 @@ import pytest
 from support.waiting import ours
 
 import helpers.__main__
-from helpers import rehearsal
-from helpers import rent as providers
-from helpers.rent import guard
-from helpers.serve.spec import ServingSpec
+from helpers import rehearsal, rent, serve
 
 
 @pytest.fixture
@@ -20,8 +17,10 @@ def run(own_rehearsal, capsys):
 
     def command(*words: str) -> str:
         capsys.readouterr()
-        assert helpers.__main__.main(list(words)) == 0
-        return capsys.readouterr().out
+        code = helpers.__main__.main(list(words))
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        return said.out
 
     return command
 
@@ -41,23 +40,24 @@ def test_rehearse_goes_the_whole_way_and_leaves_nothing(run, own_rehearsal, tmp_
 
 def test_what_a_crashed_kernel_left_is_found_destroyed_and_forgotten(run, own_rehearsal):
     """Listed with its price, destroyed for good; and with ``--reset`` the credit is full again."""
-    provider = providers.connect(own_rehearsal)
-    machine = guard.rent(provider, ServingSpec(), "left", own_rehearsal, progress=print)
+    provider = rent.connect(own_rehearsal)
+    machine = rent.guard.rent(provider, serve.ServingSpec(), "left", own_rehearsal, progress=print)
     listed = run("status")
     assert machine.id in listed
     assert "/h" in listed
     assert f"instance {machine.id} (llm-course:left:" in run("destroy")
     assert provider.instances() == []
-    assert run("status") == "nothing is rented\n"
+    assert "your instances now: 0" in run("status")
     assert provider.balance_usd() < 5
     run("rehearse", "--reset")
-    again = providers.connect(own_rehearsal)
+    again = rent.connect(own_rehearsal)
     assert again.balance_usd() == 5
-    assert guard.Ledger(own_rehearsal, again).spent_usd() == 0
+    assert rent.guard.Ledger(own_rehearsal, again).spent_usd() == 0
 
 
-def test_env_and_stop(run, own_rehearsal):
-    """``--env`` starts the rehearsal and prints what the vastai program reads."""
+def test_start_env_and_stop(run, own_rehearsal):
+    """Started and stopped by hand; ``--env`` prints what the vastai program reads."""
+    assert "answers at http://127.0.0.1:" in run("rehearse", "--start")
     words = run("rehearse", "--env").split()
     server = rehearsal.running(own_rehearsal)
     assert words == ["export", f"VAST_URL={server.url}", f"VAST_API_KEY={server.token}"]

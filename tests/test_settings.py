@@ -2,8 +2,7 @@
 
 import pytest
 
-from helpers import rent as providers
-from helpers import settings as settings_module
+from helpers import rent, settings
 from helpers.errors import CourseError
 
 KEY = "vast-key-0123456789abcdef"
@@ -11,14 +10,14 @@ KEY = "vast-key-0123456789abcdef"
 
 def test_default_needs_nothing(monkeypatch):
     """A stranger without any key gets the rehearsal."""
-    assert settings_module.load().provider == "rehearsal"
+    assert settings.read().provider == "rehearsal"
 
 
 def test_missing_key_says_where_to_get_it(monkeypatch):
     """PROVIDER=vast without a key names the variable and the page."""
     monkeypatch.setenv("PROVIDER", "vast")
     with pytest.raises(CourseError) as caught:
-        providers.connect(settings_module.load())
+        rent.connect(settings.read())
     assert "VAST_API_KEY is not set" in str(caught.value)
     assert "https://cloud.vast.ai/manage-keys/" in str(caught.value)
 
@@ -29,15 +28,15 @@ def test_blank_key_counts_as_missing(monkeypatch, blank):
     monkeypatch.setenv("PROVIDER", "vast")
     monkeypatch.setenv("VAST_API_KEY", blank)
     with pytest.raises(CourseError, match="is not set"):
-        providers.connect(settings_module.load())
+        rent.connect(settings.read())
 
 
 def test_key_text_appears_nowhere(monkeypatch):
     """Neither repr nor str nor the provider built with it shows the key."""
     monkeypatch.setenv("VAST_API_KEY", KEY)
-    settings = settings_module.load()
-    assert settings.vast_api_key.get_secret_value() == KEY
-    shown = repr(settings) + str(settings) + repr(settings.model_dump())
+    config = settings.read()
+    assert config.vast_api_key.get_secret_value() == KEY
+    shown = repr(config) + str(config) + repr(config.model_dump())
     assert KEY not in shown
 
 
@@ -45,7 +44,7 @@ def test_wrong_value_names_the_variable_and_hides_the_value(monkeypatch):
     """A key pasted into the wrong line is reported by the line's name only."""
     monkeypatch.setenv("PROVIDER", KEY)
     with pytest.raises(CourseError) as caught:
-        settings_module.load()
+        settings.read()
     assert "PROVIDER" in str(caught.value)
     assert KEY not in str(caught.value)
 
@@ -54,26 +53,26 @@ def test_env_file_is_read_and_the_environment_wins(tmp_path, monkeypatch):
     """``.env`` fills what the environment leaves open, and only that."""
     (tmp_path / ".env").write_text(f"VAST_API_KEY={KEY}\nMAX_USD_PER_HOUR=0.3\n")
     (tmp_path / ".env").chmod(0o600)
-    monkeypatch.setitem(settings_module.Settings.model_config, "env_file", tmp_path / ".env")
+    monkeypatch.setitem(settings.Settings.model_config, "env_file", tmp_path / ".env")
     monkeypatch.setenv("MAX_USD_PER_HOUR", "0.5")
-    settings = settings_module.load()
-    assert settings.vast_api_key.get_secret_value() == KEY
-    assert settings.max_usd_per_hour == 0.5
+    config = settings.read()
+    assert config.vast_api_key.get_secret_value() == KEY
+    assert config.max_usd_per_hour == 0.5
 
 
 def test_env_file_that_others_can_read_is_refused(tmp_path, monkeypatch):
     """Keys in a file that every user of the machine can read: told, with the command."""
     (tmp_path / ".env").write_text(f"VAST_API_KEY={KEY}\n")
     (tmp_path / ".env").chmod(0o644)
-    monkeypatch.setitem(settings_module.Settings.model_config, "env_file", tmp_path / ".env")
+    monkeypatch.setitem(settings.Settings.model_config, "env_file", tmp_path / ".env")
     with pytest.raises(CourseError, match="chmod 600"):
-        settings_module.load()
+        settings.read()
 
 
 def test_example_file_explains_every_public_setting():
     """``.env.example`` and the settings do not drift apart."""
-    text = (settings_module.PROJECT / ".env.example").read_text()
+    text = (settings.PROJECT / ".env.example").read_text()
     named = {line.split("=")[0] for line in text.splitlines() if "=" in line and line[0] != "#"}
-    fields = {name.upper() for name in settings_module.Settings.model_fields}
+    fields = {name.upper() for name in settings.Settings.model_fields}
     assert named <= fields
     assert fields - named == {"RUNS_DIR", "REHEARSAL_HOME", "MODEL_CACHE"}  # where, not what
