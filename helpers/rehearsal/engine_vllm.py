@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from helpers.rehearsal.engine import TOOL_CALLER, TOOL_CALLING
+from helpers.rehearsal.model import TOOL_CALLER, TOOL_CALLING, link
 
 # Left out, each with its value: what needs a GPU, and what describes another model's files.
 _LEFT_OUT = (
@@ -50,21 +50,14 @@ def serve(argv: list[str]) -> NoReturn:
     folder, env = Path(os.environ["REHEARSAL_MODEL"]), Path(os.environ["REHEARSAL_VLLM_ENV"])
     # The rehearsal's own model is where tests/vllm_env.sh puts it.
     name = TOOL_CALLER if folder == env / "model" else folder.name
-    # By a short name in the machine's own home, which is also what the log shows.
-    link = Path("models", name)
-    link.parent.mkdir(exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder)
-    words, asked, dropped = arguments(argv[1:], link, name)
+    words, asked, dropped = arguments(argv[1:], link(folder, name), name)
     socket = Path(os.environ["REHEARSAL_SOCKETS"]) / f"{asked.port}.sock"
     socket.unlink(missing_ok=True)
     words = ["serve", *words, "--uds", str(socket)]
-    lines = [f"{name} on vLLM's CPU build answers in place of {asked.model}"]
+    print(f"rehearsal: {name} on vLLM's CPU build answers in place of {asked.model}")
     if dropped:
-        lines.append(f"vLLM options without a meaning here: {shlex.join(dropped)}")
-    lines.append(shlex.join(["vllm", *words]))
-    for line in lines:
-        print(f"rehearsal: {line}", file=sys.stderr, flush=True)
+        print(f"rehearsal: vLLM options without a meaning here: {shlex.join(dropped)}")
+    print(f"rehearsal: {shlex.join(['vllm', *words])}", flush=True)
     ours = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

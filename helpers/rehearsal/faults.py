@@ -5,9 +5,12 @@ call, those of a machine at its next boot or, where it says "now", to every mach
 """
 
 import asyncio
+import re
 from collections import Counter
 
 from aiohttp import web
+
+from helpers.rehearsal.web_api import Refusal
 
 FAULTS = {
     "api_401": "the next call is refused: the key is not accepted",
@@ -31,6 +34,12 @@ FAULTS = {
     "host_lost": "now: every machine's host goes offline",
 }
 NOW = {"host_key", "tunnel_drop", "outbid", "host_lost"}
+_REFUSALS = {"api_401": (401, "auth_error", "Invalid user key"), "api_404": (404, "not_found", "")}
+_BROKEN = {
+    "api_429": (429, "API requests too frequent: endpoint threshold=4.5"),
+    "api_500": (500, "Internal Server Error"),
+    "api_malformed": (200, "<html>maintenance</html>"),
+}
 
 
 class Faults:
@@ -47,45 +56,31 @@ class Faults:
         return True
 
     async def before(self, request: web.Request) -> web.Response | None:
-        """What an armed fault of the API answers in the service's place, if one is armed."""
-        creates = _creates(request)
+        """What an armed fault of the API answers in the service's place, if one is armed.
+
+        Raises:
+            Refusal: when the fault is one.
+        """
         if self.take("api_slow"):
             await asyncio.sleep(3)
         if self.take("api_cut"):
-            request.transport.abort()
-            return web.Response()
-        plain = {
-            "api_401": (
-                401,
-                '{"success": false, "error": "auth_error", "msg": "Invalid user key"}',
-            ),
-            "api_404": (404, '{"success": false, "error": "not_found", "msg": "not found"}'),
-            "api_429": (429, "API requests too frequent: endpoint threshold=4.5"),
-            "api_500": (500, "Internal Server Error"),
-            "api_malformed": (200, "<html>maintenance</html>"),
-        }
-        for name, (status, text) in plain.items():
+            return _cut(request)
+        for name, refusal in _REFUSALS.items():
             if self.take(name):
-                kind = "application/json" if text[0] == "{" or status == 200 else "text/plain"
-                retry = {"Retry-After": "1"} if status == 429 else {}
-                return web.Response(status=status, text=text, content_type=kind, headers=retry)
-        if creates and self.take("offer_taken"):
-            words = "There are no instances currently available: no_such_ask"
-            both = f'{{"success": false, "msg": "{words}", "title": "Bad Request", "status": 400}}'
-            return web.Response(status=400, text=both, content_type="application/json")
-        if creates and self.take("no_credit"):
-            words = "Your account lacks credit"
-            both = f'{{"success": false, "msg": "{words}", "title": "{words}", "status": 402}}'
-            return web.Response(status=402, text=both, content_type="application/json")
+                raise Refusal(*refusal)
+        for name, (status, text) in _BROKEN.items():
+            if self.take(name):
+                return web.Response(status=status, text=text, headers={"Retry-After": "1"})
         return None
 
     def after(self, request: web.Request) -> None:
         """Lose the answer of a rental that was made."""
-        if _creates(request) and self.take("create_lost"):
-            request.transport.abort()
+        creates = re.match("PUT /api/v0/asks/|POST /v2/pods/?$", f"{request.method} {request.path}")
+        if creates and self.take("create_lost"):
+            _cut(request)
 
 
-def _creates(request: web.Request) -> bool:
-    return (request.method, request.path.rstrip("/")) == ("POST", "/v2/pods") or (
-        request.method == "PUT" and request.path.startswith("/api/v0/asks/")
-    )
+def _cut(request: web.Request) -> web.Response:
+    if request.transport:
+        request.transport.abort()
+    return web.Response()
