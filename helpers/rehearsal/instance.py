@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import asyncssh
 
@@ -128,30 +130,66 @@ class Login(asyncssh.SSHServer):
 
 
 async def _serve_session(machine: Machine, process: asyncssh.SSHServerProcess[bytes]) -> None:
-    """Run one command, or a login shell, on a terminal if the client asks for one."""
+    """Run one command, or a login shell on a terminal, and carry its bytes both ways."""
     shell = ["/bin/sh", "-c", process.command] if process.command else ["/bin/sh", "-i"]
     if process.get_terminal_type():
-        ours, theirs = pty.openpty()
-        # A session of its own, as a terminal needs: it hangs up when this process goes.
-        child = await asyncio.create_subprocess_exec(
-            *shell, stdin=theirs, stdout=theirs, stderr=theirs,
-            start_new_session=True, **machine.place(),
-        )  # fmt: skip
-        os.close(theirs)
-        await process.redirect(os.dup(ours), ours, send_eof=False)
+        child, reader, write = await _on_terminal(shell, machine.place())
+        outputs: list[tuple[asyncio.StreamReader | None, Any]] = [(reader, process.stdout)]
     else:
-        pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
-            *shell, stdin=pipe, stdout=pipe, stderr=pipe, **machine.place()
+            *shell, stdin=PIPE, stdout=PIPE, stderr=PIPE, **machine.place()
         )
-        await process.redirect(child.stdin, child.stdout, child.stderr, send_eof=False)
+        stdin = cast(asyncio.StreamWriter, child.stdin)
+        outputs = [(child.stdout, process.stdout), (child.stderr, process.stderr)]
+        write = lambda data: stdin.write(data) if data else stdin.close()  # noqa: E731
+    pumps = [asyncio.create_task(_pump(source, sink)) for source, sink in outputs]
+    feeding = asyncio.create_task(_feed(process, write))
     status = await child.wait()
     # What it wrote last is still on its way; a process it left behind may hold the pipes for ever.
-    with contextlib.suppress(TimeoutError, OSError, asyncssh.Error):
-        async with asyncio.timeout(LAST_WORDS_S):
-            await process.stdout.drain()
-            await process.stderr.drain()
+    await asyncio.wait(pumps, timeout=LAST_WORDS_S)
+    for task in (feeding, *pumps):
+        task.cancel()
     process.exit(status if status >= 0 else 128 - status)
+
+
+async def _on_terminal(
+    shell: list[str], place: dict[str, Any]
+) -> tuple[Process, asyncio.StreamReader, Callable[[bytes], Any]]:
+    ours, theirs = pty.openpty()
+    # A session of its own, as a terminal needs: it hangs up when this process goes.
+    child = await asyncio.create_subprocess_exec(
+        *shell, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, **place
+    )
+    os.close(theirs)
+    reader = await _reader(os.fdopen(ours, "rb", 0))
+    end_of_input = b"\x04"
+    return child, reader, lambda data: os.write(ours, data or end_of_input)
+
+
+async def _reader(file: IO[Any]) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), file
+    )
+    return reader
+
+
+async def _pump(source: asyncio.StreamReader | None, sink: asyncssh.SSHWriter[bytes]) -> None:
+    # A terminal says so when its last process has gone, and the client may go at any time.
+    with contextlib.suppress(OSError, asyncssh.Error):
+        while source and (data := await source.read(1 << 16)):
+            sink.write(data)
+            await sink.drain()
+
+
+async def _feed(process: asyncssh.SSHServerProcess[bytes], write: Callable[[bytes], Any]) -> None:
+    """Carry what the client sends; an empty piece is the end of it."""
+    data = None
+    with contextlib.suppress(OSError, asyncssh.Error):
+        while data != b"":
+            with contextlib.suppress(asyncssh.TerminalSizeChanged, asyncssh.BreakReceived):
+                data = await process.stdin.read(1 << 16)
+                write(data)
 
 
 async def _main(folder: Path) -> None:
@@ -173,10 +211,7 @@ async def _main(folder: Path) -> None:
     machine.tell(ssh_port=server.get_port())
     machine.boot()
     # The marketplace holds the other end: it closes when that process ends, however it ends.
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
+    reader = await _reader(sys.stdin)
     while await reader.readline():  # "drop": the one thing the marketplace may ask for
         for login in list(machine.logins):
             login.conn.abort()
