@@ -35,18 +35,18 @@ def main() -> None:
     if fault := os.environ.get("REHEARSAL_FAULT"):
         sys.exit(_LAST_WORDS[fault])
     if os.environ["REHEARSAL_VLLM_ENV"]:  # ENGINE=vllm
-        engine_vllm.serve(sys.argv[1:])
-    options, ignored = _parser().parse_known_args()
+        engine_vllm.serve(sys.argv[2:])
+    options, *ignored = engine_vllm.parse(sys.argv[2:])
     _die_with_the_instance()
     model = Path(os.environ["REHEARSAL_MODEL"])
     name = re.sub(r"[.-](Q\d\w*|F16|BF16)$", "", model.stem)
     calls_tools = options.enable_auto_tool_choice and name == TOOL_CALLER
     if calls_tools:
         name += "-tools"
-    _say(f"rehearsal: {name} on llama.cpp answers in place of {options.model or options.model_tag}")
-    if ignored:
-        _say(f"rehearsal: vLLM options without a meaning here: {' '.join(ignored)}")
-    socket = Path(os.environ["REHEARSAL_SOCKETS"]) / f"{options.port}.sock"
+    _say(f"rehearsal: {name} on llama.cpp answers in place of {options.model}")
+    if words := [word for words in ignored for word in words]:
+        _say(f"rehearsal: vLLM options without a meaning here: {' '.join(words)}")
+    socket = Path(os.environ["LOAD_UNIX_SOCKETS"]) / f"{options.port}.sock"
     # With tools, clients come through ``tool_choice``, and llama.cpp listens behind it.
     listens = socket.with_name(f"engine-{socket.name}") if calls_tools else socket
     for place in (socket, listens):
@@ -77,31 +77,15 @@ def _size(params: Any, options: argparse.Namespace) -> None:
     # llama.cpp counts the computer's cores; threads beyond the machine's own wait for each other.
     cores = int(os.environ["REHEARSAL_CORES"])
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores
-    slots = min(options.max_num_seqs, MAX_SLOTS)
+    slots = min(options.max_num_seqs or DEFAULT_SLOTS, MAX_SLOTS)
     params.n_parallel = slots
-    params.n_ctx = slots * min(options.max_model_len, DEFAULT_CONTEXT)
+    params.n_ctx = slots * min(options.max_model_len or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     params.cont_batching = True
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.endpoint_metrics = True
     # One thread serves one connection: waiting requests must leave some for /metrics.
     params.n_threads_http = slots + HTTP_THREADS
     params.api_keys = [options.api_key] if options.api_key else []
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vllm", allow_abbrev=False)
-    parser.add_argument("command", choices=["serve"])
-    parser.add_argument("model_tag", nargs="?", default="")
-    parser.add_argument("--model", default="")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--max-num-seqs", type=int, default=DEFAULT_SLOTS)
-    parser.add_argument("--max-model-len", type=int, default=DEFAULT_CONTEXT)
-    parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY", ""))
-    # With it vLLM parses calls out of the answers; here it also loads what makes them.
-    parser.add_argument("--enable-auto-tool-choice", action="store_true")
-    parser.add_argument("--tool-call-parser", default="hermes")
-    return parser
 
 
 def _die_with_the_instance() -> None:

@@ -41,7 +41,7 @@ class Machine:
         self.folder = folder
         self.home = folder / "root"
         self.config = json.loads((folder / "machine.json").read_text())
-        self.sockets = Path(self.config["env"]["REHEARSAL_SOCKETS"])
+        self.sockets = Path(self.config["env"]["LOAD_UNIX_SOCKETS"])
         # Held open for as long as this process lives: the engine exits when it closes.
         self.alive_fd, self._hold = os.pipe()
         self.logins: set[Login] = set()

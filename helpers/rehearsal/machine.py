@@ -97,7 +97,7 @@ class Machine:
         env |= {
             "REHEARSAL_CORES": str(len(self.cores)),
             "REHEARSAL_MODEL": str(market.model),
-            "REHEARSAL_SOCKETS": str(sockets),
+            "LOAD_UNIX_SOCKETS": str(sockets),
             "REHEARSAL_VLLM_ENV": (
                 str(settings.vllm_env.absolute()) if settings.engine == "vllm" else ""
             ),

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 
 from helpers.rehearsal import model, offers
 from helpers.rehearsal.faults import NOW, Faults
@@ -21,26 +21,32 @@ START_CREDIT_USD = 5.0  # the smallest top-up of a real account
 HOURS_PER_MONTH = 730
 
 
-class Rental(BaseModel):
+class Contract(BaseModel):
+    """What a renter asks for, in Vast.ai's words or RunPod's; prices are dollars an hour."""
+
+    label: str | None = Field(None, max_length=256, validation_alias=AliasChoices("label", "name"))
+    image: str = Field(min_length=1)
+    env: dict[str, str] = {}
+    onstart: str = ""
+    ports: list[str] = []
+    disk_gb: float = Field(10, ge=8, validation_alias=AliasChoices("disk_gb", "disk"))
+    price: float | None = Field(None, ge=0.001, le=128)  # a bid: others may bid more
+    template: str | None = Field(
+        None, validation_alias=AliasChoices("template", "template_hash_id", "templateId")
+    )
+
+
+class Rental(Contract):
     """One rented machine, as it is kept on disk.
 
     ``status`` walks as on the real market: None (contract made), ``loading``, ``running``,
-    ``exited``; ``intended`` is what was asked for: ``running`` or ``stopped``. Prices are dollars
-    an hour.
+    ``exited``; ``intended`` is what was asked for: ``running`` or ``stopped``.
     """
 
     id: int
     offer_id: int
-    label: str | None
-    image: str
-    env: dict[str, str]
-    onstart: str
-    ports: list[str] = []
-    disk_gb: float
     gpu_usd_per_hour: float
     disk_usd_per_hour: float
-    interruptible: bool = False
-    template_hash: str | None = None
     intended: str = "running"
     status: str | None = None
     message: str = ""
@@ -156,20 +162,29 @@ class Market:
         if self.books.credit <= 0 or self.faults.take("no_credit"):
             raise Refusal(402, "insufficient_credit", "Your account lacks credit")
 
-    def rent(self, offer_id: int, keys: list[str] | None = None, **contract: Any) -> Rental:
+    def rent(
+        self, offer_id: int, contract: Contract, gpu_usd: float, disk_usd: float, keys: list[str]
+    ) -> Rental:
         """Make the contract and begin to load the machine.
 
         Args:
             offer_id: a free offer.
-            keys: public keys that may log in; by default all of the account's.
-            contract: the fields of the :class:`Rental` that its number does not decide.
+            contract: what to run on it.
+            gpu_usd: price of the GPU, dollars an hour.
+            disk_usd: price of each GB of disk, dollars a month.
+            keys: public keys that may log in.
         """
-        rental = Rental(id=self.new_id(), offer_id=offer_id, **contract)
+        rental = Rental(
+            **contract.model_dump(),
+            id=self.new_id(),
+            offer_id=offer_id,
+            gpu_usd_per_hour=gpu_usd,
+            disk_usd_per_hour=disk_usd * contract.disk_gb / HOURS_PER_MONTH,
+        )
         self.books.rentals.append(rental)
         folder = self.folder(rental.id)
         folder.mkdir(parents=True, mode=0o700)
-        allowed = self.books.public_keys if keys is None else keys
-        (folder / "authorized_keys").write_text("".join(f"{key}\n" for key in allowed))
+        (folder / "authorized_keys").write_text("".join(f"{key}\n" for key in keys))
         self.run(rental)
         return rental
 
@@ -244,7 +259,7 @@ class Market:
             elif fault == "host_lost":
                 self._end(rental.id)
                 self.note(rental, "offline", "host lost")
-            elif rental.interruptible:
+            elif rental.price is not None:
                 self.stop(rental, "outbid: somebody bids more")
                 rental.intended = "running"  # the market stopped it, not the renter
                 self.save()

@@ -9,25 +9,10 @@ from typing import Any
 
 from aiohttp import web
 
-from helpers.rehearsal.market import HOURS_PER_MONTH, Market, Rental, public_key
-from helpers.rehearsal.proxy import forward
-from helpers.rehearsal.web_api import Refusal, json_object, reply, routes
+from helpers.rehearsal.market import HOURS_PER_MONTH, Contract, Market, Rental, public_key
+from helpers.rehearsal.web_api import Refusal, forward, json_object, reply, routes
 from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, VLLM_IMAGE, ServingSpec
 
-# RunPod's ids of the GPUs that the pretend market has.
-GPU_IDS = {
-    "RTX 3090": "NVIDIA GeForce RTX 3090",
-    "RTX 4060 Ti": "NVIDIA GeForce RTX 4060 Ti",
-    "RTX 4090": "NVIDIA GeForce RTX 4090",
-    "RTX 5090": "NVIDIA GeForce RTX 5090",
-    "RTX A6000": "NVIDIA RTX A6000",
-    "L40S": "NVIDIA L40S",
-    "A100 PCIE": "NVIDIA A100 80GB PCIe",
-    "A100 SXM4": "NVIDIA A100-SXM4-80GB",
-    "H100 SXM": "NVIDIA H100 80GB HBM3",
-    "H200": "NVIDIA H200",
-    "B200": "NVIDIA B200",
-}
 _STATUS = {None: "PROVISIONING", "loading": "STARTING", "running": "RUNNING", "exited": "EXITED"}
 _SERVE = "exec vllm serve "  # what vLLM's image does with its arguments
 # What every template, and every pod, has where nothing else is said.
@@ -96,46 +81,49 @@ class RunPodAPI:
 
     async def gpus(self, request: web.Request) -> web.Response:
         """GPU types with prices and stock, from the market's offers."""
-        count = int(request.query.get("count", 1))
-        cuda = float(request.query.get("minCudaVersion", 0))
-        cloud = request.query.get("cloud", "SECURE")
-        types = [self._type(name, self._free(name, count, cloud, cuda)) for name in GPU_IDS]
+        count, cloud = int(request.query.get("count", 1)), request.query.get("cloud", "SECURE")
+        cuda = request.query.get("minCudaVersion", 0)
+        kinds = {offer["runpod_id"]: None for offer in self._offers()}
+        types = [self._type(kind, self._free(kind, count, cloud, cuda)) for kind in kinds]
         return reply({"gpus": types})
 
-    def _type(self, name: str, free: list[dict[str, Any]]) -> dict[str, Any]:
+    def _offers(self) -> list[dict[str, Any]]:
+        return list(self.market.offers.values())
+
+    def _type(self, gpu_id: str, free: list[dict[str, Any]]) -> dict[str, Any]:
         """One GPU type as the API shows it, with the offers of it that are free."""
-        rows = [offer for offer in self.market.offers.values() if offer["gpu_name"] == name]
-        verified = [offer["num_gpus"] for offer in rows if offer["verified"]]
-        most = max(offer["num_gpus"] for offer in rows)
-        places = [
-            {"id": "REHEARSAL-1", "name": o["geolocation"], "availability": "LOW"} for o in free
-        ]
+        rows = [offer for offer in self._offers() if offer["runpod_id"] == gpu_id]
+        secure = max((offer["num_gpus"] for offer in rows if offer["verified"]), default=0)
+        price = self._price(gpu_id)
         return {
-            "id": GPU_IDS[name],
-            "name": name,
+            "id": gpu_id,
+            "name": rows[0]["gpu_name"],
             "pool": None,
             "manufacturer": "NVIDIA",
             "memory": round(rows[0]["gpu_ram"] / 1024),
-            "secure": bool(verified),
+            "secure": secure > 0,
             "community": True,
-            "price": {"secure": self._price(name), "community": self._price(name)},
-            "maxCount": {"secure": max(verified, default=0), "community": most},
+            "price": {"secure": price, "community": price},
+            "maxCount": {"secure": secure, "community": max(o["num_gpus"] for o in rows)},
             "availability": ("NONE", "LOW", "MEDIUM")[min(len(free), 2)],
-            "dataCenters": places[:1],
+            "dataCenters": [
+                {"id": "REHEARSAL-1", "name": offer["geolocation"], "availability": "LOW"}
+                for offer in free[:1]
+            ],
         }
 
-    def _price(self, name: str) -> float:
+    def _price(self, gpu_id: str) -> float:
         """RunPod has one list price for a GPU type, $/h."""
-        rows = (o for o in self.market.offers.values() if o["gpu_name"] == name)
-        return min(o["dph_base"] / o["num_gpus"] for o in rows)
+        rows = (offer for offer in self._offers() if offer["runpod_id"] == gpu_id)
+        return min(offer["dph_base"] / offer["num_gpus"] for offer in rows)
 
-    def _free(self, name: str, count: int, cloud: str, cuda: float) -> list[dict[str, Any]]:
+    def _free(self, gpu_id: str, count: int, cloud: str, cuda: float | str) -> list[dict[str, Any]]:
         """Offers of that kind which nobody has rented, the cheapest first."""
         found = [
             offer
             for offer in self.market.free_offers().values()
-            if (offer["gpu_name"], offer["num_gpus"]) == (name, count)
-            and offer["cuda_max_good"] >= cuda
+            if (offer["runpod_id"], offer["num_gpus"]) == (gpu_id, count)
+            and offer["cuda_max_good"] >= float(cuda)
             and (offer["verified"] or cloud == "COMMUNITY")
         ]
         return sorted(found, key=lambda offer: offer["dph_base"])
@@ -162,32 +150,19 @@ class RunPodAPI:
     async def create(self, request: web.Request) -> web.Response:
         """Rent: checks what the real API checks."""
         body = await json_object(request)
-        template_id = body.get("templateId")
-        if template_id:
+        if template_id := body.get("templateId"):
             body = self._with_template(template_id, body)
-        gpu, name, image = body.get("gpu") or {}, body.get("name"), body.get("image")
-        if not (gpu.get("id") and name and image):
-            raise Refusal(422, "", "name, image and gpu.id are required")
-        self.market.check_credit()
-        kind = {gpu_id: known for known, gpu_id in GPU_IDS.items()}.get(gpu["id"], "")
-        count, cuda = gpu.get("count", 1), float(gpu.get("minCudaVersion", 0))
-        free = self._free(kind, count, body.get("cloud", "SECURE"), cuda)
+        contract = Contract.model_validate(
+            {"disk": 20, **body, "onstart": _script(body["image"], body.get("args") or "")}
+        )
+        gpu, cloud = body["gpu"], body.get("cloud", "SECURE")
+        free = self._free(gpu["id"], gpu.get("count", 1), cloud, gpu.get("minCudaVersion", 0))
         if not free or self.market.faults.take("offer_taken"):
             raise Refusal(400, "", "There are no instances currently available with that GPU.")
-        disk_gb = float(body.get("disk", 20))
-        rental = self.market.rent(
-            free[0]["id"],
-            keys=None if body.get("startSsh") else [],
-            label=name,
-            image=image,
-            env={key: str(value) for key, value in (body.get("env") or {}).items()},
-            onstart=_script(image, body.get("args") or ""),
-            ports=body.get("ports") or [],
-            disk_gb=disk_gb,
-            gpu_usd_per_hour=self._price(kind) * count,
-            disk_usd_per_hour=DISK_USD_PER_GB_MONTH * disk_gb / HOURS_PER_MONTH,
-            template_hash=template_id,
-        )
+        self.market.check_credit()
+        price = self._price(gpu["id"]) * free[0]["num_gpus"]
+        keys = self.market.books.public_keys if body.get("startSsh") else []
+        rental = self.market.rent(free[0]["id"], contract, price, DISK_USD_PER_GB_MONTH, keys)
         return reply(self._pod(rental), status=201)
 
     def _with_template(self, template_id: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -271,12 +246,13 @@ class RunPodAPI:
             "env": rental.env,
             "status": status,
             "actions": ["stop"] if running else ["start"] if status in ("EXITED", "ERROR") else [],
-            "gpu": {"id": GPU_IDS[offer["gpu_name"]], "count": offer["num_gpus"]},
+            "gpu": {"id": offer["runpod_id"], "count": offer["num_gpus"]},
+            "vcpuCount": offer["cpu_cores_effective"],
             "cloud": "SECURE" if offer["verified"] else "COMMUNITY",
             "dataCenterId": "REHEARSAL-1",
             "cudaVersion": str(offer["cuda_max_good"]),
             "ssh": {"proxy": None, "direct": direct if running else None},
-            "template": rental.template_hash,
+            "template": rental.template,
             "cost": 0.0 if status == "EXITED" else cost,
             "locked": False,
             "globalNetworking": {"enabled": False},

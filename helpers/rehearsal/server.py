@@ -146,10 +146,6 @@ def _same(given: str, secret: str) -> bool:
     return hmac.compare_digest(given.encode(), secret.encode())
 
 
-async def _serve(settings: Settings) -> None:
-    await Rehearsal(settings).serve()
-
-
 def main() -> None:
     """Run at most one server for a state folder."""
     settings = settings_module.load()
@@ -158,7 +154,7 @@ def main() -> None:
     home.chmod(0o700)
     try:
         with FileLock(home / "server.lock", timeout=0):
-            asyncio.run(_serve(settings))
+            asyncio.run(Rehearsal(settings).serve())
     except Timeout:
         raise SystemExit("a rehearsal is running already") from None
 

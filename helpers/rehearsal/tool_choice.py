@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from helpers.rehearsal.proxy import forward
+from helpers.rehearsal.web_api import forward
 
 CALL = "<tool_call>\n"
 _ANOTHER = "\n" + CALL.strip()

@@ -2,17 +2,15 @@
 
 import json
 import secrets
-from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
-from helpers.rehearsal.market import HOURS_PER_MONTH, Market, Rental
+from helpers.rehearsal.market import Contract, Market, Rental
 from helpers.rehearsal.vast_rows import course_template, instance_row, matches, offer_row
 from helpers.rehearsal.web_api import Refusal, json_object, reply, routes
 
 _SEARCH_OPTIONS = {"order", "type", "limit", "allocated_storage", "disable_bundling"}
-_MIN_DISK_GB, _MAX_LABEL = 8, 256
 
 
 class VastAPI:
@@ -98,35 +96,21 @@ class VastAPI:
 
     async def create(self, request: web.Request) -> web.Response:
         """Rent an offer: checks what the real API checks, in its words."""
-        body = await json_object(request)
         # A null beside a template means "as in the template".
-        contract = {name: value for name, value in body.items() if value is not None}
-        hash_id = contract.get("template_hash_id")
-        template = self._template(hash_id) if hash_id else {}
-        contract = {"disk": 10, "env": {}, **template, **contract}
-        if problem := _problem(contract):
-            raise Refusal(400, "invalid_args", problem)
+        body = {k: v for k, v in (await json_object(request)).items() if v is not None}
+        hash_id = body.get("template_hash_id")
+        contract = Contract.model_validate(self._template(hash_id) | body if hash_id else body)
         number = request.match_info["offer"]
         offer = self.market.free_offers().get(int(number) if number.isdecimal() else -1)
         if offer is None or self.market.faults.take("offer_taken"):
             what = f"error 404/3603: no_such_ask Instance type by id {number} is not available."
             raise Refusal(404, "invalid_args", what)
         self.market.check_credit()
-        bid = contract.get("price")
+        bid = contract.price
         if bid is not None and bid < offer["min_bid"]:
             raise Refusal(400, "invalid_price", f"bid {bid} is under {offer['min_bid']}")
-        rental = self.market.rent(
-            offer["id"],
-            label=contract.get("label"),
-            image=contract["image"],
-            env={name: str(value) for name, value in contract["env"].items()},
-            onstart=contract.get("onstart") or "",
-            disk_gb=contract["disk"],
-            gpu_usd_per_hour=offer["dph_base"] if bid is None else bid,
-            disk_usd_per_hour=offer["storage_cost"] * contract["disk"] / HOURS_PER_MONTH,
-            interruptible=bid is not None,
-            template_hash=hash_id,
-        )
+        price, disk = offer["dph_base"] if bid is None else bid, offer["storage_cost"]
+        rental = self.market.rent(offer["id"], contract, price, disk, self._keys())
         return reply({"success": True, "new_contract": rental.id})
 
     def _template(self, hash_id: str) -> dict[str, Any]:
@@ -134,7 +118,7 @@ class VastAPI:
         for row in self._templates():
             if row["hash_id"] == hash_id:
                 image = f"{row['image']}:{row['tag']}" if row.get("tag") else row["image"]
-                disk, onstart = row.get("recommended_disk_space", 10), row.get("onstart")
+                disk, onstart = row.get("recommended_disk_space", 10), row.get("onstart") or ""
                 return {"image": image, "onstart": onstart, "disk": disk}
         raise Refusal(400, "invalid_args", f"no template with hash {hash_id}")
 
@@ -196,19 +180,3 @@ def _id(request: web.Request) -> str:
 
 def _key(number: int, key: str) -> dict[str, Any]:
     return {"id": number, "user_id": 1, "public_key": key}
-
-
-def _problem(contract: Mapping[str, Any]) -> str:
-    """Why a contract cannot be made, in a sentence; empty when it can."""
-    if not contract.get("image"):
-        return "image is required"
-    if not isinstance(contract["env"], dict):
-        return "env must be an object"
-    disk, price = contract["disk"], contract.get("price", 1)
-    if not isinstance(disk, (int, float)) or disk < _MIN_DISK_GB:
-        return f"disk must be at least {_MIN_DISK_GB} GB"
-    if len(contract.get("label") or "") > _MAX_LABEL:
-        return f"a label has at most {_MAX_LABEL} letters"
-    if not 0.001 <= price <= 128:
-        return "price must be between 0.001 and 128"
-    return ""

@@ -45,20 +45,16 @@ def offer_row(offer: Mapping, disk_gb: float, bid: bool) -> dict[str, Any]:
     """One row of the market as the API shows it, priced with the disk that is asked for."""
     gpu = offer["min_bid"] if bid else offer["dph_base"]
     disk = offer["storage_cost"] * disk_gb / HOURS_PER_MONTH
+    row = {"external": False, "rentable": True, "rented": False, "is_bid": bid, "rehearsal": True}
     return {
         **offer,
-        "ask_contract_id": offer["id"],
+        **row,
         "dph_base": gpu,
         "dph_total": gpu + disk,
         "storage_total_cost": disk,
         "reliability2": offer["reliability"],
         "verification": "verified" if offer["verified"] else "unverified",
-        "external": False,
-        "rentable": True,
-        "rented": False,
-        "is_bid": bid,
         "duration": 30 * 86400.0,
-        "rehearsal": True,
     }
 
 
@@ -67,7 +63,7 @@ def instance_row(offer: Mapping, rental: Rental) -> dict[str, Any]:
     running = rental.status == "running"
     ports = {"22/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(rental.ssh_port)}]}
     return {
-        **offer_row(offer, rental.disk_gb, rental.interruptible),
+        **offer_row(offer, rental.disk_gb, rental.price is not None),
         "id": rental.id,
         "rentable": False,
         "rented": True,
@@ -78,8 +74,7 @@ def instance_row(offer: Mapping, rental: Rental) -> dict[str, Any]:
         "label": rental.label,
         "image_uuid": rental.image,
         "extra_env": list(rental.env.items()),
-        "onstart": rental.onstart,
-        "template_hash_id": rental.template_hash,
+        "template_hash_id": rental.template,
         "ssh_host": "127.0.0.1",
         "ssh_port": rental.ssh_port,
         "public_ipaddr": "127.0.0.1",
