@@ -55,7 +55,7 @@ async def soak(settings, seconds: float, say=lambda line: None) -> pd.DataFrame:
 
     Args:
         settings: of a rehearsal that nobody else uses.
-        seconds: how long, after the warm-up.
+        seconds: how long, after the warm-up; at least four rounds.
         say: called with one line a round.
 
     Returns:
@@ -83,7 +83,7 @@ async def soak(settings, seconds: float, say=lambda line: None) -> pd.DataFrame:
         for number in range(2):
             await _round(number, provider, settings, endpoint, tunnel, Path(folder))
         began, number = time.monotonic(), 2
-        while time.monotonic() - began < seconds:
+        while time.monotonic() - began < seconds or number < 6:
             await _round(number, provider, settings, endpoint, tunnel, Path(folder))
             now = {"round": number, "t_s": time.monotonic() - began}
             rows = [now | row for row in weigh(settings, machine.id, before)]

@@ -15,13 +15,9 @@
 | host_key | "has changed: this may be another machine" | nothing sent to it |
 | tunnel_drop | records with their cause; the tunnel comes back | every record |
 | outbid, host_lost | records with their cause; a failed instance | every record; a replacement |
-| disk full | which file, how much is in it | every record written until then |
 """
 
 import asyncio
-import subprocess
-import sys
-import textwrap
 
 import pytest
 from support.waiting import eventually
@@ -232,93 +228,3 @@ async def test_trouble_in_the_middle_of_a_benchmark(market, bad, tmp_path, fault
     again, shown = rent(market, fault)
     assert again.id != machine.id
     assert "it is destroyed" in shown
-
-
-def test_disk_full_while_records_are_written(endpoint, tmp_path):
-    """The run ends with a sentence; every record written until then can be read."""
-    from helpers.records import Run
-
-    script = f"""
-        import asyncio, resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        from helpers import load
-        from helpers.endpoint import Endpoint
-        endpoint = Endpoint(base_url={endpoint.base_url!r}, model={endpoint.model!r})
-        work = load.Synthetic(input_tokens=8, output_tokens=8)
-        asyncio.run(load.run(endpoint, work, load.ClosedLoop(users=4), requests=500,
-                             path={str(tmp_path / "run.jsonl")!r}, progress=False))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode != 0
-    assert "CourseError" in done.stderr
-    assert "run.jsonl" in done.stderr.splitlines()[-1]
-    run = Run.read(tmp_path / "run.jsonl")
-    assert 10 < len(run.records) < 500
-
-
-# -- the dead-man's switch -----------------------------------------------------------------
-
-
-def test_machine_destroys_itself_when_its_time_is_up(market, bad):
-    """Nobody asks for it: not the notebook, not the command line."""
-    mine, provider = market
-    short = mine.model_copy(update={"lifetime_hours": 3 / 3600})
-    machine, _ = rent((short, provider))
-    assert eventually(lambda: provider.instance(machine.id) is None, 30)
-
-
-def test_extended_machine_lives_on(market, bad):
-    """extend() sets the deadline anew; more than the reader allows at once is refused."""
-    mine, provider = market
-    short = mine.model_copy(update={"lifetime_hours": 6 / 3600})
-    machine, _ = rent((short, provider))
-    until = guard.extend(machine, mine, 0.5)
-    assert 0.45 < (until.timestamp() - machine.created) / 3600 < 0.55
-    import time
-
-    time.sleep(12)
-    assert provider.instance(machine.id) is not None
-    with pytest.raises(CourseError, match="you allow at once"):
-        guard.extend(machine, mine, 99)
-
-
-def test_a_machines_own_key_ends_that_machine_only(market, bad):
-    """What a machine carries opens neither the account nor another machine."""
-    import requests
-
-    mine, provider = market
-    one, _ = rent(market, "one")
-    two, _ = rent(market, "two")
-    key = ssh.run(one, mine, "echo $CONTAINER_API_KEY").strip()
-    server, head = rehearsal.running(mine), {"Authorization": f"Bearer {key}"}
-    for path in ("users/current", f"instances/{two.id}", "ssh"):
-        answer = requests.delete(f"{server.url}/api/v0/{path}/", headers=head, timeout=5)
-        assert answer.status_code == 401
-        answer = requests.get(f"{server.url}/api/v0/{path}/", headers=head, timeout=5)
-        assert answer.status_code == 401
-    answer = requests.delete(f"{server.url}/api/v0/instances/{one.id}/", headers=head, timeout=5)
-    assert answer.ok
-    assert provider.instance(one.id) is None
-    assert provider.instance(two.id) is not None
-
-
-def test_switch_works_with_every_process_of_ours_dead(settings, tmp_path, monkeypatch):
-    """kill -9 of the kernel and of the marketplace: the rental ends by itself on its next boot."""
-    import os
-    import signal
-    import time
-
-    mine = settings.model_copy(
-        update={"rehearsal_home": tmp_path / "rehearsal", "lifetime_hours": 4 / 3600}
-    )
-    monkeypatch.setenv("REHEARSAL_HOME", str(mine.rehearsal_home))
-    try:
-        rent((mine, providers.connect(mine)))
-        os.kill(rehearsal.running(mine).pid, signal.SIGKILL)
-        time.sleep(5)
-        again = providers.connect(mine)  # the host is back, nobody asks about the rental
-        assert eventually(lambda: again.instances() == [], 30)
-    finally:
-        rehearsal.stop(mine)

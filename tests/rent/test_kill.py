@@ -9,12 +9,13 @@ import sys
 import time
 
 import pytest
+from support.machines import Idle
+from support.waiting import eventually
 
 from helpers import rehearsal
 from helpers import rent as providers
 from helpers.errors import CourseError
 from helpers.rent import guard
-from helpers.serve.spec import ServingSpec
 
 KILLS, AT_ONCE = 200, 4
 
@@ -30,13 +31,6 @@ def client(settings, label: str) -> None:
                 time.sleep(0.3)
         except CourseError:
             time.sleep(0.2)  # another client took the last offer, or was killed holding it
-
-
-class Idle(ServingSpec):
-    """A spec whose machine boots and serves nothing."""
-
-    def onstart(self, before: str = "") -> str:
-        return f"#!/bin/sh\n{before}\n"
 
 
 @pytest.fixture
@@ -96,3 +90,13 @@ def test_kills_leave_nothing_after_the_lifetime(market):
     while provider.instances() and time.monotonic() < deadline:
         time.sleep(1)
     assert provider.instances() == []
+
+
+def test_the_switch_works_with_every_process_of_ours_dead(market):
+    """kill -9 of the kernel and of the marketplace: the rental ends by itself on its next boot."""
+    short = market.model_copy(update={"lifetime_hours": 4 / 3600})
+    guard.rent(providers.connect(short), Idle(), "switch", short, progress=print)
+    os.kill(rehearsal.running(market).pid, signal.SIGKILL)
+    time.sleep(5)
+    again = providers.connect(market)  # the host is back, nobody asks about the rental
+    assert eventually(lambda: again.instances() == [], 30)
