@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, Field
 
 from helpers.rehearsal import model, offers
-from helpers.rehearsal.faults import NOW, Faults
+from helpers.rehearsal.faults import FAULTS, Faults
 from helpers.rehearsal.machine import Machine
 from helpers.rehearsal.web_api import Refusal
 from helpers.settings import Settings
@@ -229,7 +229,7 @@ class Market:
             machine.end()
         shutil.rmtree(self.sockets / str(rental_id), ignore_errors=True)
 
-    async def resume(self) -> None:
+    def resume(self) -> None:
         """After a crash of the marketplace: boot what was running, as a host does."""
         for rental in self.books.rentals:
             if rental.intended == "running":
@@ -246,7 +246,7 @@ class Market:
 
     def provoke(self, fault: str) -> None:
         """Arm a fault, or let it happen now to every machine that runs."""
-        if fault not in NOW:
+        if not FAULTS[fault].startswith("now"):
             self.faults.armed[fault] += 1
             return
         for rental in [r for r in self.books.rentals if r.status == "running"]:

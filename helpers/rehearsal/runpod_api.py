@@ -10,23 +10,11 @@ from typing import Any
 from aiohttp import web
 
 from helpers.rehearsal.market import HOURS_PER_MONTH, Contract, Market, Rental, public_key
-from helpers.rehearsal.web_api import Refusal, forward, json_object, reply, routes
+from helpers.rehearsal.web_api import FIXED, Refusal, forward, json_object, reply, routes
 from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, VLLM_IMAGE, ServingSpec
 
 _STATUS = {None: "PROVISIONING", "loading": "STARTING", "running": "RUNNING", "exited": "EXITED"}
 _SERVE = "exec vllm serve "  # what vLLM's image does with its arguments
-# What every template, and every pod, has where nothing else is said.
-_CONTAINER: dict[str, Any] = {"args": "", "disk": 20, "mounts": {}, "env": {}, "registry": None}
-_TEMPLATE = {
-    **_CONTAINER,
-    "ports": ["22/tcp"],
-    "serverless": False,
-    "public": False,
-    "category": "NVIDIA",
-    "startSsh": True,
-    "startJupyter": False,
-    "allowedCudaVersions": [],
-}
 
 
 class RunPodAPI:
@@ -96,13 +84,11 @@ class RunPodAPI:
         secure = max((offer["num_gpus"] for offer in rows if offer["verified"]), default=0)
         price = self._price(gpu_id)
         return {
+            **FIXED["runpod_gpu"],
             "id": gpu_id,
             "name": rows[0]["gpu_name"],
-            "pool": None,
-            "manufacturer": "NVIDIA",
             "memory": round(rows[0]["gpu_ram"] / 1024),
             "secure": secure > 0,
-            "community": True,
             "price": {"secure": price, "community": price},
             "maxCount": {"secure": secure, "community": max(o["num_gpus"] for o in rows)},
             "availability": ("NONE", "LOW", "MEDIUM")[min(len(free), 2)],
@@ -142,7 +128,9 @@ class RunPodAPI:
     async def add_template(self, request: web.Request) -> web.Response:
         """Keep a template of the reader's own."""
         marks = {"id": secrets.token_hex(5)}
-        row = self.market.add_template(_TEMPLATE | await json_object(request) | marks)
+        row = self.market.add_template(
+            FIXED["runpod_template"] | await json_object(request) | marks
+        )
         return reply(row, status=201)
 
     # -- pods ------------------------------------------------------------------------------
@@ -236,7 +224,7 @@ class RunPodAPI:
         direct["command"] = f"ssh root@127.0.0.1 -p {port}"
         mapped = [{"private": 22, "public": port, "type": "tcp", "ip": "127.0.0.1"}]
         return {
-            **_CONTAINER,
+            **FIXED["runpod_pod"],
             "id": str(rental.id),
             "name": rental.label or "",
             "image": rental.image,
@@ -249,13 +237,10 @@ class RunPodAPI:
             "gpu": {"id": offer["runpod_id"], "count": offer["num_gpus"]},
             "vcpuCount": offer["cpu_cores_effective"],
             "cloud": "SECURE" if offer["verified"] else "COMMUNITY",
-            "dataCenterId": "REHEARSAL-1",
             "cudaVersion": str(offer["cuda_max_good"]),
             "ssh": {"proxy": None, "direct": direct if running else None},
             "template": rental.template,
             "cost": 0.0 if status == "EXITED" else cost,
-            "locked": False,
-            "globalNetworking": {"enabled": False},
             "runtime": {"uptime": 0, "ports": mapped} if running else None,
             "createdAt": _time(rental.created),
             "startedAt": _time(rental.started) if running else None,
@@ -272,7 +257,7 @@ def _course_template() -> dict[str, Any]:
     spec = ServingSpec()
     args = shlex.join(["bash", "-c", spec.command()])
     row = {"id": "rehearsal-vllm", "name": "vLLM", "image": SSH_IMAGE, "args": args}
-    return _TEMPLATE | row | {"disk": spec.disk_gb}
+    return FIXED["runpod_template"] | row | {"disk": spec.disk_gb}
 
 
 def _time(seconds: float) -> str:

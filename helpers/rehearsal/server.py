@@ -47,7 +47,7 @@ class Rehearsal:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]
         self.market.url = f"http://{host}:{port}"
-        await self.market.resume()
+        self.market.resume()
         file = self.settings.rehearsal_home / "server.json"
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
             server = {"url": self.market.url, "token": self.token, "pid": os.getpid()}

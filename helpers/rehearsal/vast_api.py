@@ -1,16 +1,30 @@
 """The part of Vast.ai's REST API that its SDK calls, answered by the rehearsal's market."""
 
 import json
+import operator
 import secrets
+import time
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from aiohttp import web
 
-from helpers.rehearsal.market import Contract, Market, Rental
-from helpers.rehearsal.vast_rows import course_template, instance_row, matches, offer_row
-from helpers.rehearsal.web_api import Refusal, json_object, reply, routes
+from helpers.rehearsal.market import HOURS_PER_MONTH, Contract, Market, Rental
+from helpers.rehearsal.web_api import FIXED, Refusal, json_object, reply, routes
+from helpers.serve.spec import ServingSpec
 
 _SEARCH_OPTIONS = {"order", "type", "limit", "allocated_storage", "disable_bundling"}
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq,
+    "neq": operator.ne,
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+    "in": lambda value, choices: value in choices,
+    "notin": lambda value, choices: value not in choices,
+}
 
 
 class VastAPI:
@@ -49,8 +63,7 @@ class VastAPI:
     async def user(self, request: web.Request) -> web.Response:
         """Who is asking, and what credit is left."""
         self.market.meter()
-        row = {"id": 1, "username": "rehearsal", "email": "rehearsal@localhost", "balance": 0.0}
-        return reply({**row, "credit": round(self.market.books.credit, 6), "rehearsal": True})
+        return reply({**FIXED["vast_user"], "credit": round(self.market.books.credit, 6)})
 
     async def list_keys(self, request: web.Request) -> web.Response:
         """The account's public keys: a bare list."""
@@ -180,3 +193,74 @@ def _id(request: web.Request) -> str:
 
 def _key(number: int, key: str) -> dict[str, Any]:
     return {"id": number, "user_id": 1, "public_key": key}
+
+
+def matches(row: Mapping, filters: Mapping, skip: Collection[str] = ()) -> bool:
+    """Does a row pass every ``{column: {operator: value}}``?"""
+    return all(
+        _OPERATORS[name](row.get(column), _like(row.get(column), wanted))
+        for column, tests in filters.items()
+        if column not in skip
+        for name, wanted in tests.items()
+    )
+
+
+def _like(value: Any, wanted: Any) -> Any:
+    """The wanted value in the type of the row's: the SDK sends numbers as strings."""
+    if isinstance(wanted, list):
+        return [_like(value, item) for item in wanted]
+    if isinstance(value, bool) and isinstance(wanted, str):
+        return wanted.lower() in ("true", "1")
+    if isinstance(value, (int, float)) and isinstance(wanted, str):
+        return float(wanted)
+    return wanted
+
+
+def offer_row(offer: Mapping, disk_gb: float, bid: bool) -> dict[str, Any]:
+    """One row of the market as the API shows it, priced with the disk that is asked for."""
+    gpu = offer["min_bid"] if bid else offer["dph_base"]
+    disk = offer["storage_cost"] * disk_gb / HOURS_PER_MONTH
+    return {
+        **offer,
+        **FIXED["vast_offer"],
+        "dph_base": gpu,
+        "dph_total": gpu + disk,
+        "storage_total_cost": disk,
+        "reliability2": offer["reliability"],
+        "verification": "verified" if offer["verified"] else "unverified",
+        "is_bid": bid,
+    }
+
+
+def instance_row(offer: Mapping, rental: Rental) -> dict[str, Any]:
+    """One machine as the API shows it."""
+    port = [{"HostIp": "127.0.0.1", "HostPort": str(rental.ssh_port)}]
+    return {
+        **offer_row(offer, rental.disk_gb, rental.price is not None),
+        **FIXED["vast_instance"],
+        "id": rental.id,
+        "label": rental.label,
+        "actual_status": rental.status,
+        "intended_status": rental.intended,
+        "cur_state": rental.intended,
+        "status_msg": rental.message,
+        "image_uuid": rental.image,
+        "template_hash_id": rental.template,
+        "extra_env": list(rental.env.items()),
+        "ssh_port": rental.ssh_port,
+        "ports": {"22/tcp": port} if rental.ssh_port else {},
+        "start_date": rental.created,
+        "uptime_mins": (time.time() - rental.started) / 60,
+        "dph_base": rental.gpu_usd_per_hour,
+        "dph_total": rental.gpu_usd_per_hour + rental.disk_usd_per_hour,
+        "storage_total_cost": rental.disk_usd_per_hour,
+        "disk_space": rental.disk_gb,
+    }
+
+
+def course_template() -> dict[str, Any]:
+    """The market's own vLLM template: what one click on a real market would start."""
+    spec = ServingSpec()
+    image, _, tag = spec.image.partition(":")
+    row = {"image": image, "tag": tag, "onstart": spec.onstart()}
+    return {**FIXED["vast_template"], **row, "recommended_disk_space": spec.disk_gb}

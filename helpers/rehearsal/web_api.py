@@ -9,6 +9,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from helpers.settings import ASSETS
+
+# Fields of the real APIs' answers that are always the same in the rehearsal.
+FIXED = json.loads((ASSETS / "rehearsal_answers.json").read_text())
 # Headers that are about one hop only.
 _ONE_HOP = {"host", "connection", "keep-alive", "transfer-encoding", "content-length"}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
