@@ -158,7 +158,6 @@ class Market:
 
     def check_credit(self) -> None:
         """Refuse to rent to an account that cannot pay."""
-        self.meter()
         if self.books.credit <= 0 or self.faults.take("no_credit"):
             raise Refusal(402, "insufficient_credit", "Your account lacks credit")
 
@@ -192,9 +191,9 @@ class Market:
         """The machine's own folder."""
         return self.settings.rehearsal_home / "instances" / str(rental_id)
 
-    def log(self, rental: Rental, lines: int, name: str = "container.log") -> list[str]:
-        """The end of one of the machine's logs."""
-        file = self.folder(rental.id) / name
+    def log(self, rental: Rental, lines: int) -> list[str]:
+        """The end of the machine's log."""
+        file = self.folder(rental.id) / "container.log"
         text = file.read_text(errors="replace") if file.exists() else ""
         return text.splitlines()[-max(lines, 1) :]
 

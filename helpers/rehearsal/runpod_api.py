@@ -50,7 +50,6 @@ class RunPodAPI:
         """The one question that REST v2 cannot answer: the balance."""
         if "clientBalance" not in str((await json_object(request)).get("query")):
             return reply({"errors": [{"message": "only clientBalance is answered"}]})
-        self.market.meter()
         credit = {"clientBalance": round(self.market.books.credit, 6)}
         return reply({"data": {"myself": credit}})
 
@@ -92,10 +91,6 @@ class RunPodAPI:
             "price": {"secure": price, "community": price},
             "maxCount": {"secure": secure, "community": max(o["num_gpus"] for o in rows)},
             "availability": ("NONE", "LOW", "MEDIUM")[min(len(free), 2)],
-            "dataCenters": [
-                {"id": "REHEARSAL-1", "name": offer["geolocation"], "availability": "LOW"}
-                for offer in free[:1]
-            ],
         }
 
     def _price(self, gpu_id: str) -> float:
@@ -164,12 +159,10 @@ class RunPodAPI:
 
     async def list_pods(self, request: web.Request) -> web.Response:
         """Everything that is rented."""
-        self.market.meter()
         return reply({"pods": [self._pod(rental) for rental in self.market.books.rentals]})
 
     async def show(self, request: web.Request) -> web.Response:
         """One pod."""
-        self.market.meter()
         return reply(self._pod(self._rental(request)))
 
     async def terminate(self, request: web.Request) -> web.Response:
@@ -183,7 +176,6 @@ class RunPodAPI:
         action = (await json_object(request)).get("action")
         if action not in self._pod(rental)["actions"]:
             raise Refusal(409, "", f"{action} is not possible now")
-        self.market.meter()
         if action == "stop":
             rental.disk_usd_per_hour = 0.0  # a stopped pod keeps, and pays, its volume only
             self.market.stop(rental)

@@ -49,9 +49,9 @@ class Rehearsal:
         self.market.url = f"http://{host}:{port}"
         self.market.resume()
         file = self.settings.rehearsal_home / "server.json"
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            server = {"url": self.market.url, "token": self.token, "pid": os.getpid()}
-            json.dump(server | {"engine": self.settings.engine}, out)
+        file.touch(mode=0o600)
+        server = {"url": self.market.url, "token": self.token, "pid": os.getpid()}
+        file.write_text(json.dumps(server | {"engine": self.settings.engine}))
         await self._until_finished()
         file.unlink(missing_ok=True)
         await self.market.close()
@@ -93,6 +93,7 @@ class Rehearsal:
             self.used = time.monotonic()
             if request.path.startswith("/rehearsal"):
                 return await handler(request)
+            self.market.meter()
             if (answer := await self.market.faults.before(request)) is not None:
                 return answer
             done = await handler(request)

@@ -62,7 +62,6 @@ class VastAPI:
 
     async def user(self, request: web.Request) -> web.Response:
         """Who is asking, and what credit is left."""
-        self.market.meter()
         return reply({**FIXED["vast_user"], "credit": round(self.market.books.credit, 6)})
 
     async def list_keys(self, request: web.Request) -> web.Response:
@@ -138,7 +137,6 @@ class VastAPI:
     async def list_instances(self, request: web.Request) -> web.Response:
         """Every instance, on one page."""
         filters = json.loads(request.query.get("select_filters") or "{}")
-        self.market.meter()
         rows = [self._row(rental) for rental in self.market.books.rentals]
         rows = [row for row in rows if matches(row, filters)]
         counts = {"instances_found": len(rows), "total_instances": len(rows)}
@@ -146,7 +144,6 @@ class VastAPI:
 
     async def show(self, request: web.Request) -> web.Response:
         """One instance; null when it is gone."""
-        self.market.meter()
         rows = [self._row(r) for r in self.market.books.rentals if str(r.id) == _id(request)]
         return reply({"instances": rows[0] if rows else None})
 
@@ -154,7 +151,6 @@ class VastAPI:
         """Stop or start."""
         rental = self.market.find(_id(request))
         wanted = (await json_object(request)).get("state")
-        self.market.meter()
         if wanted == "stopped" and rental.intended != "stopped":
             self.market.stop(rental)
         elif wanted == "running" and rental.status == "exited":
@@ -168,12 +164,10 @@ class VastAPI:
 
     async def request_logs(self, request: web.Request) -> web.Response:
         """Prepare the log and answer the link under which it will be found."""
-        rental = self.market.find(_id(request))
-        body = await json_object(request)
-        name = "daemon.log" if body.get("daemon_logs") in (True, "true") else "container.log"
+        lines = int((await json_object(request)).get("tail") or 1000)
         link = f"{secrets.token_urlsafe(24)}.log"
-        lines = self.market.log(rental, int(body.get("tail") or 1000), name)
-        self._logs[link] = "".join(f"{line}\n" for line in lines)
+        log = self.market.log(self.market.find(_id(request)), lines)
+        self._logs[link] = "".join(f"{line}\n" for line in log)
         return reply({"success": True, "result_url": f"{self.market.url}/logs/{link}"})
 
     async def read_logs(self, request: web.Request) -> web.Response:
