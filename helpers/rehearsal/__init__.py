@@ -98,7 +98,7 @@ def _start(settings: Settings) -> Server:
     process.kill()
     raise CourseError(
         f"the rehearsal did not start: {file.read_text(errors='replace')[-500:].strip()}",
-        "run it again; `python -m helpers rehearse --stop` ends what is left of an old one",
+        "run it again; `python -m helpers rehearse --reset` forgets what an old one has left",
     )
 
 
