@@ -1,4 +1,12 @@
-"""The free local marketplace: it starts itself on first use and stops when nobody needs it."""
+"""The free local marketplace: it starts itself on first use and stops when nobody needs it.
+
+This file starts, finds and stops its process (``server``). Behind that stand one ``market`` with
+its offers, contracts and pretend money, and two doors to it: ``vast_api`` (with ``keys_api``) and
+``runpod_api``, over what ``web_api`` gives both. A rented ``machine`` is a process of its own
+(``instance``: a real SSH server), in which ``engine`` serves the ``model`` with llama.cpp
+(``tool_choice`` before it when functions are called) or ``engine_vllm`` with vLLM. ``faults`` is
+bad luck to order.
+"""
 
 import contextlib
 import json
