@@ -24,14 +24,16 @@ def free_port() -> int:
 
 
 def ours(home) -> list[psutil.Process]:
-    """Every process whose command line or environment belongs to a rehearsal in ``home``."""
+    """Every process that belongs to a rehearsal in ``home``: its own, and its machines'."""
     found = []
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
             if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
                 continue
-            if str(home) in line or process.environ().get("REHEARSAL_HOME") == str(home):
+            env = process.environ()
+            on_a_machine = env.get("HOME", "").startswith(f"{home}/")
+            if str(home) in line or env.get("REHEARSAL_HOME") == str(home) or on_a_machine:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
