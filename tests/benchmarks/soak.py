@@ -23,8 +23,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from helpers import load, rehearsal, tools
-from helpers import rent as providers
+from helpers import load, rehearsal, rent, tools
 from helpers import settings as settings_module
 from helpers.choose import models
 from helpers.endpoint import Endpoint
@@ -62,7 +61,7 @@ async def soak(settings, seconds: float, say=lambda line: None) -> pd.DataFrame:
         One row a process and reading: ``round, t_s, process, anon_mb, pss_mb, descriptors,
         threads``.
     """
-    provider = providers.connect(settings)
+    provider = rent.connect(settings)
     spec = models.spec(serving.MISTRAL_AWQ, settings)
     spec = ServingSpec(
         model=spec.model,

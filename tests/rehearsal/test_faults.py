@@ -22,8 +22,7 @@ import asyncio
 import pytest
 from support.waiting import eventually
 
-from helpers import load, rehearsal
-from helpers import rent as providers
+from helpers import load, rehearsal, rent
 from helpers.errors import CourseError
 from helpers.rehearsal.faults import FAULTS
 from helpers.rent import guard, ssh
@@ -38,7 +37,7 @@ def market(settings, tmp_path_factory):
     mine = settings.model_copy(update={"rehearsal_home": home})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REHEARSAL_HOME", str(home))
-        yield mine, providers.connect(mine)
+        yield mine, rent.connect(mine)
         rehearsal.stop(mine)
 
 
@@ -54,7 +53,7 @@ def bad(market):
     assert left == {}, "a fault was armed and never happened"
 
 
-def rent(market, label="bad", **options):
+def hire(market, label="bad", **options):
     """Rent, and return the instance and every line that was shown."""
     mine, provider = market
     shown = []
@@ -84,7 +83,7 @@ def test_refused_or_broken_calls_are_told(market, bad, fault, told):
     """One sentence with the next step; nothing is rented; the next call works."""
     bad(fault)
     with pytest.raises(CourseError) as caught:
-        rent(market)
+        hire(market)
     assert told in str(caught.value)
     assert market[1].instances() == []
 
@@ -99,7 +98,7 @@ def test_passing_trouble_is_waited_out(market, bad, fault):
 def test_one_odd_404_is_not_the_end_of_all_charges(market, bad):
     """destroy() looks twice before it says that nothing is left."""
     provider = market[1]
-    machine, _ = rent(market)
+    machine, _ = hire(market)
     real = provider.destroy
     provider.destroy = lambda number: bad("api_404")  # the service ignores us, then is confused
     try:
@@ -112,7 +111,7 @@ def test_one_odd_404_is_not_the_end_of_all_charges(market, bad):
 def test_lost_answer_of_a_rental(market, bad):
     """Found by its label: one instance, no error."""
     bad("create_lost")
-    machine, _ = rent(market)
+    machine, _ = hire(market)
     assert [i.id for i in market[1].instances()] == [machine.id]
 
 
@@ -120,7 +119,7 @@ def test_offer_taken(market, bad):
     """The next best is rented."""
     bad("offer_taken")
     offers = market[1].offers(OfferFilter())
-    machine, shown = rent(market)
+    machine, shown = hire(market)
     assert "was taken by somebody else, trying the next offer" in shown
     assert machine.gpu == offers[1].gpu
 
@@ -129,7 +128,7 @@ def test_no_credit(market, bad):
     """Where to top up; nothing is rented."""
     bad("no_credit")
     with pytest.raises(CourseError, match=r"lacks credit\ntry: top up at https"):
-        rent(market)
+        hire(market)
     assert market[1].instances() == []
 
 
@@ -140,7 +139,7 @@ def test_machine_that_does_not_come_up(market, bad, fault, told):
     """It is destroyed and another host is tried."""
     bad(fault)
     offers = market[1].offers(OfferFilter())
-    machine, shown = rent(market)
+    machine, shown = hire(market)
     assert told in shown
     assert "destroyed" in shown
     assert machine.gpu == offers[1].gpu
@@ -152,7 +151,7 @@ def test_three_bad_hosts_are_enough(market, bad):
     for _ in range(guard.HOSTS_TRIED):
         bad("image_failure")
     with pytest.raises(CourseError) as caught:
-        rent(market)
+        hire(market)
     assert str(caught.value).count("cuda>=13.0") == guard.HOSTS_TRIED
     assert market[1].instances() == []
 
@@ -165,7 +164,7 @@ def test_model_server_that_gives_up(market, bad, fault, told):
     """The end of its log and the remedy are shown at once, not after half an hour."""
     mine, provider = market
     bad(fault)
-    machine, _ = rent(market)
+    machine, _ = hire(market)
     with ssh.tunnel(machine, mine) as tunnel, pytest.raises(CourseError) as caught:
         tunnel.endpoint(poll_s=0.3, timeout_s=20, log=lambda: provider.logs(machine.id, 20))
     assert "the model server gave up" in caught.value.what
@@ -175,7 +174,7 @@ def test_model_server_that_gives_up(market, bad, fault, told):
 def test_late_ssh_server_is_waited_for(market, bad):
     """The machine runs, SSH refuses for a while."""
     bad("ssh_late")
-    machine, shown = rent(market)
+    machine, shown = hire(market)
     assert "failed" in shown
     assert ssh.run(machine, market[0], "echo in") == "in\n"
 
@@ -183,9 +182,9 @@ def test_late_ssh_server_is_waited_for(market, bad):
 def test_changed_host_key(market, bad):
     """Nothing is sent to a machine that cannot prove to be the one we know."""
     mine, provider = market
-    machine, _ = rent(market)
+    machine, _ = hire(market)
     rehearsal.provoke(mine, "host_key")
-    again = providers.wait_running(provider, machine.id, progress=print)
+    again = rent.wait_running(provider, machine.id, progress=print)
     with pytest.raises(CourseError, match="has changed"):
         ssh.run(again, mine, "true")
 
@@ -197,7 +196,7 @@ async def test_trouble_in_the_middle_of_a_benchmark(market, bad, tmp_path, fault
     wanted = OfferFilter(interruptible=True)
     offer = provider.offers(wanted)[0]
     machine = provider.launch(offer, ServingSpec(), fault, bid_usd_per_hour=1.0)
-    machine, _ = rent(market, fault)
+    machine, _ = hire(market, fault)
     with ssh.tunnel(machine, mine) as tunnel:
         endpoint = tunnel.endpoint(poll_s=0.3)
         file = tmp_path / "run.jsonl"
@@ -225,6 +224,6 @@ async def test_trouble_in_the_middle_of_a_benchmark(market, bad, tmp_path, fault
     broken = provider.instance(machine.id)
     assert broken.status == "failed"
     assert fault.removeprefix("host_") in broken.detail
-    again, shown = rent(market, fault)
+    again, shown = hire(market, fault)
     assert again.id != machine.id
     assert "it is destroyed" in shown

@@ -24,16 +24,14 @@ def free_port() -> int:
 
 
 def ours(home) -> list[psutil.Process]:
-    """Every process that belongs to a rehearsal in ``home``: its own, and its machines'."""
+    """Every process whose command line or environment belongs to a rehearsal in ``home``."""
     found = []
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
             if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
                 continue
-            env = process.environ()
-            on_a_machine = env.get("HOME", "").startswith(f"{home}/")
-            if str(home) in line or env.get("REHEARSAL_HOME") == str(home) or on_a_machine:
+            if str(home) in line or process.environ().get("REHEARSAL_HOME") == str(home):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
