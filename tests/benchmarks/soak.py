@@ -54,7 +54,7 @@ async def soak(settings, seconds: float, say=lambda line: None) -> pd.DataFrame:
 
     Args:
         settings: of a rehearsal that nobody else uses.
-        seconds: how long, after the warm-up; at least four rounds.
+        seconds: how long, after the warm-up; at least three rounds.
         say: called with one line a round.
 
     Returns:
@@ -82,7 +82,7 @@ async def soak(settings, seconds: float, say=lambda line: None) -> pd.DataFrame:
         for number in range(2):
             await _round(number, provider, settings, endpoint, tunnel, Path(folder))
         began, number = time.monotonic(), 2
-        while time.monotonic() - began < seconds or number < 6:
+        while time.monotonic() - began < seconds or number < 5:
             await _round(number, provider, settings, endpoint, tunnel, Path(folder))
             now = {"round": number, "t_s": time.monotonic() - began}
             rows = [now | row for row in weigh(settings, machine.id, before)]

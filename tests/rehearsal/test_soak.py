@@ -1,4 +1,4 @@
-"""The short form of ``benchmarks/soak.py``: four rounds of mixed load, and nothing that grows."""
+"""The short form of ``benchmarks/soak.py``: three rounds of mixed load, and nothing that grows."""
 
 import subprocess
 import sys
@@ -37,6 +37,6 @@ async def test_nothing_grows(own_rehearsal):
         bystander.wait()
     table = soak.growth(readings)
     print(table.round(1).to_string())
-    assert readings["round"].nunique() == 4
+    assert readings["round"].nunique() == 3
     assert not table["leak"].any(), table[table["leak"]]
     assert readings.query("process == 'others'")["threads"].sum() == 0
