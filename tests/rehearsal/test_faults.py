@@ -193,6 +193,7 @@ def test_changed_host_key(market, bad):
 async def test_trouble_in_the_middle_of_a_benchmark(market, bad, tmp_path, fault):
     """Requests in flight become records with their cause; what was measured is kept."""
     mine, provider = market
+    provider.register_key(ssh.ensure_key(mine))
     wanted = OfferFilter(interruptible=True)
     offer = provider.offers(wanted)[0]
     machine = provider.launch(offer, ServingSpec(), fault, bid_usd_per_hour=1.0)
