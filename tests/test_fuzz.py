@@ -121,7 +121,7 @@ def test_local_model_of_any_name(name):
     """LOCAL_MODEL is a GGUF file or a sentence."""
     mine = settings_module.load().model_copy(update={"local_model": name or "x"})
     with contextlib.suppress(CourseError):
-        model._local(mine.local_model, mine.model_copy(update={"hf_token": None}))
+        model._local(mine.model_copy(update={"hf_token": None}))
 
 
 ROUTES = (

@@ -21,7 +21,7 @@ CELLS = [
     """
     from helpers import load, settings
     from helpers.rent import guard
-    from helpers import rent as providers
+    from helpers import rent
     from helpers.serve import spec as serving
     from helpers.rent import ssh
     config = settings.load()
@@ -29,7 +29,7 @@ CELLS = [
     """,
     """
     print(config, repr(config.vast_api_key), config.model_dump())
-    provider = providers.connect(config)
+    provider = rent.connect(config)
     token = config.hf_token.get_secret_value()
     spec = serving.ServingSpec(env={"HF_TOKEN": token}, extra_args=())
     spec
@@ -62,7 +62,7 @@ CELLS = [
     RunPod(api_key=config.runpod_api_key.get_secret_value(), server_url=URL).balance_usd()
     """,
     """
-    providers.connect(config.model_copy(update={"provider": "vast"}))
+    rent.connect(config.model_copy(update={"provider": "vast"}))
     config.require("vast_api_key", "https://example.com"); 1 / 0
     """,
     "print(config.does_not_exist)",
@@ -121,11 +121,11 @@ def test_planted_keys_are_found_nowhere(planted, tmp_path):
 
 def test_labels_hold_no_secret(planted):
     """What we write on a rental is its purpose and a random number."""
-    from helpers import rent as providers
+    from helpers import rent
     from helpers.rent import guard
     from helpers.serve import spec as serving
 
-    provider = providers.connect(planted)
+    provider = rent.connect(planted)
     spec = serving.ServingSpec(env={"HF_TOKEN": PLANTED["HF_TOKEN"]})
     with guard.rented(provider, spec, "label", planted, progress=print) as machine:
         assert machine.label.startswith("llm-course:label:")

@@ -1,4 +1,12 @@
-"""The free local marketplace: it starts itself on first use and stops when nobody needs it."""
+"""The free local marketplace: it starts itself on first use and stops when nobody needs it.
+
+This file starts, finds and stops its process (``server``). Behind that stand one ``market`` with
+its offers, contracts and pretend money, and two doors to it: ``vast_api`` (with ``keys_api``) and
+``runpod_api``, over what ``web_api`` gives both. A rented ``machine`` is a process of its own
+(``instance``: a real SSH server), in which ``engine`` serves the ``model`` with llama.cpp
+(``tool_choice`` before it when functions are called) or ``engine_vllm`` with vLLM. ``faults`` is
+bad luck to order.
+"""
 
 import contextlib
 import json
@@ -16,7 +24,11 @@ from helpers.errors import CourseError
 from helpers.rehearsal import model
 from helpers.settings import Settings
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S, STOP_TIMEOUT_S = 30.0, 15.0
+# What its process reads from the environment, as these settings say.
+_SETTINGS = (
+    *("rehearsal_home", "rehearsal_idle_s", "model_cache", "local_model", "engine", "vllm_env"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,35 +77,37 @@ def ensure(settings: Settings) -> Server:
     home = settings.rehearsal_home
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(home / "start.lock"):  # two notebooks may come at once
-        if server := running(settings):
-            if server.engine != settings.engine:
-                raise CourseError(
-                    f"the running rehearsal serves with {server.engine}, and ENGINE is "
-                    f"{settings.engine}",
-                    "python -m helpers rehearse --stop, then run it again",
-                )
-            return server
-        model.path(settings)
-        with (home / "server.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "helpers.rehearsal.server"],
-                env={**os.environ, **_environment(settings)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # several notebooks share it: it outlives this kernel
-            )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline and process.poll() is None:
-            if server := running(settings):
-                return server
-            time.sleep(0.1)
-        process.kill()
-        log_tail = (home / "server.log").read_text(errors="replace")[-500:].strip()
+        server = running(settings) or _start(settings)
+    if server.engine != settings.engine:
         raise CourseError(
-            f"the rehearsal did not start: {log_tail or 'no output'}",
-            "run it again; `python -m helpers rehearse --stop` ends what is left of an old one",
+            f"the running rehearsal serves with {server.engine}, and ENGINE is {settings.engine}",
+            "python -m helpers rehearse --stop, then run it again",
         )
+    return server
+
+
+def _start(settings: Settings) -> Server:
+    model.path(settings)
+    file = settings.rehearsal_home / "server.log"
+    with file.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "helpers.rehearsal.server"],
+            env=os.environ | {name.upper(): str(getattr(settings, name)) for name in _SETTINGS},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # several notebooks share it: it outlives this kernel
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if server := running(settings):
+            return server
+        time.sleep(0.1)
+    process.kill()
+    raise CourseError(
+        f"the rehearsal did not start: {file.read_text(errors='replace')[-500:].strip()}",
+        "run it again; `python -m helpers rehearse --reset` forgets what an old one has left",
+    )
 
 
 def provoke(settings: Settings, fault: str) -> None:
@@ -108,18 +122,21 @@ def provoke(settings: Settings, fault: str) -> None:
     server.call("POST", f"/rehearsal/faults/{fault}").raise_for_status()
 
 
-def stop(settings: Settings, timeout_s: float = 15.0) -> bool:
+def stop(settings: Settings) -> bool:
     """End the rehearsal, its machines and its rentals.
 
     Returns:
         True when one was running.
+
+    Raises:
+        CourseError: when its process does not end.
     """
     server = running(settings)
     if server is None:
         return False
     with contextlib.suppress(requests.RequestException):
         server.call("POST", "/rehearsal/stop")
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
         if not _alive(server.pid):
             return True
@@ -142,14 +159,3 @@ def _alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # a kernel may not have reaped
     except psutil.NoSuchProcess:
         return False
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    return {
-        "REHEARSAL_HOME": str(settings.rehearsal_home),
-        "REHEARSAL_IDLE_S": str(settings.rehearsal_idle_s),
-        "MODEL_CACHE": str(settings.model_cache),
-        "LOCAL_MODEL": settings.local_model,
-        "ENGINE": settings.engine,
-        "VLLM_ENV": str(settings.vllm_env),
-    }

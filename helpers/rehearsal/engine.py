@@ -12,6 +12,10 @@ import re
 import sys
 import threading
 from pathlib import Path
+from typing import Any
+
+from helpers.rehearsal import engine_vllm, tool_choice
+from helpers.rehearsal.model import TOOL_CALLER, TOOL_CALLING, link
 
 # vLLM's default (256) is meant for a GPU: a laptop's throughput is flat from 8 sequences on.
 DEFAULT_SLOTS, MAX_SLOTS = 8, 32
@@ -19,9 +23,6 @@ DEFAULT_CONTEXT = 2048
 HTTP_THREADS = 128
 # Prompts that left their slot are kept for a later one like them: llama.cpp's limit is 8 GiB.
 PROMPT_CACHE_MIB = 128
-# What makes SmolLM2-135M call functions; assets/tool_calling/README.md says how it was trained.
-TOOL_CALLING = Path(__file__).parents[2] / "assets" / "tool_calling"
-TOOL_CALLER = "SmolLM2-135M-Instruct"
 # Faults of the rehearsal: how vLLM's log ends when it gives up.
 _LAST_WORDS = {
     "out_of_memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
@@ -29,52 +30,34 @@ _LAST_WORDS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """``vllm serve MODEL [--port N] [--max-num-seqs N] [--max-model-len N] [--api-key K] ...``."""
-    options, ignored = _parser().parse_known_args(argv)
     if fault := os.environ.get("REHEARSAL_FAULT"):
         sys.exit(_LAST_WORDS[fault])
     if os.environ["REHEARSAL_VLLM_ENV"]:  # ENGINE=vllm
-        from helpers.rehearsal import engine_vllm
-
-        engine_vllm.serve(sys.argv[1:] if argv is None else argv)
+        engine_vllm.serve(sys.argv[2:])
+    options, *ignored = engine_vllm.parse(sys.argv[2:])
     _die_with_the_instance()
-    import xllamacpp
-
     model = Path(os.environ["REHEARSAL_MODEL"])
     name = re.sub(r"[.-](Q\d\w*|F16|BF16)$", "", model.stem)
     calls_tools = options.enable_auto_tool_choice and name == TOOL_CALLER
     if calls_tools:
         name += "-tools"
-    slots = min(options.max_num_seqs, MAX_SLOTS)
-    _say(f"rehearsal: {name} on llama.cpp answers in place of {options.model or options.model_tag}")
-    if ignored:
-        _say(f"rehearsal: vLLM options without a meaning here: {' '.join(ignored)}")
-
-    socket = Path(os.environ["REHEARSAL_SOCKETS"]) / f"{options.port}.sock"
-    socket.unlink(missing_ok=True)
-    params = xllamacpp.CommonParams()
-    # llama.cpp counts the computer's cores; threads beyond the machine's own wait for each other.
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _cores()
-    # By a short name in the machine's own home, which is also what the log shows.
-    models = Path("models")
-    models.mkdir(exist_ok=True)
-    (models / model.name).unlink(missing_ok=True)
-    (models / model.name).symlink_to(model)
-    params.model.path = str(models / model.name)
-    params.model_alias = {name}
+    _say(f"rehearsal: {name} on llama.cpp answers in place of {options.model}")
+    if words := [word for words in ignored for word in words]:
+        _say(f"rehearsal: vLLM options without a meaning here: {' '.join(words)}")
+    socket = Path(os.environ["LOAD_UNIX_SOCKETS"]) / f"{options.port}.sock"
     # With tools, clients come through ``tool_choice``, and llama.cpp listens behind it.
     listens = socket.with_name(f"engine-{socket.name}") if calls_tools else socket
-    listens.unlink(missing_ok=True)
+    for place in (socket, listens):
+        place.unlink(missing_ok=True)
+    import xllamacpp  # loads llama.cpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(link(model, model.name))
+    params.model_alias = {name}
     params.hostnames = [str(listens)]
-    params.n_parallel = slots
-    params.n_ctx = slots * min(options.max_model_len, DEFAULT_CONTEXT)
-    params.cont_batching = True
-    params.cache_ram_mib = PROMPT_CACHE_MIB
-    params.endpoint_metrics = True
-    # One thread serves one connection: waiting requests must leave some for /metrics.
-    params.n_threads_http = slots + HTTP_THREADS
-    params.api_keys = [options.api_key] if options.api_key else []
+    _size(params, options)
     if calls_tools:
         adapter = xllamacpp.CommonAdapterLoraInfo()
         adapter.path, adapter.scale = str(TOOL_CALLING / "adapter.gguf"), 1.0
@@ -82,34 +65,27 @@ def main(argv: list[str] | None = None) -> None:
         params.chat_template = (TOOL_CALLING / "hermes.jinja").read_text()
         params.use_jinja = True
     server = xllamacpp.Server(params)
-    _say(f"rehearsal: ready on port {options.port} of this instance, {slots} slots")
+    _say(f"rehearsal: ready on port {options.port} of this instance, {params.n_parallel} slots")
     if calls_tools:
-        from helpers.rehearsal import tool_choice
-
         tool_choice.serve(socket, listens)
     threading.Event().wait()  # the server runs in threads of its own until the process ends
     del server
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vllm", allow_abbrev=False)
-    parser.add_argument("command", choices=["serve"])
-    parser.add_argument("model_tag", nargs="?", default="")
-    parser.add_argument("--model", default="")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--max-num-seqs", type=int, default=DEFAULT_SLOTS)
-    parser.add_argument("--max-model-len", type=int, default=DEFAULT_CONTEXT)
-    parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY", ""))
-    # With it vLLM parses calls out of the answers; here it also loads what makes them.
-    parser.add_argument("--enable-auto-tool-choice", action="store_true")
-    parser.add_argument("--tool-call-parser", default="hermes")
-    return parser
-
-
-def _cores() -> int:
-    """Cores that this machine may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else -1
+def _size(params: Any, options: argparse.Namespace) -> None:
+    """Set what a machine of this size carries: threads, slots, contexts, caches."""
+    # llama.cpp counts the computer's cores; threads beyond the machine's own wait for each other.
+    cores = int(os.environ["REHEARSAL_CORES"])
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores
+    slots = min(options.max_num_seqs or DEFAULT_SLOTS, MAX_SLOTS)
+    params.n_parallel = slots
+    params.n_ctx = slots * min(options.max_model_len or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    params.cont_batching = True
+    params.cache_ram_mib = PROMPT_CACHE_MIB
+    params.endpoint_metrics = True
+    # One thread serves one connection: waiting requests must leave some for /metrics.
+    params.n_threads_http = slots + HTTP_THREADS
+    params.api_keys = [options.api_key] if options.api_key else []
 
 
 def _die_with_the_instance() -> None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from helpers.rehearsal.engine import TOOL_CALLER, TOOL_CALLING
+from helpers.rehearsal.model import TOOL_CALLER, TOOL_CALLING, link
 
 # Left out, each with its value: what needs a GPU, and what describes another model's files.
 _LEFT_OUT = (
@@ -45,36 +45,54 @@ main()
 """
 
 
-def serve(argv: list[str]) -> NoReturn:
-    """Become ``vllm serve`` with these arguments (the first is ``serve``)."""
+def serve(given: list[str]) -> NoReturn:
+    """Become ``vllm serve`` with these arguments."""
     folder, env = Path(os.environ["REHEARSAL_MODEL"]), Path(os.environ["REHEARSAL_VLLM_ENV"])
     # The rehearsal's own model is where tests/vllm_env.sh puts it.
     name = TOOL_CALLER if folder == env / "model" else folder.name
-    # By a short name in the machine's own home, which is also what the log shows.
-    link = Path("models", name)
-    link.parent.mkdir(exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder)
-    words, asked, dropped = arguments(argv[1:], link, name)
-    socket = Path(os.environ["REHEARSAL_SOCKETS"]) / f"{asked.port}.sock"
+    words, asked, dropped = arguments(given, link(folder, name), name)
+    socket = Path(os.environ["LOAD_UNIX_SOCKETS"]) / f"{asked.port}.sock"
     socket.unlink(missing_ok=True)
     words = ["serve", *words, "--uds", str(socket)]
-    lines = [f"{name} on vLLM's CPU build answers in place of {asked.model}"]
+    print(f"rehearsal: {name} on vLLM's CPU build answers in place of {asked.model}")
     if dropped:
-        lines.append(f"vLLM options without a meaning here: {shlex.join(dropped)}")
-    lines.append(shlex.join(["vllm", *words]))
-    for line in lines:
-        print(f"rehearsal: {line}", file=sys.stderr, flush=True)
+        print(f"rehearsal: vLLM options without a meaning here: {shlex.join(dropped)}")
+    print(f"rehearsal: {shlex.join(['vllm', *words])}", flush=True)
     ours = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),  # GiB
-        "VLLM_RPC_BASE_PATH": os.environ["REHEARSAL_SOCKETS"],  # goes with the machine
+        "VLLM_RPC_BASE_PATH": os.environ["LOAD_UNIX_SOCKETS"],  # goes with the machine
     }
     if asked.api_key:
         ours["VLLM_API_KEY"] = asked.api_key  # neither in the log nor on the command line
     python = str(env / "bin" / "python")
     os.execve(python, [python, "-P", "-c", _RUN, *words], os.environ | ours)  # noqa: S606
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """Read what followed ``vllm serve``.
+
+    Returns:
+        What was asked for (``model``, ``port``, ``api_key``, ``max_num_seqs``, ``max_model_len``,
+        ``enable_auto_tool_choice``), the other words, and of :data:`_LEFT_OUT` those that were
+        given, with their values.
+    """
+    words = [_SHORT.get(word, word) for word in words]
+    parser = argparse.ArgumentParser(prog="vllm serve", add_help=False, allow_abbrev=False)
+    tag = words.pop(0) if words and not words[0].startswith("-") else ""
+    parser.add_argument("--model", default=tag)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY"))
+    parser.add_argument("--max-num-seqs", type=int)
+    parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--enable-auto-tool-choice", action="store_true")
+    for option in _LEFT_OUT:
+        parser.add_argument(option)
+    asked, kept = parser.parse_known_args(words)
+    given = {option: getattr(asked, option[2:].replace("-", "_")) for option in _LEFT_OUT}
+    return asked, kept, [word for pair in given.items() if pair[1] is not None for word in pair]
 
 
 def arguments(
@@ -88,27 +106,15 @@ def arguments(
         name: the name under which it is served; an adapter's ends in ``-tools``.
 
     Returns:
-        The arguments for the CPU build without address and key, what was asked for (``model``,
-        ``port``, ``api_key``), and what was left out.
+        The arguments for the CPU build without address and key, what was asked for, and what was
+        left out.
     """
-    words = [_SHORT.get(word, word) for word in words]
-    parser = argparse.ArgumentParser(prog="vllm serve", add_help=False, allow_abbrev=False)
-    tag = words.pop(0) if words and not words[0].startswith("-") else ""
-    parser.add_argument("--model", default=tag)
-    parser.add_argument("--host")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--api-key")
-    parser.add_argument("--max-model-len", type=int)
-    parser.add_argument("--enable-auto-tool-choice", action="store_true")
-    for option in _LEFT_OUT:
-        parser.add_argument(option)
-    asked, kept = parser.parse_known_args(words)
-    given = {option: getattr(asked, option[2:].replace("-", "_")) for option in _LEFT_OUT}
-    dropped = [word for pair in given.items() if pair[1] is not None for word in pair]
-
+    asked, kept, dropped = parse(words)
     config = json.loads((folder / "config.json").read_text())
     longest = config.get("max_position_embeddings", sys.maxsize)
     kept = [str(folder), "--served-model-name", name, "--enforce-eager", *kept]
+    if asked.max_num_seqs:
+        kept += ["--max-num-seqs", str(asked.max_num_seqs)]
     if asked.max_model_len:
         kept += ["--max-model-len", str(min(asked.max_model_len, longest))]
     if asked.enable_auto_tool_choice:

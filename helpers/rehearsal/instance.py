@@ -9,12 +9,14 @@ import contextlib
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any, cast
 
 import asyncssh
 
@@ -39,68 +41,52 @@ class Machine:
         self.folder = folder
         self.home = folder / "root"
         self.config = json.loads((folder / "machine.json").read_text())
-        self.sockets = Path(self.config["sockets"])
+        self.sockets = Path(self.config["env"]["LOAD_UNIX_SOCKETS"])
         # Held open for as long as this process lives: the engine exits when it closes.
         self.alive_fd, self._hold = os.pipe()
         self.logins: set[Login] = set()
-        self.opens = 0.0
-        core = self.config["env"].get("REHEARSAL_CORE", "")
-        if core.isdigit() and hasattr(os, "sched_setaffinity"):
-            # A core of its own, as a rented machine has its own GPU: all it starts stays there.
-            os.sched_setaffinity(0, {int(core) % os.cpu_count()})
+        self.opens = time.monotonic() + self.config["ssh_after_s"]
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, self.config["cores"])  # all that it starts stays there
 
     def prepare(self) -> None:
-        """Lay out the home directory and the ``vllm`` command."""
-        bin_dir = self.home / "bin"
-        bin_dir.mkdir(parents=True, exist_ok=True)
-        shim = bin_dir / "vllm"
+        """Lay out the home directory, the ``vllm`` command and the host key."""
+        shim = self.home / "bin" / "vllm"
+        shim.parent.mkdir(parents=True, exist_ok=True)
         shim.write_text(SHIM.format(python=sys.executable))
         shim.chmod(0o755)
+        host_key = self.folder / "host_key"
+        if not host_key.exists():
+            asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(host_key))
+            host_key.chmod(0o600)
 
-    def environment(self) -> dict[str, str]:
-        """A clean environment: nothing of the reader's own (their keys!) enters the machine."""
-        return {
+    def place(self) -> dict[str, Any]:
+        """Where its processes run; nothing of the reader's own (their keys!) enters."""
+        programs = [str(self.home / "bin"), str(Path(sys.executable).parent), os.defpath]
+        env = {
             "HOME": str(self.home),
             "USER": "root",
             "LANG": "C.UTF-8",
-            "PATH": os.pathsep.join(
-                [str(self.home / "bin"), str(Path(sys.executable).parent), os.defpath]
-            ),
-            "REHEARSAL_MODEL": self.config["model"],
-            "REHEARSAL_SOCKETS": str(self.sockets),
-            "LOAD_UNIX_SOCKETS": str(self.sockets),  # for a load generator on this machine
+            "PATH": os.pathsep.join(programs),
             "REHEARSAL_ALIVE_FD": str(self.alive_fd),
-            "REHEARSAL_VLLM_ENV": self.config["vllm_env"],
             **self.config["env"],
         }
-
-    def _place(self) -> dict:
-        return {"cwd": self.home, "env": self.environment(), "pass_fds": [self.alive_fd]}
-
-    async def start(self, command: list[str], **options) -> asyncio.subprocess.Process:
-        """Start a process of the machine in its home directory."""
-        return await asyncio.create_subprocess_exec(*command, **self._place(), **options)
+        return {"cwd": self.home, "env": env, "pass_fds": [self.alive_fd]}
 
     def boot(self) -> None:
-        """Run what the renter asked for: the onstart script, or the image's server with args."""
-        log = (self.folder / "container.log").open("ab")
-        if self.config["args"] is not None:
-            command = ["vllm", "serve", *self.config["args"]]
-        elif self.config["onstart"]:
-            (self.home / "onstart.sh").write_text(self.config["onstart"])
-            command = ["/bin/sh", "onstart.sh"]
-        else:
-            return
-        vllm = shutil.which(command[0], path=self.environment()["PATH"])
-        subprocess.Popen(
-            [vllm or command[0], *command[1:]],
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            **self._place(),
-        )
+        """Run the script that the renter asked for."""
+        script = self.home / "onstart.sh"
+        script.write_text(self.config["onstart"])
+        with (self.folder / "container.log").open("ab") as log:
+            subprocess.Popen(
+                ["/bin/sh", script.name],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                **self.place(),
+            )
 
-    def tell(self, **state) -> None:
+    def tell(self, **state: int) -> None:
         """One JSON line to the marketplace."""
         print(json.dumps(state), flush=True)
 
@@ -125,13 +111,15 @@ class Login(asyncssh.SSHServer):
         self.machine.tell(connections=len(self.machine.logins))
 
     def begin_auth(self, username: str) -> bool:
-        """Read the keys at each login: they may be attached and detached while it runs."""
+        """Only root may prove to be somebody."""
         if username == "root":
             with contextlib.suppress(ValueError):
                 self.conn.set_authorized_keys(str(self.machine.folder / "authorized_keys"))
         return True  # a login is always asked to prove itself
 
-    def connection_requested(self, dest_host, dest_port, orig_host, orig_port):
+    def connection_requested(
+        self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
+    ) -> Any:
         """Forward ``localhost:PORT`` of the machine, and nothing else of this computer."""
         socket = self.machine.sockets / f"{dest_port}.sock"
         if dest_host not in ("localhost", "127.0.0.1", "::1") or not socket.exists():
@@ -141,97 +129,89 @@ class Login(asyncssh.SSHServer):
         return self.conn.forward_unix_connection(str(socket))
 
 
-async def _serve_session(machine: Machine, process: asyncssh.SSHServerProcess) -> None:
+async def _serve_session(machine: Machine, process: asyncssh.SSHServerProcess[bytes]) -> None:
     """Run one command, or a login shell on a terminal, and carry its bytes both ways."""
     shell = ["/bin/sh", "-c", process.command] if process.command else ["/bin/sh", "-i"]
     if process.get_terminal_type():
-        child, outputs, write, close = await _on_terminal(machine, shell, process)
+        child, reader, write = await _on_terminal(shell, machine.place())
+        outputs: list[tuple[asyncio.StreamReader | None, Any]] = [(reader, process.stdout)]
     else:
-        pipe = asyncio.subprocess.PIPE
-        child = await machine.start(shell, stdin=pipe, stdout=pipe, stderr=pipe)
+        child = await asyncio.create_subprocess_exec(
+            *shell, stdin=PIPE, stdout=PIPE, stderr=PIPE, **machine.place()
+        )
+        stdin = cast(asyncio.StreamWriter, child.stdin)
         outputs = [(child.stdout, process.stdout), (child.stderr, process.stderr)]
-        write, close = child.stdin.write, child.stdin.close
+        write = lambda data: stdin.write(data) if data else stdin.close()  # noqa: E731
     pumps = [asyncio.create_task(_pump(source, sink)) for source, sink in outputs]
-    feeding = asyncio.create_task(_feed(process, write, close))
+    feeding = asyncio.create_task(_feed(process, write))
     status = await child.wait()
     # What it wrote last is still on its way; a process it left behind may hold the pipes for ever.
     await asyncio.wait(pumps, timeout=LAST_WORDS_S)
-    feeding.cancel()
-    for pump in pumps:
-        pump.cancel()
+    for task in (feeding, *pumps):
+        task.cancel()
     process.exit(status if status >= 0 else 128 - status)
 
 
-async def _on_terminal(machine: Machine, shell: list[str], process) -> tuple:
-    master, terminal = pty.openpty()
+async def _on_terminal(
+    shell: list[str], place: dict[str, Any]
+) -> tuple[Process, asyncio.StreamReader, Callable[[bytes], Any]]:
+    ours, theirs = pty.openpty()
     # A session of its own, as a terminal needs: it hangs up when this process goes.
-    child = await machine.start(
-        shell, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    child = await asyncio.create_subprocess_exec(
+        *shell, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, **place
     )
-    os.close(terminal)
+    os.close(theirs)
+    reader = await _reader(os.fdopen(ours, "rb", 0))
+    end_of_input = b"\x04"
+    return child, reader, lambda data: os.write(ours, data or end_of_input)
+
+
+async def _reader(file: IO[Any]) -> asyncio.StreamReader:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(master, "rb", 0)
+        lambda: asyncio.StreamReaderProtocol(reader), file
     )
-    end_of_input = b"\x04"
-    return (
-        child,
-        [(reader, process.stdout)],
-        lambda data: os.write(master, data),
-        lambda: os.write(master, end_of_input),
-    )
+    return reader
 
 
-async def _pump(source: asyncio.StreamReader, sink: asyncssh.SSHWriter) -> None:
+async def _pump(source: asyncio.StreamReader | None, sink: asyncssh.SSHWriter[bytes]) -> None:
     # A terminal says so when its last process has gone, and the client may go at any time.
     with contextlib.suppress(OSError, asyncssh.Error):
-        while data := await source.read(1 << 16):
+        while source and (data := await source.read(1 << 16)):
             sink.write(data)
             await sink.drain()
 
 
-async def _feed(process: asyncssh.SSHServerProcess, write, close) -> None:
+async def _feed(process: asyncssh.SSHServerProcess[bytes], write: Callable[[bytes], Any]) -> None:
+    """Carry what the client sends; an empty piece is the end of it."""
+    data = None
     with contextlib.suppress(OSError, asyncssh.Error):
-        while True:
-            try:
+        while data != b"":
+            with contextlib.suppress(asyncssh.TerminalSizeChanged, asyncssh.BreakReceived):
                 data = await process.stdin.read(1 << 16)
-            except (asyncssh.TerminalSizeChanged, asyncssh.BreakReceived):
-                continue
-            if not data:
-                break
-            write(data)
-        close()
+                write(data)
 
 
 async def _main(folder: Path) -> None:
     machine = Machine(folder)
     machine.prepare()
-    host_key = folder / "host_key"
-    if not host_key.exists():
-        asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(host_key))
-        host_key.chmod(0o600)
     server = await asyncssh.create_server(
         lambda: Login(machine),
         "127.0.0.1",
         0,
-        server_host_keys=[str(host_key)],
+        server_host_keys=[str(folder / "host_key")],
         process_factory=lambda process: _serve_session(machine, process),
-        sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=str(machine.home)),
+        sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=bytes(machine.home)),
         password_auth=False,
         kbdint_auth=False,
         encoding=None,
         line_editor=False,
         reuse_address=True,
     )
-    # A fault of the rehearsal: the machine runs, its SSH server does not let anybody in yet.
-    machine.opens = time.monotonic() + machine.config["ssh_after_s"]
     machine.tell(ssh_port=server.get_port())
     machine.boot()
     # The marketplace holds the other end: it closes when that process ends, however it ends.
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
+    reader = await _reader(sys.stdin)
     while await reader.readline():  # "drop": the one thing the marketplace may ask for
         for login in list(machine.logins):
             login.conn.abort()

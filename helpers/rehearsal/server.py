@@ -17,113 +17,145 @@ from helpers.rehearsal.faults import FAULTS
 from helpers.rehearsal.keys_api import KeysAPI
 from helpers.rehearsal.market import Market
 from helpers.rehearsal.runpod_api import RunPodAPI
-from helpers.rehearsal.vast_api import VastAPI, refusal, reply
+from helpers.rehearsal.vast_api import VastAPI
+from helpers.rehearsal.web_api import Handler, Refusal, reply, routes
+from helpers.settings import Settings
+
+_WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
-async def serve() -> None:
-    """Answer on loopback until told to stop or left idle; then leave nothing behind."""
-    settings = settings_module.load()
-    home = settings.rehearsal_home
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    home.chmod(0o700)
-    token, finished = secrets.token_hex(32), asyncio.Event()
-    market, keys = Market(settings), KeysAPI()
-    used = time.monotonic()
+class Rehearsal:
+    """Both doors of one market, behind one guard.
 
-    @web.middleware
-    async def guard(request: web.Request, handler) -> web.StreamResponse:
-        nonlocal used
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        # A log is fetched by its unguessable link alone, as from the real market's storage; what
-        # goes through the proxy is let in, or not, by the model server's own key.
-        if request.path.startswith(("/logs/", "/proxy/")) or own_machine(request, given):
-            return await handler(request)
-        owner = hmac.compare_digest(given.encode(), token.encode())
-        if not owner and (no := keys.refuses(request, given)) is not None:
-            return no
-        used = time.monotonic()
-        if request.path.startswith("/rehearsal"):
-            return await handler(request)
-        if (answer := await market.faults.before(request)) is not None:
-            return answer
-        try:
-            answer = await handler(request)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            return refusal(400, "invalid_args", f"{type(error).__name__}: {error}")
-        market.faults.after(request)
-        return answer
+    Args:
+        settings: where state is kept, what is served, and after which idle time it ends.
+    """
 
-    def own_machine(request: web.Request, given: str) -> bool:
-        """Is this a machine that speaks of itself, with the key made for it alone?"""
-        return any(
-            hmac.compare_digest(given.encode(), rental.api_key.encode())
-            and request.path.rstrip("/").endswith((f"/instances/{number}", f"/pods/{number}"))
-            for number, rental in market.rentals.items()
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.market, self.keys = Market(settings), KeysAPI()
+        self.token, self.finished = secrets.token_hex(32), asyncio.Event()
+        self.used = time.monotonic()
+
+    async def serve(self) -> None:
+        """Answer on loopback until told to stop or left idle; then leave nothing behind."""
+        app = web.Application(middlewares=[self.guard])
+        for api in (VastAPI(self.market), RunPodAPI(self.market), self.keys, self):
+            app.add_routes(api.routes())
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        self.market.url = f"http://{host}:{port}"
+        self.market.resume()
+        file = self.settings.rehearsal_home / "server.json"
+        file.touch(mode=0o600)
+        server = {"url": self.market.url, "token": self.token, "pid": os.getpid()}
+        file.write_text(json.dumps(server | {"engine": self.settings.engine}))
+        await self._until_finished()
+        file.unlink(missing_ok=True)
+        await self.market.close()
+        await runner.cleanup()
+
+    async def _until_finished(self) -> None:
+        """Bill each second, until a signal, a request, or too long without use."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self.finished.set)
+        while not self.finished.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.finished.wait(), timeout=1)
+            self.market.meter()
+            if any(machine.connections for machine in self.market.machines.values()):
+                self.used = time.monotonic()
+            if time.monotonic() - self.used > self.settings.rehearsal_idle_s:
+                self.finished.set()
+
+    def routes(self) -> list[web.RouteDef]:
+        """What only the course itself asks, and no real provider has."""
+        return routes(
+            {
+                "GET /rehearsal": self.health,
+                "POST /rehearsal/stop": self.stop,
+                "POST /rehearsal/faults/{name}": self.arm,
+            }
         )
 
-    async def stop(request: web.Request) -> web.Response:
-        finished.set()
+    @web.middleware
+    async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let in who may come in, add bad luck, and tell refusals in the door's own form."""
+        try:
+            if self._needs_no_key(request):
+                return await handler(request)
+            given = _given(request)
+            if not _same(given, self.token):
+                self.keys.check(request, given)
+            self.used = time.monotonic()
+            if request.path.startswith("/rehearsal"):
+                return await handler(request)
+            self.market.meter()
+            if (answer := await self.market.faults.before(request)) is not None:
+                return answer
+            done = await handler(request)
+            self.market.faults.after(request)
+            return done
+        except Refusal as refusal:
+            return refusal.answer(request.path)
+        except _WRONG as error:
+            what = f"{type(error).__name__}: {error}"
+            return Refusal(400, "invalid_args", what).answer(request.path)
+
+    def _needs_no_key(self, request: web.Request) -> bool:
+        """Is this a request that the account's key has nothing to do with?
+
+        A log is fetched by its unguessable link alone, as from the real market's storage; what goes
+        through the proxy is let in, or not, by the model server's own key; a machine may speak of
+        itself, with the key made for it alone.
+        """
+        if request.path.startswith(("/logs/", "/proxy/")):
+            return True
+        return any(
+            _same(_given(request), rental.api_key)
+            and request.path.rstrip("/").endswith((f"/instances/{rental.id}", f"/pods/{rental.id}"))
+            for rental in self.market.books.rentals
+        )
+
+    async def health(self, request: web.Request) -> web.Response:
+        """That it runs, and which bad luck is armed."""
+        armed = dict(+self.market.faults.armed)
+        return reply({"rehearsal": True, "pid": os.getpid(), "armed": armed})
+
+    async def stop(self, request: web.Request) -> web.Response:
+        """End it."""
+        self.finished.set()
         return reply({"success": True})
 
-    async def arm(request: web.Request) -> web.Response:
+    async def arm(self, request: web.Request) -> web.Response:
         """Arm a fault; see ``faults.py``."""
         name = request.match_info["name"]
         if name not in FAULTS:
-            return refusal(404, "not_found", f"no fault {name}")
-        market.provoke(name)
+            raise Refusal(404, "not_found", f"no fault {name}")
+        self.market.provoke(name)
         return reply({"success": True, "fault": FAULTS[name]})
 
-    async def health(request: web.Request) -> web.Response:
-        armed = dict(+market.faults.armed)
-        return reply({"rehearsal": True, "pid": os.getpid(), "armed": armed})
 
-    app = web.Application(middlewares=[guard])
-    app.add_routes(VastAPI(market).routes())
-    app.add_routes(keys.routes())
-    app.add_routes(RunPodAPI(market).routes())
-    app.add_routes(
-        [
-            web.get("/rehearsal", health),
-            web.post("/rehearsal/stop", stop),
-            web.post("/rehearsal/faults/{name}", arm),
-        ]
-    )
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0][:2]
-    market.url = f"http://{host}:{port}"
-    await market.resume()
+def _given(request: web.Request) -> str:
+    return request.headers.get("Authorization", "").removeprefix("Bearer ")
 
-    file = home / "server.json"
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        server = {"url": market.url, "token": token, "pid": os.getpid()}
-        json.dump(server | {"engine": settings.engine}, out)
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, finished.set)
-    while not finished.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(finished.wait(), timeout=1)
-        market.meter()
-        if any(market.connections.values()):
-            used = time.monotonic()
-        if time.monotonic() - used > settings.rehearsal_idle_s:
-            finished.set()
-    file.unlink(missing_ok=True)
-    await market.close()
-    await runner.cleanup()
+def _same(given: str, secret: str) -> bool:
+    return hmac.compare_digest(given.encode(), secret.encode())
 
 
 def main() -> None:
     """Run at most one server for a state folder."""
-    home = settings_module.load().rehearsal_home
+    settings = settings_module.load()
+    home = settings.rehearsal_home
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.chmod(0o700)
     try:
         with FileLock(home / "server.lock", timeout=0):
-            asyncio.run(serve())
+            asyncio.run(Rehearsal(settings).serve())
     except Timeout:
         raise SystemExit("a rehearsal is running already") from None
 

@@ -12,16 +12,17 @@ counts as prompt tokens.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
-from helpers.rehearsal.proxy import forward
+from helpers.rehearsal.web_api import forward
 
 CALL = "<tool_call>\n"
 _ANOTHER = "\n" + CALL.strip()
 
 
-def forced(body: dict) -> dict:
+def forced(body: dict[str, Any]) -> dict[str, Any]:
     """Return the body of a chat request with its choice of tools in llama.cpp's terms.
 
     Args:
@@ -76,7 +77,7 @@ def serve(socket: Path, engine: Path) -> None:
                 pass  # llama.cpp says it
             except ValueError as error:
                 return _refusal(str(error))
-        return await forward(request, str(engine), request.path.removeprefix("/"), body)
+        return await forward(request, engine, request.path.removeprefix("/"), body)
 
     app = web.Application(client_max_size=2**26)
     app.router.add_route("*", "/{path:.*}", handle)

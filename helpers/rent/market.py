@@ -100,7 +100,7 @@ class Instance:
     ``status`` is one of ``creating``, ``loading``, ``running``, ``stopped`` and ``failed``;
     ``detail`` the provider's own words. ``usd_per_hour`` is what it costs in its present state,
     ``stopped_usd_per_hour`` what it costs when stopped: the disk stays billed. ``created`` is in
-    seconds since 1970.
+    seconds since 1970; ``cpu_cores`` is how many are its own, where the provider says so.
     """
 
     id: str
@@ -116,6 +116,7 @@ class Instance:
     ssh_host: str | None = None
     ssh_port: int | None = None
     ssh_user: str = "root"
+    cpu_cores: float | None = None
 
     @property
     def hours(self) -> float:
@@ -126,7 +127,8 @@ class Instance:
     def hardware(self) -> str:
         """What does the computing: in the rehearsal this machine, for its GPUs are only pretend."""
         if self.provider.startswith("rehearsal"):
-            return f"{os.cpu_count()} CPU cores"
+            count = self.cpu_cores or os.cpu_count()
+            return "1 CPU core" if count == 1 else f"{count} CPU cores"
         return f"{self.gpu_count}x {self.gpu}"
 
 

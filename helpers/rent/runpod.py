@@ -155,6 +155,7 @@ class RunPod(Provider):
             ssh_host=ssh.get("host"),
             ssh_port=ssh.get("port"),
             ssh_user=ssh.get("username", "root"),
+            cpu_cores=pod.get("vcpuCount"),
         )
 
     @RUNPOD.told("asking for the pod's public API")

@@ -146,6 +146,7 @@ class Vast(Provider):
             created=row.get("start_date") or time.time(),
             ssh_host=host,
             ssh_port=port,
+            cpu_cores=row.get("cpu_cores_effective"),
         )
 
     @VAST.told("fetching the log")

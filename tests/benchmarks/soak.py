@@ -23,8 +23,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from helpers import load, rehearsal, tools
-from helpers import rent as providers
+from helpers import load, rehearsal, rent, tools
 from helpers import settings as settings_module
 from helpers.choose import models
 from helpers.endpoint import Endpoint
@@ -55,14 +54,14 @@ async def soak(settings, seconds: float, say=lambda line: None) -> pd.DataFrame:
 
     Args:
         settings: of a rehearsal that nobody else uses.
-        seconds: how long, after the warm-up.
+        seconds: how long, after the warm-up; at least three rounds.
         say: called with one line a round.
 
     Returns:
         One row a process and reading: ``round, t_s, process, anon_mb, pss_mb, descriptors,
         threads``.
     """
-    provider = providers.connect(settings)
+    provider = rent.connect(settings)
     spec = models.spec(serving.MISTRAL_AWQ, settings)
     spec = ServingSpec(
         model=spec.model,
@@ -83,7 +82,7 @@ async def soak(settings, seconds: float, say=lambda line: None) -> pd.DataFrame:
         for number in range(2):
             await _round(number, provider, settings, endpoint, tunnel, Path(folder))
         began, number = time.monotonic(), 2
-        while time.monotonic() - began < seconds:
+        while time.monotonic() - began < seconds or number < 5:
             await _round(number, provider, settings, endpoint, tunnel, Path(folder))
             now = {"round": number, "t_s": time.monotonic() - began}
             rows = [now | row for row in weigh(settings, machine.id, before)]

@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import json
 import statistics
+import subprocess
+import sys
+import textwrap
 import time
 import urllib.request
 
@@ -246,3 +249,25 @@ async def test_five_thousand_streams_at_once(paced, tmp_path):
     print(f"\n{run}, peak {peak:.0f} MB, most at once {most_at_once(run)}")
     assert len(run.ok) == 5000 and sum(record.output_tokens for record in run.ok) == 20_000
     assert most_at_once(run) == 5000 and 0 < peak < 1500
+
+
+def test_disk_full_while_records_are_written(endpoint, tmp_path):
+    """The run ends with a sentence; every record written until then can be read."""
+    script = f"""
+        import asyncio, resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        from helpers import load
+        from helpers.endpoint import Endpoint
+        endpoint = Endpoint(base_url={endpoint.base_url!r}, model={endpoint.model!r})
+        work = load.Synthetic(input_tokens=8, output_tokens=8)
+        asyncio.run(load.run(endpoint, work, load.ClosedLoop(users=4), requests=500,
+                             path={str(tmp_path / "run.jsonl")!r}, progress=False))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "CourseError" in done.stderr
+    assert "run.jsonl" in done.stderr.splitlines()[-1]
+    run = Run.read(tmp_path / "run.jsonl")
+    assert 10 < len(run.records) < 500

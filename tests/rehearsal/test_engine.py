@@ -1,22 +1,15 @@
 """``ENGINE``: what is refused before anything starts, and which arguments reach vLLM."""
 
 import pytest
+from support.machines import Idle
 
-from helpers import rehearsal
-from helpers import rent as providers
+from helpers import rehearsal, rent
 from helpers import settings as settings_module
 from helpers.errors import CourseError
 from helpers.rehearsal import engine, engine_vllm
 from helpers.rent import guard
 from helpers.serve import spec as serving
 from helpers.serve.spec import ServingSpec
-
-
-class Idle(ServingSpec):
-    """A spec whose machine boots and serves nothing."""
-
-    def onstart(self, before: str = "") -> str:
-        return "#!/bin/sh\n"
 
 
 def test_an_engine_that_does_not_exist_is_a_wrong_setting(monkeypatch):
@@ -44,22 +37,22 @@ def test_what_is_missing_is_said_before_anything_starts(
         (tmp_path / name).touch()
     wanted = {"engine": "vllm", "vllm_env": tmp_path, "local_model": local_model}
     with pytest.raises(CourseError, match=f"(?s){told}"):
-        providers.connect(own_rehearsal.model_copy(update=wanted))
+        rent.connect(own_rehearsal.model_copy(update=wanted))
     assert not rehearsal.running(own_rehearsal)
 
 
 def test_a_rehearsal_keeps_its_engine(own_rehearsal, tmp_path):
     """A setting changed while it runs is refused; what is rented stays seen and destroyable."""
-    provider = providers.connect(own_rehearsal)
+    provider = rent.connect(own_rehearsal)
     guard.rent(provider, Idle(), "tests", own_rehearsal, progress=print)
     other = own_rehearsal.model_copy(update={"engine": "vllm", "vllm_env": tmp_path})
     with pytest.raises(CourseError, match="serves with llamacpp, and ENGINE is vllm"):
-        providers.connect(other)
-    (seen,) = providers.configured(other)
+        rent.connect(other)
+    (seen,) = rent.configured(other)
     (machine,) = seen.instances()
-    assert providers.preflight(other).endswith("your instances now: 1 (1 on rehearsal)")
+    assert rent.preflight(other).endswith("your instances now: 1 (1 on rehearsal)")
     guard.destroy(seen, machine.id)
-    assert not seen.instances() and providers.preflight(other).endswith("your instances now: 0")
+    assert not seen.instances() and rent.preflight(other).endswith("your instances now: 0")
 
 
 def test_arguments_for_a_gpu_become_arguments_for_a_cpu(tmp_path):
@@ -74,7 +67,7 @@ def test_arguments_for_a_gpu_become_arguments_for_a_cpu(tmp_path):
     kept, asked, dropped = engine_vllm.arguments(spec.vllm_args(), tmp_path, "tiny")
     assert kept[:4] == [str(tmp_path), "--served-model-name", "tiny", "--enforce-eager"]
     assert kept[4:] == [
-        *("--max-num-seqs", "4", "--enable-prefix-caching", "--max-model-len", "2048"),
+        *("--enable-prefix-caching", "--max-num-seqs", "4", "--max-model-len", "2048"),
     ]
     assert (asked.model, asked.port) == (serving.MISTRAL_AWQ, 8000)
     gpu = ["--gpu-memory-utilization", "0.9", "--tensor-parallel-size", "2"]

@@ -11,8 +11,7 @@ import pytest
 from support.vllm_server import VLLM_ENV, needs_vllm
 from support.waiting import ours
 
-from helpers import load, measure, tools
-from helpers import rent as providers
+from helpers import load, measure, rent, tools
 from helpers.choose import models
 from helpers.errors import CourseError
 from helpers.rent import guard, ssh
@@ -41,7 +40,7 @@ def track_parcel(number: str) -> dict:
 
 async def test_the_whole_rental_with_the_real_engine(on_vllm, tmp_path):
     """Rent, onstart, readiness, tunnel, load, a function call, destroy, with what readers run."""
-    provider, said = providers.connect(on_vllm), []
+    provider, said = rent.connect(on_vllm), []
     course = models.spec(serving.MISTRAL_AWQ, on_vllm)
     gpus = ("--quantization", "awq", "--gpu-memory-utilization", "0.9")
     key = ("--api-key", "a-key-of-the-test")
@@ -83,7 +82,7 @@ async def test_the_whole_rental_with_the_real_engine(on_vllm, tmp_path):
 
 def test_a_server_that_dies_while_loading_shows_its_last_words(on_vllm):
     """vLLM's own complaint reaches the reader, at once and not after the time-out."""
-    provider, spec = providers.connect(on_vllm), ServingSpec(extra_args=("--no-such-option", "1"))
+    provider, spec = rent.connect(on_vllm), ServingSpec(extra_args=("--no-such-option", "1"))
     with (
         guard.rented(provider, spec, "tests", on_vllm, **SILENT) as machine,
         ssh.tunnel(machine, on_vllm) as tunnel,
@@ -99,7 +98,7 @@ def test_a_server_that_dies_while_loading_shows_its_last_words(on_vllm):
 def test_nothing_is_left_of_a_server_that_was_still_loading(on_vllm, end, so_far):
     """vLLM is several processes, a gigabyte each: all go with the machine, however it ends."""
     mine = on_vllm.model_copy(update={"rehearsal_idle_s": 3 if end == "left idle" else 1800})
-    provider = providers.connect(mine)
+    provider = rent.connect(mine)
     machine = guard.rent(provider, ServingSpec(), "tests", mine, **SILENT)
     wait_for(lambda: so_far in provider.logs(machine.id, 50), 180)
     (daemon,) = [p for p in ours(mine.rehearsal_home) if "helpers.rehearsal.instance" in line(p)]

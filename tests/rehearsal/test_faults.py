@@ -15,19 +15,14 @@
 | host_key | "has changed: this may be another machine" | nothing sent to it |
 | tunnel_drop | records with their cause; the tunnel comes back | every record |
 | outbid, host_lost | records with their cause; a failed instance | every record; a replacement |
-| disk full | which file, how much is in it | every record written until then |
 """
 
 import asyncio
-import subprocess
-import sys
-import textwrap
 
 import pytest
 from support.waiting import eventually
 
-from helpers import load, rehearsal
-from helpers import rent as providers
+from helpers import load, rehearsal, rent
 from helpers.errors import CourseError
 from helpers.rehearsal.faults import FAULTS
 from helpers.rent import guard, ssh
@@ -42,7 +37,7 @@ def market(settings, tmp_path_factory):
     mine = settings.model_copy(update={"rehearsal_home": home})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REHEARSAL_HOME", str(home))
-        yield mine, providers.connect(mine)
+        yield mine, rent.connect(mine)
         rehearsal.stop(mine)
 
 
@@ -58,7 +53,7 @@ def bad(market):
     assert left == {}, "a fault was armed and never happened"
 
 
-def rent(market, label="bad", **options):
+def hire(market, label="bad", **options):
     """Rent, and return the instance and every line that was shown."""
     mine, provider = market
     shown = []
@@ -88,7 +83,7 @@ def test_refused_or_broken_calls_are_told(market, bad, fault, told):
     """One sentence with the next step; nothing is rented; the next call works."""
     bad(fault)
     with pytest.raises(CourseError) as caught:
-        rent(market)
+        hire(market)
     assert told in str(caught.value)
     assert market[1].instances() == []
 
@@ -103,7 +98,7 @@ def test_passing_trouble_is_waited_out(market, bad, fault):
 def test_one_odd_404_is_not_the_end_of_all_charges(market, bad):
     """destroy() looks twice before it says that nothing is left."""
     provider = market[1]
-    machine, _ = rent(market)
+    machine, _ = hire(market)
     real = provider.destroy
     provider.destroy = lambda number: bad("api_404")  # the service ignores us, then is confused
     try:
@@ -116,7 +111,7 @@ def test_one_odd_404_is_not_the_end_of_all_charges(market, bad):
 def test_lost_answer_of_a_rental(market, bad):
     """Found by its label: one instance, no error."""
     bad("create_lost")
-    machine, _ = rent(market)
+    machine, _ = hire(market)
     assert [i.id for i in market[1].instances()] == [machine.id]
 
 
@@ -124,7 +119,7 @@ def test_offer_taken(market, bad):
     """The next best is rented."""
     bad("offer_taken")
     offers = market[1].offers(OfferFilter())
-    machine, shown = rent(market)
+    machine, shown = hire(market)
     assert "was taken by somebody else, trying the next offer" in shown
     assert machine.gpu == offers[1].gpu
 
@@ -133,7 +128,7 @@ def test_no_credit(market, bad):
     """Where to top up; nothing is rented."""
     bad("no_credit")
     with pytest.raises(CourseError, match=r"lacks credit\ntry: top up at https"):
-        rent(market)
+        hire(market)
     assert market[1].instances() == []
 
 
@@ -144,7 +139,7 @@ def test_machine_that_does_not_come_up(market, bad, fault, told):
     """It is destroyed and another host is tried."""
     bad(fault)
     offers = market[1].offers(OfferFilter())
-    machine, shown = rent(market)
+    machine, shown = hire(market)
     assert told in shown
     assert "destroyed" in shown
     assert machine.gpu == offers[1].gpu
@@ -156,7 +151,7 @@ def test_three_bad_hosts_are_enough(market, bad):
     for _ in range(guard.HOSTS_TRIED):
         bad("image_failure")
     with pytest.raises(CourseError) as caught:
-        rent(market)
+        hire(market)
     assert str(caught.value).count("cuda>=13.0") == guard.HOSTS_TRIED
     assert market[1].instances() == []
 
@@ -169,7 +164,7 @@ def test_model_server_that_gives_up(market, bad, fault, told):
     """The end of its log and the remedy are shown at once, not after half an hour."""
     mine, provider = market
     bad(fault)
-    machine, _ = rent(market)
+    machine, _ = hire(market)
     with ssh.tunnel(machine, mine) as tunnel, pytest.raises(CourseError) as caught:
         tunnel.endpoint(poll_s=0.3, timeout_s=20, log=lambda: provider.logs(machine.id, 20))
     assert "the model server gave up" in caught.value.what
@@ -179,7 +174,7 @@ def test_model_server_that_gives_up(market, bad, fault, told):
 def test_late_ssh_server_is_waited_for(market, bad):
     """The machine runs, SSH refuses for a while."""
     bad("ssh_late")
-    machine, shown = rent(market)
+    machine, shown = hire(market)
     assert "failed" in shown
     assert ssh.run(machine, market[0], "echo in") == "in\n"
 
@@ -187,9 +182,9 @@ def test_late_ssh_server_is_waited_for(market, bad):
 def test_changed_host_key(market, bad):
     """Nothing is sent to a machine that cannot prove to be the one we know."""
     mine, provider = market
-    machine, _ = rent(market)
+    machine, _ = hire(market)
     rehearsal.provoke(mine, "host_key")
-    again = providers.wait_running(provider, machine.id, progress=print)
+    again = rent.wait_running(provider, machine.id, progress=print)
     with pytest.raises(CourseError, match="has changed"):
         ssh.run(again, mine, "true")
 
@@ -198,10 +193,11 @@ def test_changed_host_key(market, bad):
 async def test_trouble_in_the_middle_of_a_benchmark(market, bad, tmp_path, fault):
     """Requests in flight become records with their cause; what was measured is kept."""
     mine, provider = market
+    provider.register_key(ssh.ensure_key(mine))
     wanted = OfferFilter(interruptible=True)
     offer = provider.offers(wanted)[0]
     machine = provider.launch(offer, ServingSpec(), fault, bid_usd_per_hour=1.0)
-    machine, _ = rent(market, fault)
+    machine, _ = hire(market, fault)
     with ssh.tunnel(machine, mine) as tunnel:
         endpoint = tunnel.endpoint(poll_s=0.3)
         file = tmp_path / "run.jsonl"
@@ -229,96 +225,6 @@ async def test_trouble_in_the_middle_of_a_benchmark(market, bad, tmp_path, fault
     broken = provider.instance(machine.id)
     assert broken.status == "failed"
     assert fault.removeprefix("host_") in broken.detail
-    again, shown = rent(market, fault)
+    again, shown = hire(market, fault)
     assert again.id != machine.id
     assert "it is destroyed" in shown
-
-
-def test_disk_full_while_records_are_written(endpoint, tmp_path):
-    """The run ends with a sentence; every record written until then can be read."""
-    from helpers.records import Run
-
-    script = f"""
-        import asyncio, resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        from helpers import load
-        from helpers.endpoint import Endpoint
-        endpoint = Endpoint(base_url={endpoint.base_url!r}, model={endpoint.model!r})
-        work = load.Synthetic(input_tokens=8, output_tokens=8)
-        asyncio.run(load.run(endpoint, work, load.ClosedLoop(users=4), requests=500,
-                             path={str(tmp_path / "run.jsonl")!r}, progress=False))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode != 0
-    assert "CourseError" in done.stderr
-    assert "run.jsonl" in done.stderr.splitlines()[-1]
-    run = Run.read(tmp_path / "run.jsonl")
-    assert 10 < len(run.records) < 500
-
-
-# -- the dead-man's switch -----------------------------------------------------------------
-
-
-def test_machine_destroys_itself_when_its_time_is_up(market, bad):
-    """Nobody asks for it: not the notebook, not the command line."""
-    mine, provider = market
-    short = mine.model_copy(update={"lifetime_hours": 3 / 3600})
-    machine, _ = rent((short, provider))
-    assert eventually(lambda: provider.instance(machine.id) is None, 30)
-
-
-def test_extended_machine_lives_on(market, bad):
-    """extend() sets the deadline anew; more than the reader allows at once is refused."""
-    mine, provider = market
-    short = mine.model_copy(update={"lifetime_hours": 6 / 3600})
-    machine, _ = rent((short, provider))
-    until = guard.extend(machine, mine, 0.5)
-    assert 0.45 < (until.timestamp() - machine.created) / 3600 < 0.55
-    import time
-
-    time.sleep(12)
-    assert provider.instance(machine.id) is not None
-    with pytest.raises(CourseError, match="you allow at once"):
-        guard.extend(machine, mine, 99)
-
-
-def test_a_machines_own_key_ends_that_machine_only(market, bad):
-    """What a machine carries opens neither the account nor another machine."""
-    import requests
-
-    mine, provider = market
-    one, _ = rent(market, "one")
-    two, _ = rent(market, "two")
-    key = ssh.run(one, mine, "echo $CONTAINER_API_KEY").strip()
-    server, head = rehearsal.running(mine), {"Authorization": f"Bearer {key}"}
-    for path in ("users/current", f"instances/{two.id}", "ssh"):
-        answer = requests.delete(f"{server.url}/api/v0/{path}/", headers=head, timeout=5)
-        assert answer.status_code == 401
-        answer = requests.get(f"{server.url}/api/v0/{path}/", headers=head, timeout=5)
-        assert answer.status_code == 401
-    answer = requests.delete(f"{server.url}/api/v0/instances/{one.id}/", headers=head, timeout=5)
-    assert answer.ok
-    assert provider.instance(one.id) is None
-    assert provider.instance(two.id) is not None
-
-
-def test_switch_works_with_every_process_of_ours_dead(settings, tmp_path, monkeypatch):
-    """kill -9 of the kernel and of the marketplace: the rental ends by itself on its next boot."""
-    import os
-    import signal
-    import time
-
-    mine = settings.model_copy(
-        update={"rehearsal_home": tmp_path / "rehearsal", "lifetime_hours": 4 / 3600}
-    )
-    monkeypatch.setenv("REHEARSAL_HOME", str(mine.rehearsal_home))
-    try:
-        rent((mine, providers.connect(mine)))
-        os.kill(rehearsal.running(mine).pid, signal.SIGKILL)
-        time.sleep(5)
-        again = providers.connect(mine)  # the host is back, nobody asks about the rental
-        assert eventually(lambda: again.instances() == [], 30)
-    finally:
-        rehearsal.stop(mine)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import threading
+import time
 
 import pytest
+from support.machines import Idle
 
 from helpers import rent as providers
 from helpers.errors import CourseError
@@ -156,3 +158,16 @@ def test_status_lists_price_running_and_stopped(provider, instance):
     table = guard.status(provider).set_index("id")
     row = table.loc[instance.id]
     assert 0 < row["stopped_usd_per_hour"] < row["usd_per_hour"]
+
+
+def test_extended_machine_lives_on(own_rehearsal):
+    """extend() sets the deadline anew; more than the reader allows at once is refused."""
+    provider = providers.connect(own_rehearsal)
+    short = own_rehearsal.model_copy(update={"lifetime_hours": 6 / 3600})
+    machine = guard.rent(provider, Idle(), "extend", short, progress=print)
+    until = guard.extend(machine, own_rehearsal, 0.5)
+    assert 0.45 < (until.timestamp() - machine.created) / 3600 < 0.55
+    time.sleep(12)
+    assert provider.instance(machine.id) is not None
+    with pytest.raises(CourseError, match="you allow at once"):
+        guard.extend(machine, own_rehearsal, 99)

@@ -9,12 +9,12 @@ import sys
 import time
 
 import pytest
+from support.machines import Idle
+from support.waiting import eventually
 
-from helpers import rehearsal
-from helpers import rent as providers
+from helpers import rehearsal, rent
 from helpers.errors import CourseError
 from helpers.rent import guard
-from helpers.serve.spec import ServingSpec
 
 KILLS, AT_ONCE = 200, 4
 
@@ -22,7 +22,7 @@ KILLS, AT_ONCE = 200, 4
 def client(settings, label: str) -> None:
     """What a reader's kernel does: rent, use a little, destroy, and again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    provider = providers.connect(settings)
+    provider = rent.connect(settings)
     while True:
         try:
             # No model server: its start is not what is tested, and 200 of them take long.
@@ -30,13 +30,6 @@ def client(settings, label: str) -> None:
                 time.sleep(0.3)
         except CourseError:
             time.sleep(0.2)  # another client took the last offer, or was killed holding it
-
-
-class Idle(ServingSpec):
-    """A spec whose machine boots and serves nothing."""
-
-    def onstart(self, before: str = "") -> str:
-        return f"#!/bin/sh\n{before}\n"
 
 
 @pytest.fixture
@@ -50,7 +43,7 @@ def market(settings, tmp_path, monkeypatch):
         }
     )
     monkeypatch.setenv("REHEARSAL_HOME", str(mine.rehearsal_home))
-    providers.connect(mine)
+    rent.connect(mine)
     yield mine
     rehearsal.stop(mine)
 
@@ -58,7 +51,7 @@ def market(settings, tmp_path, monkeypatch):
 def kill_clients(settings, kills: int) -> int:
     """Start clients and kill each at a random moment; returns how often one held a machine."""
     fork = multiprocessing.get_context("fork")  # a fresh interpreter would take a second each
-    chance, provider, caught = random.Random(7), providers.connect(settings), 0
+    chance, provider, caught = random.Random(7), rent.connect(settings), 0
     for start in range(0, kills, AT_ONCE):
         batch = [
             fork.Process(target=client, args=(settings, f"kill-{start}-{n}"))
@@ -84,7 +77,7 @@ def test_200_kills_leave_nothing_after_destroy(market):
     caught = kill_clients(market, KILLS)
     assert caught > KILLS / 10, "too few died in the middle of a rental to prove anything"
     subprocess.run([sys.executable, "-m", "helpers", "destroy"], check=True)
-    assert providers.connect(market).instances() == []
+    assert rent.connect(market).instances() == []
     assert not rehearsal.holds_rentals(market)
 
 
@@ -92,7 +85,17 @@ def test_kills_leave_nothing_after_the_lifetime(market):
     """Nobody ever comes back: the machines end themselves."""
     short = market.model_copy(update={"lifetime_hours": 3 / 3600})
     assert kill_clients(short, 20) > 0
-    provider, deadline = providers.connect(short), time.monotonic() + 60
+    provider, deadline = rent.connect(short), time.monotonic() + 60
     while provider.instances() and time.monotonic() < deadline:
         time.sleep(1)
     assert provider.instances() == []
+
+
+def test_the_switch_works_with_every_process_of_ours_dead(market):
+    """kill -9 of the kernel and of the marketplace: the rental ends by itself on its next boot."""
+    short = market.model_copy(update={"lifetime_hours": 4 / 3600})
+    guard.rent(rent.connect(short), Idle(), "switch", short, progress=print)
+    os.kill(rehearsal.running(market).pid, signal.SIGKILL)
+    time.sleep(5)
+    again = rent.connect(market)  # the host is back, nobody asks about the rental
+    assert eventually(lambda: again.instances() == [], 30)

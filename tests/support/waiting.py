@@ -1,5 +1,6 @@
 """Waiting for what comes sooner or later, a free port, and the processes of a rehearsal."""
 
+import contextlib
 import os
 import socket
 import time
@@ -34,4 +35,15 @@ def ours(home) -> list[psutil.Process]:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
+    return found
+
+
+def on_machines(home) -> list[psutil.Process]:
+    """Every process on a machine that a rehearsal in ``home`` has rented out, its engine too."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            at_home = process.environ().get("HOME", "").startswith(f"{home}/instances/")
+            if at_home and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
     return found

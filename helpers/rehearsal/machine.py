@@ -1,0 +1,115 @@
+"""One life of a rented machine, as the marketplace sees it: from its boot until it ends."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from helpers.rehearsal.market import Market, Rental
+
+_CUDA_ERROR = (
+    "Error response from daemon: OCI runtime create failed: nvidia-container-cli: "
+    "requirement error: unsatisfied condition: cuda>=13.0"
+)
+
+
+class Machine:
+    """A process of the rehearsal that plays a rented machine (``instance.py``).
+
+    Args:
+        market: whose books its state goes into.
+        rental: the contract.
+        cores: numbers of the CPU cores that are its own.
+    """
+
+    def __init__(self, market: "Market", rental: "Rental", cores: list[int]) -> None:
+        self.market, self.rental, self.cores = market, rental, cores
+        self.connections = 0  # SSH logins, now
+        self._process: asyncio.subprocess.Process | None = None
+        self.life = asyncio.create_task(self._live())
+
+    def end(self) -> None:
+        """Kill it and everything that it has started."""
+        self.life.cancel()
+        if self._process:
+            _kill_group(self._process.pid)
+
+    def drop_connections(self) -> None:
+        """Cut every SSH connection to it."""
+        if self._process and self._process.stdin:
+            self._process.stdin.write(b"drop\n")
+
+    async def _live(self) -> None:
+        """Contract, loading, running, exited, with the bad luck that is armed."""
+        market, rental, take = self.market, self.rental, self.market.faults.take
+        await asyncio.sleep(0.3)
+        market.note(rental, "loading", f"{rental.image}: in the rehearsal no image is pulled")
+        if take("stuck"):
+            market.note(rental, "loading", f"{rental.image}: Pulling fs layer")
+            return
+        if take("image_failure"):
+            market.note(rental, "created", _CUDA_ERROR)
+            return
+        folder = market.folder(rental.id)
+        (folder / "machine.json").write_text(json.dumps(self._config()))
+        with (folder / "daemon.log").open("ab") as log:
+            process = self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "helpers.rehearsal.instance", str(folder)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # a process group of its own, killed as one
+            )
+        try:
+            await self._listen(process)
+            # Nobody stopped it: it died.
+            status = await process.wait()
+            market.note(rental, "exited", f"machine ended by itself (exit status {status})")
+        finally:
+            self.connections = 0
+            _kill_group(process.pid)  # it may still hold what the machine had started
+            await process.wait()
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        """Write down what the machine tells of itself, until it falls silent."""
+        rental = self.rental
+        while process.stdout and (line := await process.stdout.readline()):
+            event = json.loads(line)
+            if port := event.get("ssh_port"):
+                self.market.note(rental, "running", f"success, running {rental.image}/ssh", port)
+            self.connections = event.get("connections", 0)
+
+    def _config(self) -> dict[str, Any]:
+        """What ``instance.py`` has to know, and what a container finds in its environment."""
+        market, rental, settings = self.market, self.rental, self.market.settings
+        sockets = market.sockets / str(rental.id)
+        sockets.mkdir(mode=0o700, exist_ok=True)
+        env = {name: text for name, text in rental.env.items() if not name.startswith("-")}
+        env |= {"CONTAINER_ID": str(rental.id), "CONTAINER_API_KEY": rental.api_key}
+        env |= {"RUNPOD_POD_ID": str(rental.id), "RUNPOD_API_KEY": rental.api_key}
+        # Where the machine finds the provider: on a real market its usual address.
+        env |= {"VAST_URL": market.url, "RUNPOD_URL": market.url}
+        env |= {
+            "REHEARSAL_CORES": str(len(self.cores)),
+            "REHEARSAL_MODEL": str(market.model),
+            "LOAD_UNIX_SOCKETS": str(sockets),
+            "REHEARSAL_VLLM_ENV": (
+                str(settings.vllm_env.absolute()) if settings.engine == "vllm" else ""
+            ),
+        }
+        for fault in ("model_failure", "out_of_memory"):
+            if market.faults.take(fault):
+                env["REHEARSAL_FAULT"] = fault
+        late = 10 if market.faults.take("ssh_late") else 0
+        return {"onstart": rental.onstart, "env": env, "cores": self.cores, "ssh_after_s": late}
+
+
+def _kill_group(pid: int) -> None:
+    # Gone already; macOS says "not permitted" of a group of zombies.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

@@ -1,0 +1,100 @@
+"""What the rehearsal's HTTP servers share: routes, answers, refusals, bodies, and a proxy."""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from helpers.settings import ASSETS
+
+# Fields of the real APIs' answers that are always the same in the rehearsal.
+FIXED = json.loads((ASSETS / "rehearsal_answers.json").read_text())
+# Headers that are about one hop only.
+_ONE_HOP = {"host", "connection", "keep-alive", "transfer-encoding", "content-length"}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Refusal(Exception):
+    """A request that is not granted; each door tells it in its own provider's form.
+
+    Args:
+        status: HTTP status code.
+        error: what kind of refusal it is, as Vast.ai names it.
+        what: the sentence for whoever asked.
+    """
+
+    def __init__(self, status: int, error: str, what: str) -> None:
+        super().__init__(what)
+        self.status, self.error, self.what = status, error, what
+
+    def answer(self, path: str) -> web.Response:
+        """The refusal as RunPod (RFC 9457) or, on any other path, Vast.ai writes it."""
+        if path.startswith(("/v2/", "/graphql")):
+            title = HTTPStatus(self.status).phrase
+            body = {"title": title, "status": self.status, "detail": self.what}
+            return reply(body, self.status, "application/problem+json")
+        return reply({"success": False, "error": self.error, "msg": self.what}, self.status)
+
+
+def reply(data: Any, status: int = 200, content_type: str = "application/json") -> web.Response:
+    """JSON under the bare content type: the ``vastai`` program refuses one with a charset."""
+    return web.Response(body=json.dumps(data).encode(), status=status, content_type=content_type)
+
+
+def routes(table: dict[str, Handler]) -> list[web.RouteDef]:
+    """Routes from ``{"METHOD /path": handler}``, with and without the slash at the end."""
+    both = []
+    for line, handler in table.items():
+        method, path = line.split()
+        both += [web.route(method, path, handler), web.route(method, f"{path}/", handler)]
+    return both
+
+
+async def json_object(request: web.Request) -> dict[str, Any]:
+    """The request's body, which must be a JSON object; an absent one counts as empty."""
+    try:
+        body = await request.json() if request.can_read_body else {}
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Refusal(400, "invalid_args", "the body is no JSON object")
+    return body
+
+
+async def forward(
+    request: web.Request, socket: Path, path: str, body: bytes | None = None
+) -> web.StreamResponse:
+    """Send a request on to the server behind a Unix socket, and its answer back as it comes.
+
+    Args:
+        request: what came in.
+        socket: the socket that stands for the machine's port.
+        path: what to ask for there, without the leading slash.
+        body: sent in place of the request's own.
+    """
+    connector = aiohttp.UnixConnector(path=str(socket))
+    async with (
+        aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
+        session.request(
+            request.method,
+            f"http://machine/{path}",
+            params=request.query,
+            headers=_end_to_end(request.headers),
+            data=await request.read() if body is None else body,
+            timeout=aiohttp.ClientTimeout(total=None),
+        ) as answer,
+    ):
+        response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
+        await response.prepare(request)
+        async for piece in answer.content.iter_any():
+            await response.write(piece)
+        return response
+
+
+def _end_to_end(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers that are not about one hop only."""
+    return {name: value for name, value in headers.items() if name.lower() not in _ONE_HOP}

@@ -1,0 +1,35 @@
+"""Honest money: what a rental costs, by the second."""
+
+import time
+
+import pytest
+from support.machines import Idle
+
+from helpers import rent
+from helpers.rent import guard
+from helpers.rent.market import OfferFilter
+
+
+def test_money_is_metered_by_the_second(own_rehearsal):
+    """Running bills GPU and disk, stopped bills the disk, destroyed bills nothing."""
+    provider = rent.connect(own_rehearsal)
+    offer = provider.offers(OfferFilter(gpu=("H200",)))[0]
+    machine = provider.launch(offer, Idle(), "money")
+    machine = rent.wait_running(provider, machine.id)
+    before, began = provider.balance_usd(), time.monotonic()
+    time.sleep(2)
+    spent, hours = before - provider.balance_usd(), (time.monotonic() - began) / 3600
+    assert spent == pytest.approx(offer.usd_per_hour * hours, rel=0.2)
+
+    provider.stop(machine.id)
+    stopped = provider.instance(machine.id)
+    assert stopped.status == "stopped"
+    assert 0 < stopped.usd_per_hour == stopped.stopped_usd_per_hour < offer.usd_per_hour / 10
+    before = provider.balance_usd()
+    time.sleep(2)
+    assert 0 < before - provider.balance_usd() < spent / 5
+
+    guard.destroy(provider, machine.id)
+    before = provider.balance_usd()
+    time.sleep(1)
+    assert provider.balance_usd() == before
