@@ -3,24 +3,25 @@
 import json
 import os
 import shlex
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import requests
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.errors import CourseError
 from helpers.serve.spec import ServingSpec
-from helpers.settings import ASSETS, Settings, load
+from helpers.settings import ASSETS, Settings, read
 
 # AWQ: 4-bit weights, and for each group of 128 a 16-bit scale and a 4-bit zero (arXiv:2306.00978).
 BYTES_PER_WEIGHT = {"fp16": 2.0, "fp8": 1.0, "awq": 0.5 + (2 + 0.5) / 128}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
+class ModelShape(BaseModel):
     """The numbers of a decoder-only transformer that decide its memory and speed.
+
+    The aliases are the names in a Hugging Face ``config.json``.
 
     Args:
         name: what to call it.
@@ -37,26 +38,27 @@ class ModelShape:
         context: longest sequence the model was made for, tokens.
         precision: of the linear layers, ``"fp16"`` (or BF16), ``"fp8"`` or ``"awq"``;
             embeddings and output head stay at 16 bit in all three.
+        kv_lora_rank: must be absent: multi-head latent attention caches something else.
     """
 
-    name: str
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tied_embeddings: bool = False
-    experts: int = 1
-    experts_per_token: int = 1
-    context: int = 32768
-    precision: str = "fp16"
+    model_config = ConfigDict(frozen=True, validate_by_name=True)
 
-    def __post_init__(self) -> None:
-        if self.precision not in BYTES_PER_WEIGHT:
-            known = ", ".join(BYTES_PER_WEIGHT)
-            raise CourseError(f"precision {self.precision!r} is not known", f"use one of {known}")
+    name: str = Field(alias="model")
+    layers: int = Field(alias="num_hidden_layers")
+    hidden: int = Field(alias="hidden_size")
+    intermediate: int = Field(
+        validation_alias=AliasChoices("moe_intermediate_size", "intermediate_size")
+    )
+    heads: int = Field(alias="num_attention_heads")
+    kv_heads: int = Field(alias="num_key_value_heads", default_factory=lambda known: known["heads"])
+    head_dim: int = Field(default_factory=lambda known: known["hidden"] // known["heads"])
+    vocab: int = Field(alias="vocab_size")
+    tied_embeddings: bool = Field(False, alias="tie_word_embeddings")
+    experts: int = Field(1, validation_alias=AliasChoices("num_local_experts", "num_experts"))
+    experts_per_token: int = Field(1, alias="num_experts_per_tok")
+    context: int = Field(32768, alias="max_position_embeddings")
+    precision: Literal["fp16", "fp8", "awq"]
+    kv_lora_rank: None = Field(None, repr=False)
 
     def linear(self, experts: float) -> float:
         """Weights of all linear layers when ``experts`` of each layer's MLPs are counted."""
@@ -107,17 +109,22 @@ def shape(source: str | Path, precision: str | None = None) -> ModelShape:
     """The shape of a model.
 
     Args:
-        source: a name or repository in ``assets/models.csv``; or a ``config.json`` as Hugging
-            Face has them: a path, a URL, or a Hub id such as ``"Qwen/Qwen3-8B"``.
+        source: a name or repository in ``assets/models.csv``; for any other model a Hub id such
+            as ``"Qwen/Qwen3-8B"``, or the path of its ``config.json``.
         precision: ``"fp16"``, ``"fp8"`` or ``"awq"``; ``None`` takes the source's own.
 
     Raises:
         CourseError: nothing of that name, no answer, or a model these formulas do not describe.
     """
-    name = str(source)
-    found = _listed(name) or {"model": name} | _from_config(_read_config(name), name)
-    found |= {"name": found["model"], "precision": precision or found["precision"]}
-    return ModelShape(**{item.name: found[item.name] for item in fields(ModelShape)})
+    found = _listed(str(source)) or _config(str(source))
+    try:
+        return ModelShape(**found | {"precision": precision or found["precision"]})
+    except ValidationError as error:
+        wrong = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
+        raise CourseError(
+            f"{source} is not a model these formulas describe ({wrong})",
+            "they hold for decoder-only transformers with grouped-query attention",
+        ) from None
 
 
 def spec(name: str, settings: Settings) -> ServingSpec:
@@ -133,7 +140,10 @@ def spec(name: str, settings: Settings) -> ServingSpec:
     """
     found = _listed(name)
     if not found:
-        raise _unknown(name)
+        raise CourseError(
+            f"there is no model called {name!r} in assets/models.csv",
+            f"known are {', '.join(table().model)}",
+        )
     env = {}
     if found["gated"] == "yes" and not settings.hf_token:
         raise CourseError(
@@ -154,64 +164,27 @@ def _listed(name: str) -> dict[str, Any]:
     return {str(column): value for column, value in rows[0].items()} if rows else {}
 
 
-def _unknown(name: str) -> CourseError:
-    return CourseError(
-        f"there is no model called {name!r} in assets/models.csv",
-        f"known are {', '.join(table().model)}; models.shape also takes a config.json (path or "
-        "URL) or a Hub id owner/name",
-    )
-
-
-def _read_config(source: str) -> dict[str, Any]:
-    """A Hugging Face ``config.json`` from a path, a URL or the Hub."""
-    path, url, token = Path(source).expanduser(), source, None
+def _config(source: str) -> dict[str, Any]:
+    """The ``config.json`` of a model, from a file or from the Hub."""
+    hub, token = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), read().hf_token
+    headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
     try:
-        if path.exists():
-            return json.loads((path / "config.json" if path.is_dir() else path).read_text())
-        if "://" not in source:
-            if source.count("/") != 1:
-                raise _unknown(source)
-            hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-            url, token = f"{hub}/{source}/resolve/main/config.json", load().hf_token
-        headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
-        answer = requests.get(url, headers=headers, timeout=20)
-        answer.raise_for_status()
-        return answer.json()
+        if Path(source).is_file():
+            config = json.loads(Path(source).read_text())
+        else:
+            url = f"{hub}/{source}/resolve/main/config.json"
+            answer = requests.get(url, headers=headers, timeout=20)
+            answer.raise_for_status()
+            config = answer.json()
     except (OSError, ValueError) as error:
         raise CourseError(
-            f"no config.json could be read from {source} ({type(error).__name__})",
-            "check the name and the network; for a gated model accept its terms on its Hub page "
-            "and set HF_TOKEN in .env",
+            f"no model in assets/models.csv is called {source!r}, and no config.json could be read "
+            f"for it ({type(error).__name__})",
+            "check the name (models.table() has the known ones) and the network; for a gated model "
+            "accept its terms on its Hub page and set HF_TOKEN in .env",
         ) from error
-
-
-def _from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
-    """Our fields from Hugging Face's names; multimodal models keep theirs in ``text_config``."""
-    text = config | (config.get("text_config") or {})
-    quantization = text.get("quantization_config") or config.get("quantization_config") or {}
-    method, bits = quantization.get("quant_method", ""), quantization.get("bits")
-    precision = "awq" if bits == 4 or method == "awq" else "fp8" if method == "fp8" else "fp16"
-    try:
-        if "kv_lora_rank" in text or (method and precision == "fp16"):
-            raise KeyError("multi-head latent attention" if "kv_lora_rank" in text else method)
-        heads = text["num_attention_heads"]
-        experts = text.get("num_local_experts") or text.get("num_experts") or 1
-        return {
-            "layers": text["num_hidden_layers"],
-            "hidden": text["hidden_size"],
-            "intermediate": text.get("moe_intermediate_size") or text["intermediate_size"],
-            "heads": heads,
-            "kv_heads": text.get("num_key_value_heads") or heads,
-            "head_dim": text.get("head_dim") or text["hidden_size"] // heads,
-            "vocab": text["vocab_size"],
-            "tied_embeddings": text.get("tie_word_embeddings") or False,
-            "experts": experts,
-            "experts_per_token": text.get("num_experts_per_tok", 1) if experts > 1 else 1,
-            "context": text.get("max_position_embeddings", 32768),
-            "precision": precision,
-        }
-    except KeyError as error:
-        raise CourseError(
-            f"{source} is not a model these formulas describe ({error.args[0]})",
-            "they hold for decoder-only transformers with grouped-query attention",
-        ) from None
+    config |= config.get("text_config") or {}  # there a multimodal model keeps its own
+    quantized = config.get("quantization_config") or {}
+    precision = "awq" if quantized.get("bits") == 4 else quantized.get("quant_method", "fp16")
+    stated = {name: value for name, value in config.items() if value}  # else the default holds
+    return stated | {"model": source, "precision": precision}

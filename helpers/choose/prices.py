@@ -5,8 +5,6 @@ import datetime
 import logging
 import re
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gpuhunt
@@ -17,16 +15,10 @@ from gpuhunt.providers.vastai import VastAIProvider
 from helpers.errors import CourseError
 from helpers.settings import ASSETS
 
-PROVIDERS = ("aws", "azure", "runpod", "vast.ai")
 SNAPSHOT = ASSETS / "prices.csv"
-MIN_VRAM_GB = 15  # below a T4 no model of the course fits
 DISK_GB = 60  # Vast's price depends on the disk you ask for; image and weights need this much
 # It logs a traceback for each provider that fails; `freshness` says the same in a line.
 logging.getLogger("gpuhunt").setLevel(logging.CRITICAL + 1)
-_STORED = [  # the columns of the snapshot file, in order
-    "provider", "instance_type", "gpu", "gpu_count", "vram_gb", "usd_per_hour", "kind", "region",
-    "seen", "source", "note",
-]  # fmt: skip
 
 
 class _Vast(VastAIProvider):
@@ -48,7 +40,7 @@ def gpus() -> pd.DataFrame:
     return pd.read_csv(ASSETS / "gpus.csv", dtype={"note": str}).fillna({"note": ""})
 
 
-def offers(live: bool = True, timeout_s: float = 15.0) -> pd.DataFrame:
+def offers(live: bool = True) -> pd.DataFrame:
     """What a GPU server costs now, on four clouds, cheapest first.
 
     Where a provider does not answer, the snapshot fills in: ``source`` and ``seen`` show it, and
@@ -56,7 +48,6 @@ def offers(live: bool = True, timeout_s: float = 15.0) -> pd.DataFrame:
 
     Args:
         live: ask the network; ``False`` only reads the snapshot.
-        timeout_s: longest wait for one connection, seconds.
 
     Returns:
         One row per offer: ``provider, instance_type, gpu, gpu_count, vram_gb`` (per GPU),
@@ -70,8 +61,11 @@ def offers(live: bool = True, timeout_s: float = 15.0) -> pd.DataFrame:
     True
     """
     rows = pd.read_csv(SNAPSHOT, dtype={"seen": str}).fillna({"seen": "", "note": "", "region": ""})
-    if live and len(found := _live(timeout_s)):
-        rows = pd.concat([found, rows[~rows.provider.isin(found.provider)]])
+    if live and (found := _live()):
+        # One row for all regions of a cloud: the cheapest.
+        fresh = pd.DataFrame(found).sort_values("usd_per_hour")
+        fresh = fresh.drop_duplicates(["provider", "instance_type", "kind"])
+        rows = pd.concat([fresh, rows[~rows.provider.isin(fresh.provider)]])
     specs = gpus()[["gpu", "bandwidth_gb_s", "fp16_tflops"]]
     table = rows.merge(specs, on="gpu", how="left")
     table.insert(8, "usd_per_gpu_hour", table.usd_per_hour / table.gpu_count)
@@ -105,27 +99,22 @@ def freshness(table: pd.DataFrame) -> str:
     Args:
         table: what :func:`offers` returned.
     """
-    today, lines = datetime.date.today(), []
+    lines = []
     for provider, rows in table.groupby("provider"):
-        seen = rows.seen.max()
-        date = f"undated ({rows.note.iloc[0].rpartition(', so ')[2]})"
-        if seen:
-            date = f"{seen} ({(today - datetime.date.fromisoformat(seen)).days} days old)"
+        origin = f"OLD, {len(rows)} offers from the snapshot,"
         if rows.source.str.startswith("live: ").all():
-            lines.append(f"{provider}: live, {len(rows)} offers, listed {date}")
-        else:
-            lines.append(f"{provider}: OLD, {len(rows)} offers from the snapshot, {date}")
+            origin = f"live, {len(rows)} offers, listed"
+        date = "undated (" + rows.note.iloc[0].rpartition(", so ")[2]
+        if seen := rows.seen.max():
+            date = f"{seen} ({(pd.Timestamp.today() - pd.Timestamp(seen)).days} days old"
+        lines.append(f"{provider}: {origin} {date})")
     return "\n".join(lines)
 
 
-def refresh(path: Path = SNAPSHOT, timeout_s: float = 15.0) -> pd.DataFrame:
+def refresh() -> pd.DataFrame:
     """Write a new snapshot: from the live prices the five cheapest of each kind of machine.
 
     Where a provider did not answer, its rows stay as they were, with their old date.
-
-    Args:
-        path: the snapshot's file.
-        timeout_s: longest wait for one connection, seconds.
 
     Returns:
         What was written, in the form of :func:`offers`.
@@ -133,7 +122,7 @@ def refresh(path: Path = SNAPSHOT, timeout_s: float = 15.0) -> pd.DataFrame:
     Raises:
         CourseError: no provider answered; the snapshot is left as it was.
     """
-    table = offers(timeout_s=timeout_s)
+    table = offers()
     if not table.source.str.startswith("live: ").any():
         raise CourseError(
             "no provider's prices could be read, so the snapshot was not changed",
@@ -141,36 +130,36 @@ def refresh(path: Path = SNAPSHOT, timeout_s: float = 15.0) -> pd.DataFrame:
         )
     machine = ["provider", "gpu", "vram_gb", "gpu_count", "kind"]
     table = table.groupby(machine, as_index=False, group_keys=False).head(5)
-    kept = table.assign(source=table.source.str.removeprefix("live: "))
-    kept = kept.sort_values(["provider", "usd_per_hour"])
-    fresh = path.with_suffix(".new")
-    kept[_STORED].to_csv(fresh, index=False)
-    fresh.replace(path)
+    kept = table.drop(columns=["usd_per_gpu_hour", "bandwidth_gb_s", "fp16_tflops"])
+    kept["source"] = kept.source.str.removeprefix("live: ")
+    kept.sort_values(["provider", "usd_per_hour"]).to_csv(SNAPSHOT, index=False)
     return table
 
 
-def _live(timeout_s: float) -> pd.DataFrame:
+def _live() -> list[dict[str, Any]]:
     """The offers of every provider that answers, as rows of the snapshot."""
-    # No flags: they mark what is not a single machine, such as RunPod's clusters. With a size of
-    # disk Vast's price includes that much; without one it includes the whole disk of the machine.
-    wanted = {"gpu_vendor": "nvidia", "min_gpu_count": 1, "min_gpu_memory": MIN_VRAM_GB}
+    # Below a T4 no model of the course fits. No flags: they mark what is not a single machine,
+    # such as RunPod's clusters. With a size of disk Vast's price includes that much; without one
+    # it includes the whole disk of the machine.
+    wanted = {"gpu_vendor": "nvidia", "min_gpu_count": 1, "min_gpu_memory": 15}
     wanted |= {"min_price": 0.001, "allowed_flags": ()}
     # As the provider's own SDK asks: for hosts that were checked, and none of other markets.
     trusted = {"verified": {"eq": True}, "external": {"eq": False}}
     items: list[gpuhunt.CatalogItem] = []
-    with _patience(timeout_s):
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(15)  # seconds; gpuhunt opens its connections without a limit
+    try:
         catalog = gpuhunt.Catalog(balance_resources=False, auto_reload=False)
         catalog.add_provider(_Vast(trusted, order=[("dph_total", "asc")]))
         with contextlib.suppress(gpuhunt.GPUHuntError):  # raised when not one could be loaded
             catalog.load()
         with contextlib.suppress(requests.RequestException, KeyError, ValueError):
             items += catalog.query(provider="vastai", min_disk_size=DISK_GB, **wanted)
-        items += catalog.query(provider=list(PROVIDERS[:3]), **wanted)
+        items += catalog.query(provider=["aws", "azure", "runpod"], **wanted)
+    finally:
+        socket.setdefaulttimeout(before)
     specs, versions = gpus(), {name: found.version for name, found in catalog.catalog.items()}
-    rows = [_row(item, versions.get(item.provider, ""), _gpu(item, specs)) for item in items]
-    table = pd.DataFrame(rows, columns=_STORED).sort_values("usd_per_hour")
-    # One row for all regions of a cloud: the cheapest.
-    return table.drop_duplicates(["provider", "instance_type", "kind"])
+    return [_row(item, versions.get(item.provider, ""), _gpu(item, specs)) for item in items]
 
 
 def _row(item: gpuhunt.CatalogItem, version: str, gpu: str) -> dict[str, Any]:
@@ -200,14 +189,3 @@ def _gpu(item: gpuhunt.CatalogItem, specs: pd.DataFrame) -> str:
     # nothing says it (Vast), the slower of the two is assumed.
     sxm = re.search(r"SXM|HBM3|^p4|^p5|_ND", item.instance_name) is not None
     return str(same.sort_values("bandwidth_gb_s").gpu.iloc[-1 if sxm else 0])
-
-
-@contextlib.contextmanager
-def _patience(timeout_s: float) -> Iterator[None]:
-    """While it lasts gpuhunt, which opens its connections without a timeout, has one."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout_s)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
