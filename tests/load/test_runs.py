@@ -201,7 +201,7 @@ async def test_a_server_that_is_not_there_is_said_so(tmp_path):
         {"duration_s": 0},
         {"duration_s": float("nan")},
         {"requests": 1, "timeout_s": -1},
-        {"requests": 1, "processes": 0},
+        {"requests": 1, "where": load.Local(processes=0)},
     ],
 )
 async def test_nonsense_is_refused_before_anything_is_sent(wrong):
