@@ -17,14 +17,14 @@ class RunFile:
     """The file while the run goes on. Several threads write to it, and each line lands at once.
 
     Args:
-        path: where it is; its folder is made.
+        path: where it is, by default a new one (``new_path``); its folder is made.
         header: of the run, see ``header``.
     """
 
-    def __init__(self, path: Path, header: dict) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.lock = path, threading.Lock()
-        self.file = path.open("wb", buffering=0)  # a killed process loses nothing
+    def __init__(self, path: str | Path | None, header: dict) -> None:
+        self.path, self.lock = Path(path) if path else new_path(header["label"]), threading.Lock()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("wb", buffering=0)  # a killed process loses nothing
         self.problem: OSError | None = None
         self.add("run", header)
 

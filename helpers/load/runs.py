@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.load.arrivals import Arrivals, ClosedLoop, Replay, to_spec
-from helpers.load.files import RunFile, header, new_path
+from helpers.load.files import RunFile, header
 from helpers.load.progress import RunProgress
 from helpers.load.samplers import GpuSampler, ServerSampler
 from helpers.load.workers import Keeper, Local, Where
@@ -51,8 +51,7 @@ async def run(
         path: JSONL file of the run; by default a new one in ``RUNS_DIR`` or ``runs``.
         label: name of the run in tables and figures, by default the arrivals in words.
         timeout_s: for one request, from sending it to the end of its answer.
-        where: where the requests are made: ``Local(processes=1)`` (the default), ``OverSSH`` or
-            ``OnExecutor``.
+        where: where the requests are made: ``Local`` (the default), ``OverSSH``, ``OnExecutor``.
         gpu: an SSH connection to the machine that serves, whose ``nvidia-smi`` is sampled.
         server_every_s: time between readings of the server's ``/metrics``; ``None`` for none.
         progress: show a line of progress.
@@ -61,15 +60,12 @@ async def run(
         CourseError: no end is given, the server does not answer, or a generator breaks.
     """
     where = where or Local()
-    processes = where.processes
     limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
-    spec = _spec(endpoint, workload, arrivals, {**limits, "processes": processes})
-    if isinstance(arrivals, ClosedLoop):
-        processes = min(processes, arrivals.users)
+    spec = _spec(endpoint, workload, arrivals, limits)
+    processes = _processes(where, arrivals)
     spec["base_url"] = where.base_url or endpoint.base_url
     label = label or str(arrivals)
-    head = header(endpoint, spec, label, processes)
-    file = RunFile(Path(path) if path else new_path(label), head)
+    file = RunFile(path, header(endpoint, spec, label, processes))
     keeper = Keeper(file, RunProgress(label, spec["requests"], shown=progress))
     if server_every_s:
         keeper.samplers.append(ServerSampler(endpoint, server_every_s, file))
@@ -83,6 +79,15 @@ async def run(
     finally:
         keeper.close()
     return _read(file)
+
+
+def _processes(where: Where, arrivals: Arrivals) -> int:
+    """How many processes share the work: in a closed loop each has at least one user."""
+    if where.processes < 1:
+        raise CourseError(f"processes is {where.processes}", "processes must be above 0")
+    if isinstance(arrivals, ClosedLoop):
+        return min(where.processes, arrivals.users)
+    return where.processes
 
 
 def _read(file: RunFile) -> Run:
