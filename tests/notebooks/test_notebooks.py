@@ -214,17 +214,13 @@ def test_killed_kernel_leaves_readable_records_and_a_findable_instance(own_rehea
     file = tmp_path / "run.jsonl"
     script = f"""
         import asyncio
-        from helpers import load, settings
-        from helpers.rent import guard
-        from helpers import rent as providers
-        from helpers.serve import spec as serving
-        from helpers.rent import ssh
+        from helpers import load, rent, serve, settings
 
-        config = settings.load()
-        provider = providers.connect(config)
-        instance = guard.rent(provider, serving.ServingSpec(), "mistral", config, progress=print)
-        tunnel = ssh.tunnel(instance, config)
-        endpoint = tunnel.endpoint(poll_s=0.3)
+        config = settings.read()
+        provider = rent.connect(config)
+        spec = serve.ServingSpec()
+        instance = rent.guard.rent(provider, spec, "mistral", config, progress=print)
+        endpoint = rent.ssh.tunnel(instance, config).endpoint(poll_s=0.3)
         workload = load.Synthetic(input_tokens=16, output_tokens=8)
         asyncio.run(load.run(endpoint, workload, load.ClosedLoop(users=2), requests=10_000,
                              path={str(file)!r}))
