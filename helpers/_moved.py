@@ -23,7 +23,7 @@ MOVED = {f"helpers.{name}": folder for folder, names in FOLDERS.items() for name
 
 
 class Finder:
-    """The first entry of ``sys.meta_path``: a folder that an update left behind must not hide it."""
+    """First in ``sys.meta_path``: a folder that an update left behind must not hide the answer."""
 
     @staticmethod
     def find_spec(

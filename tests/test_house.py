@@ -135,3 +135,12 @@ def test_nothing_is_loaded_that_is_not_needed(start, absent):
     code = f"import sys, {start}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert absent & set(done.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_readme_says_where_everything_is(path):
+    """Its layout has a line for each folder, and each line names all files of that folder."""
+    folder = path.parent.relative_to(PROJECT).as_posix()
+    lines = (PROJECT / "README.md").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"| `{folder}/` |")]
+    assert path.stem == "__init__" or f"`{path.stem}`" in line or path.stem[0] == "_"

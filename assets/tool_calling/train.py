@@ -160,7 +160,7 @@ def score(model, tokenizer, families: list[dict], sheets: int) -> dict[str, floa
     }
 
 
-def main() -> None:
+def main() -> None:  # noqa: C901, PLR0915  one training loop, read from top to bottom
     """Train by the clock, with a score and a saved adapter every ten minutes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
@@ -199,7 +199,8 @@ def main() -> None:
         if last or spent - scored > EVERY_S:
             scored = spent
             if rank == 0:
-                _log(options.out, model, tokenizer, spent, step, conversations, tokens, losses)
+                counts = {"step": step, "conversations": conversations, "tokens": tokens}
+                _log(options.out, model, tokenizer, spent, counts, losses)
             losses = []
         if last:
             break
@@ -237,13 +238,11 @@ def main() -> None:
             )
 
 
-def _log(out, model, tokenizer, spent, step, conversations, tokens, losses) -> None:
+def _log(out, model, tokenizer, spent, counts, losses) -> None:
     model.save_pretrained(out)
     row = {
         "minutes": round(spent / 60, 1),
-        "step": step,
-        "conversations": conversations,
-        "tokens": tokens,
+        **counts,
         "loss": round(sum(losses) / max(len(losses), 1), 4),
     }
     for label, families in (("known", TRAINED), ("unknown", HELD_OUT)):

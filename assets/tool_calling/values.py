@@ -34,31 +34,7 @@ DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 
 def schema(rng: random.Random, kind: dict, optional: bool) -> dict:
     """JSON Schema of an argument of ``kind``."""
-    made: dict = {}
-    if "enum" in kind:
-        made = {"type": "string", "enum": list(kind["enum"])}
-    elif "boolean" in kind:
-        made = {"type": "boolean"}
-    elif "measure" in kind:
-        made = {"type": "number" if kind["measure"] in ("kg", "km") else "integer"}
-        made["description"] = f"In {kind['measure']}"
-    elif "integer" in kind or "number" in kind:
-        made = {"type": "integer" if "integer" in kind else "number"}
-    elif "list" in kind:
-        made = {"type": "array", "items": {"type": "string"}}
-    elif "numbers" in kind:
-        made = {"type": "array", "items": {"type": "number"}}
-    elif "items" in kind or "object" in kind:
-        fields = kind.get("items") or kind["object"]
-        properties = {
-            rng.choice(key.split("|")): {"type": "integer" if isinstance(v, list) else "string"}
-            for key, v in fields.items()
-        }
-        made = {"type": "object", "properties": properties, "required": list(properties)}
-        if "items" in kind:
-            made = {"type": "array", "items": made}
-    else:
-        made = {"type": "string"}
+    made = _schema(rng, kind)
     says = kind.get("says") or SAYS.get(next(iter(kind)))
     if says and rng.random() < 0.7:
         made["description"] = says
@@ -70,49 +46,91 @@ def schema(rng: random.Random, kind: dict, optional: bool) -> dict:
     return made
 
 
+def _schema(rng: random.Random, kind: dict) -> dict:
+    if "enum" in kind:
+        return {"type": "string", "enum": list(kind["enum"])}
+    if "measure" in kind:
+        unit = kind["measure"]
+        return {
+            "type": "number" if unit in ("kg", "km") else "integer",
+            "description": f"In {unit}",
+        }
+    if "items" in kind or "object" in kind:
+        one = _object_schema(rng, kind.get("items") or kind["object"])
+        return {"type": "array", "items": one} if "items" in kind else one
+    for name in ("boolean", "integer", "number"):
+        if name in kind:
+            return {"type": name}
+    for name, inner in (("list", "string"), ("numbers", "number")):
+        if name in kind:
+            return {"type": "array", "items": {"type": inner}}
+    return {"type": "string"}
+
+
+def _object_schema(rng: random.Random, fields: dict) -> dict:
+    properties = {
+        rng.choice(key.split("|")): {"type": "integer" if isinstance(v, list) else "string"}
+        for key, v in fields.items()
+    }
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
 def value(rng: random.Random, kind: dict, names: list[str] = ()) -> tuple[str, object]:
     """How a value is said in the question, and how it stands in the call."""
-    if "words" in kind:
-        word = _word(rng, kind["words"])
-        return word, word
-    if "integer" in kind:
-        return _integer(rng, kind["integer"])
-    if "measure" in kind:
-        return _measure(rng, kind["measure"])
-    if "number" in kind:
-        low, high = kind["number"]
-        if rng.random() < 0.5:
-            chosen = rng.randint(low, high)
-        else:
-            chosen = round(rng.uniform(low, high), rng.choice([1, 2]))
-        return str(chosen), chosen
-    if "enum" in kind:
-        chosen = rng.choice(list(kind["enum"]))
-        ways = [*kind["enum"][chosen], chosen] if isinstance(kind["enum"], dict) else None
-        return (rng.choice(ways) if ways else chosen.replace("_", " ")), chosen
-    if "boolean" in kind:
-        chosen = rng.random() < 0.5
-        return kind["boolean"][0 if chosen else 1], chosen
-    if "date" in kind:
-        return _date(rng)
-    if "time" in kind:
-        hour, minute = rng.randint(0, 23), rng.choice([0, 0, 15, 30, 45, rng.randint(1, 59)])
-        said = [f"{hour:02}:{minute:02}", f"{hour}:{minute:02}"]
-        if minute == 0:
-            half = "am" if hour < 12 else "pm"
-            said += [f"{hour % 12 or 12} {half}", f"{hour % 12 or 12}{half}", f"{hour} o'clock"]
-            said += ["noon"] if hour == 12 else []
-        else:
-            said += [f"{hour % 12 or 12}:{minute:02} {'am' if hour < 12 else 'pm'}"]
-        return rng.choice(said), f"{hour:02}:{minute:02}"
-    if "expression" in kind:
-        return _expression(rng)
-    if "list" in kind:
-        values = _different(rng, kind["list"], rng.randint(1, 4))
-        return enumerate_words(values), values
-    if "numbers" in kind:
-        values = [rng.randint(*kind["numbers"]) for _ in range(rng.randint(2, 6))]
-        return enumerate_words([str(v) for v in values]), values
+    for name, make in SIMPLE.items():
+        if name in kind:
+            return make(rng, kind[name])
+    return _fields(rng, kind, names)
+
+
+def _copied(rng: random.Random, row: str) -> tuple[str, str]:
+    word = _word(rng, row)
+    return word, word
+
+
+def _number(rng: random.Random, limits: list) -> tuple[str, float]:
+    if rng.random() < 0.5:
+        chosen = rng.randint(*limits)
+    else:
+        chosen = round(rng.uniform(*limits), rng.choice([1, 2]))
+    return str(chosen), chosen
+
+
+def _choice(rng: random.Random, choices: dict | list) -> tuple[str, str]:
+    chosen = rng.choice(list(choices))
+    if isinstance(choices, dict):
+        return rng.choice([*choices[chosen], chosen]), chosen
+    return chosen.replace("_", " "), chosen
+
+
+def _truth(rng: random.Random, said: list) -> tuple[str, bool]:
+    chosen = rng.random() < 0.5
+    return said[0 if chosen else 1], chosen
+
+
+def _time(rng: random.Random, _: object) -> tuple[str, str]:
+    hour, minute = rng.randint(0, 23), rng.choice([0, 0, 15, 30, 45, rng.randint(1, 59)])
+    said = [f"{hour:02}:{minute:02}", f"{hour}:{minute:02}"]
+    if minute == 0:
+        half = "am" if hour < 12 else "pm"
+        said += [f"{hour % 12 or 12} {half}", f"{hour % 12 or 12}{half}", f"{hour} o'clock"]
+        said += ["noon"] if hour == 12 else []
+    else:
+        said += [f"{hour % 12 or 12}:{minute:02} {'am' if hour < 12 else 'pm'}"]
+    return rng.choice(said), f"{hour:02}:{minute:02}"
+
+
+def _list(rng: random.Random, row: str) -> tuple[str, list]:
+    values = _different(rng, row, rng.randint(1, 4))
+    return enumerate_words(values), values
+
+
+def _numbers(rng: random.Random, limits: list) -> tuple[str, list]:
+    values = [rng.randint(*limits) for _ in range(rng.randint(2, 6))]
+    return enumerate_words([str(v) for v in values]), values
+
+
+def _fields(rng: random.Random, kind: dict, names: list[str]) -> tuple[str, object]:
     fields = kind.get("items") or kind["object"]
     keys = list(names) or [key.split("|")[0] for key in fields]
     if "object" in kind:
@@ -247,3 +265,19 @@ def _expression(rng: random.Random) -> tuple[str, str]:
 def enumerate_words(parts: list[str]) -> str:
     """``a, b and c``."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+# Kinds of one value each, in the order in which they are looked for.
+SIMPLE = {
+    "words": _copied,
+    "integer": _integer,
+    "measure": _measure,
+    "number": _number,
+    "enum": _choice,
+    "boolean": _truth,
+    "date": lambda rng, _: _date(rng),
+    "time": _time,
+    "expression": lambda rng, _: _expression(rng),
+    "list": _list,
+    "numbers": _numbers,
+}

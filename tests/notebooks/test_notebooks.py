@@ -17,10 +17,8 @@ from support.chromium import CHROMIUM, IN_JUPYTERLAB
 from support.pasting import needs, paste, solutions, with_everything_tried
 from support.waiting import eventually
 
-from helpers import rehearsal
-from helpers import rent as providers
+from helpers import rehearsal, rent
 from helpers.records import Run
-from helpers.rent import guard
 from helpers.settings import PROJECT
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -171,6 +169,18 @@ def test_has_the_skeleton_of_a_chapter(path):
 
 
 @pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
+def test_one_way_to_import_and_one_line_before_it_begins(path):
+    """A reader who knows the first cell of one notebook knows it of all."""
+    code = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    assert re.search(r"^from helpers import [a-z, ]+$", code[0], re.M)
+    assert re.search(r"^print\(rent\.preflight\(\w+\)\)$", code[0], re.M)
+    ours = re.findall(r"^from (helpers\S*) import (.+)$", "\n".join(code), re.M)
+    assert [names for module, names in ours if module == "helpers"] == [ours[0][1]]
+    assert all(names[0].isupper() for module, names in ours if module != "helpers"), ours
+    assert "REHEARSAL" not in "".join(code)
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
 def test_cells_are_short(path):
     """At most 15 lines a cell (imports: 20), 88 letters a line, three code cells in a row."""
     kinds = []
@@ -214,17 +224,13 @@ def test_killed_kernel_leaves_readable_records_and_a_findable_instance(own_rehea
     file = tmp_path / "run.jsonl"
     script = f"""
         import asyncio
-        from helpers import load, settings
-        from helpers.rent import guard
-        from helpers import rent as providers
-        from helpers.serve import spec as serving
-        from helpers.rent import ssh
+        from helpers import load, rent, serve, settings
 
-        config = settings.load()
-        provider = providers.connect(config)
-        instance = guard.rent(provider, serving.ServingSpec(), "mistral", config, progress=print)
-        tunnel = ssh.tunnel(instance, config)
-        endpoint = tunnel.endpoint(poll_s=0.3)
+        config = settings.read()
+        provider = rent.connect(config)
+        spec = serve.ServingSpec()
+        instance = rent.guard.rent(provider, spec, "mistral", config, progress=print)
+        endpoint = rent.ssh.tunnel(instance, config).endpoint(poll_s=0.3)
         workload = load.Synthetic(input_tokens=16, output_tokens=8)
         asyncio.run(load.run(endpoint, workload, load.ClosedLoop(users=2), requests=10_000,
                              path={str(file)!r}))
@@ -242,8 +248,8 @@ def test_killed_kernel_leaves_readable_records_and_a_findable_instance(own_rehea
     run = Run.read(file)
     assert len(run.records) > 5
     assert all(record.output_tokens == 8 for record in run.records if record.ok)
-    provider = providers.connect(own_rehearsal)
+    provider = rent.connect(own_rehearsal)
     [left] = provider.instances()
-    assert guard.find(provider, "mistral").id == left.id
-    again = guard.rent(provider, None, "mistral", own_rehearsal, progress=print)
+    assert rent.guard.find(provider, "mistral").id == left.id
+    again = rent.guard.rent(provider, None, "mistral", own_rehearsal, progress=print)
     assert again.id == left.id
