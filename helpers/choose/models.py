@@ -144,15 +144,14 @@ def spec(name: str, settings: Settings) -> ServingSpec:
             f"there is no model called {name!r} in assets/models.csv",
             f"known are {', '.join(table().model)}",
         )
-    env = {}
-    if found["gated"] == "yes" and not settings.hf_token:
+    token = settings.hf_token
+    if found["gated"] == "yes" and not token:
         raise CourseError(
             f"{found['model']} is gated and HF_TOKEN is not set",
             f"accept its terms at https://huggingface.co/{found['repo']}, create a token at "
             "https://huggingface.co/settings/tokens and put it into .env",
         )
-    if found["gated"] != "no" and settings.hf_token:
-        env["HF_TOKEN"] = settings.hf_token.get_secret_value()
+    env = {"HF_TOKEN": token.get_secret_value()} if token and found["gated"] != "no" else {}
     words, longest = shlex.split(found["vllm_args"]), int(found["max_model_len"])
     return ServingSpec(model=found["repo"], max_model_len=longest, extra_args=tuple(words), env=env)
 

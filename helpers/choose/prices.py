@@ -1,7 +1,6 @@
 """GPU prices of four clouds in one table: live through gpuhunt, or from the dated snapshot."""
 
 import contextlib
-import datetime
 import logging
 import re
 import socket
@@ -174,7 +173,7 @@ def _row(item: gpuhunt.CatalogItem, version: str, gpu: str) -> dict[str, Any]:
         "usd_per_hour": item.price,
         "kind": "interruptible" if item.spot else "on-demand",
         "region": item.location,
-        "seen": "-".join(digits.groups()) if digits else str(datetime.date.today()),
+        "seen": "-".join(digits.groups()) if digits else str(pd.Timestamp.today().date()),
         "source": f"live: gpuhunt {item.provider} {version}".strip(),
         "note": f"price includes {DISK_GB} GB of disk" if vast else "",
     }

@@ -15,15 +15,15 @@ from helpers.errors import CourseError
 from helpers.settings import ASSETS
 
 GIB = 2**30
+#: Share of the roofline that vLLM reaches: about the middle of what the published runs in
+#: ``assets/measurements.csv`` reach (median 73 %; with a single user 63-87 %).
 EFFICIENCY = 0.7
-"""Share of the roofline that vLLM reaches: about the middle of what the published runs in
-``assets/measurements.csv`` reach (median 73 %; with a single user 63-87 %)."""
+#: VRAM that is neither weights nor KV cache, GiB: activation peak 1.26 and non-PyTorch memory
+#: 0.35 in published start-up logs of 8B models (vLLM PR 10511, issue 10517). Your own log says it
+#: exactly; long prompts without chunked prefill need far more (9.5 in issue 12330).
 REST_GIB = 1.6
-"""VRAM that is neither weights nor KV cache, GiB: activation peak 1.26 and non-PyTorch memory
-0.35 in published start-up logs of 8B models (vLLM PR 10511, issue 10517). Your own log says it
-exactly; long prompts without chunked prefill need far more (9.5 in issue 12330)."""
+#: vLLM's default ``--gpu-memory-utilization``.
 UTILIZATION = 0.92
-"""vLLM's default ``--gpu-memory-utilization``."""
 _USABLE = 0.98  # GiB that PyTorch reports per marketed GB, where no log was found (0.97-0.99)
 
 
@@ -73,8 +73,7 @@ def gpu(name: str, count: int = 1) -> Gpu:
         raise CourseError(
             f"{name} is not in assets/gpus.csv", f"known are {', '.join(table.index)}"
         )
-    table["usable_gib"] = table.usable_gib.fillna(_USABLE * table.vram_gb)
-    table["fp8_tflops"] = table.fp8_tflops.fillna(table.fp16_tflops)
+    table = table.fillna({"usable_gib": _USABLE * table.vram_gb, "fp8_tflops": table.fp16_tflops})
     rates = ("usable_gib", "bandwidth_gb_s", "fp16_tflops", "fp8_tflops")
     totals = {rate: count * float(table[rate][name]) for rate in rates}
     return Gpu(name=f"{count}x {name}" if count > 1 else name, count=count, **totals)
@@ -110,9 +109,7 @@ def memory(
     copies = max(1.0, gpu.count / model.kv_heads)
     tokens = int(kv * GIB / (model.kv_bytes_per_token() * copies))
     idle = gpu.usable_gib * (1 - utilization)
-    return Memory(
-        weights_gib=weights, rest_gib=rest, kv_gib=kv, idle_gib=idle, kv_tokens=tokens
-    )  # fmt: skip
+    return Memory(weights_gib=weights, rest_gib=rest, kv_gib=kv, idle_gib=idle, kv_tokens=tokens)
 
 
 def decode_step_s(model: ModelShape, gpu: Gpu, batch: int, context: float) -> float:
@@ -137,9 +134,8 @@ def prefill_s(model: ModelShape, gpu: Gpu, tokens: int) -> float:
     As :func:`decode_step_s` with all tokens in one step, plus the ``2 x layers x heads x head_dim
     x tokens^2`` FLOPs of causal attention.
     """
-    return max(
-        model.weights_gb(tokens) / gpu.bandwidth_gb_s, _prefill_compute_s(model, gpu, tokens)
-    )
+    read_s = model.weights_gb(tokens) / gpu.bandwidth_gb_s
+    return max(read_s, _prefill_compute_s(model, gpu, tokens))
 
 
 def _prefill_compute_s(model: ModelShape, gpu: Gpu, tokens: int) -> float:
@@ -180,9 +176,7 @@ def rank(
     *,
     users: int,
     context: int,
-    output_tokens: int = 256,
     min_tokens_per_s: float = 0.0,
-    max_ttft_s: float = float("inf"),
 ) -> pd.DataFrame:
     """The cheapest offers that carry a load, and why the others do not.
 
@@ -191,36 +185,28 @@ def rank(
         model: what is served.
         users: sequences that must be in the KV cache at the same time.
         context: tokens of each of them, prompt and answer.
-        output_tokens: how many of these are answer.
         min_tokens_per_s: objective for each user's stream, tokens a second.
-        max_ttft_s: objective for the time to first token of a prompt that arrives alone, seconds.
 
     Returns:
-        The offers with ``sequences`` (how many of that context fit), ``user_tokens_per_s`` and
-        ``ttft_s`` (both expected, see :data:`EFFICIENCY`), ``confidence`` in the GPU's published
-        figures, and ``reason``, empty where nothing speaks against the offer. Those come first,
-        the cheapest on top.
+        The offers with ``sequences`` (how many of that context fit), ``user_tokens_per_s``
+        (expected, see :data:`EFFICIENCY`, when every context is full), ``confidence`` in the GPU's
+        published figures, and ``reason``, empty where nothing speaks against the offer. Those come
+        first, the cheapest on top.
     """
     machines = offers[["gpu", "gpu_count"]].drop_duplicates()
     judged = [
-        _judge(model, one["gpu"], one["gpu_count"], users, context, output_tokens)
+        _judge(model, one["gpu"], one["gpu_count"], users, context, min_tokens_per_s)
         for one in machines.to_dict("records")
     ]
-    names = ["gpu", "gpu_count", "sequences", "user_tokens_per_s", "ttft_s", "reason"]
+    names = ["gpu", "gpu_count", "sequences", "user_tokens_per_s", "reason"]
     table = offers.merge(pd.DataFrame(judged, columns=names), on=names[:2], how="left")
     table = table.merge(prices.gpus()[["gpu", "confidence"]], on="gpu", how="left")
-    speed, ttft_s = table.user_tokens_per_s, table.ttft_s
-    slow = speed.map("{:.0f} tokens/s a user".format) + f", {min_tokens_per_s:.0f} wanted"
-    late = ttft_s.map("first token after {:.2f} s".format) + f", {max_ttft_s:.2f} wanted"
-    table["reason"] = table.reason.mask((table.reason == "") & (speed < min_tokens_per_s), slow)
-    table["reason"] = table.reason.mask((table.reason == "") & (ttft_s > max_ttft_s), late)
-    table["fits"] = table.reason == ""
-    order = table.sort_values(["fits", "usd_per_hour"], ascending=[False, True], ignore_index=True)
-    return order.drop(columns="fits")
+    table["fails"] = table.reason != ""
+    return table.sort_values(["fails", "usd_per_hour"], ignore_index=True).drop(columns="fails")
 
 
 def _judge(
-    model: ModelShape, name: str, count: int, users: int, context: int, output_tokens: int
+    model: ModelShape, name: str, count: int, users: int, context: int, min_tokens_per_s: float
 ) -> dict[str, Any]:
     """What so many GPUs can be expected to do, and why the load does not fit on them, if so."""
     found: dict[str, Any] = {"gpu": name, "gpu_count": count, "reason": ""}
@@ -231,15 +217,16 @@ def _judge(
     except CourseError:
         return found | {"reason": "no published specification in assets/gpus.csv"}
     split = memory(model, machine)
-    found["sequences"] = split.sequences(context)
-    step_s = decode_step_s(model, machine, users, context - output_tokens / 2)
-    found["user_tokens_per_s"] = EFFICIENCY / step_s
-    found["ttft_s"] = prefill_s(model, machine, context - output_tokens) / EFFICIENCY
+    sequences = split.sequences(context)
+    speed = EFFICIENCY / decode_step_s(model, machine, users, context)
+    found |= {"sequences": sequences, "user_tokens_per_s": speed}
     if not split.kv_tokens:
         needed, room = split.weights_gib + split.rest_gib, machine.usable_gib - split.idle_gib
         found["reason"] = f"weights and the rest need {needed:.1f} of {room:.1f} GiB: no KV cache"
-    elif found["sequences"] < users:
-        found["reason"] = f"KV cache holds {found['sequences']:.1f} of {users} sequences"
+    elif sequences < users:
+        found["reason"] = f"KV cache holds {sequences:.1f} of {users} sequences"
+    elif speed < min_tokens_per_s:
+        found["reason"] = f"{speed:.0f} tokens/s a user, {min_tokens_per_s:.0f} wanted"
     return found
 
 

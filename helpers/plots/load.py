@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from helpers import measure
 from helpers.errors import CourseError
@@ -26,8 +25,8 @@ def throughput(runs: Sequence[Run]) -> Picture:
     title = f"At most {rate.max():.0f} tokens/s, reached at {_amount(knee, unit)}: "
     title += f"{rate.max() / rate[0]:.1f} times those at {_amount(loads[0], unit)}"
     figure, (axes,) = picture(title, runs[0].title)
-    ideal = "every user as fast as the first" if unit == "users" else "the server keeps up"
-    axes.plot(loads, rate[0] / loads[0] * loads, ":", color=GREY, label=f"ideal: {ideal}")
+    ideal = rate[0] / loads[0] * loads
+    axes.plot(loads, ideal, ":", color=GREY, label="ideal: in proportion to the load")
     axes.plot(loads, rate, "o-", color=BLUE, label="measured")
     axes.set(ylim=(0, rate.max() * 1.25), ylabel="output tokens/s, all users")
     _load_axis(axes, loads, unit)
@@ -123,8 +122,7 @@ def timeline(run: Run) -> Picture:
     axes.hlines(rows, starts, first, color=ORANGE, label="to first token")
     axes.hlines(rows, first, ends, color=BLUE, label="tokens arrive")
     failed = [row for row in rows if not records[row].ok]
-    if failed:
-        axes.plot([ends[row] for row in failed], failed, "x", color=RED, label="failed")
+    axes.plot([ends[row] for row in failed], failed, "x", color=RED, label="failed")
     axes.invert_yaxis()
     axes.set(xlabel="time since the start of the run, s", ylabel="requests, in the order sent")
     axes.legend(loc="lower left")
@@ -149,12 +147,10 @@ def server_view(run: Run) -> Picture:
     if view.kv_cache_usage.notna().any():
         right = below.twinx()
         right.plot(view.t_s, 100 * view.kv_cache_usage, ":", color=GREEN, label="KV cache")
-        right.set_ylabel("KV cache in use, %", color=GREEN)
-        right.set_ylim(0, 100)
+        right.set(ylim=(0, 100), ylabel="KV cache in use, %\n(dotted)")
         right.grid(visible=False)
     for axes in more:
-        readings = pd.DataFrame(run.gpu).dropna(subset="gpu_busy")
-        for number, own in readings.groupby("gpu"):
+        for number, own in pd.DataFrame(run.gpu).groupby("gpu"):
             axes.step(own.t_s, own.gpu_busy, where="post", label=f"GPU {number:.0f}")
         axes.set(ylim=(0, 105), ylabel="GPU busy,\n% of the time")
         axes.legend(loc="lower right", ncols=4)
@@ -169,15 +165,13 @@ def loops(closed: Run, opened: Run) -> Picture:
     title = f"TTFT p95: {waits[0]:.0f} ms in the closed loop, {waits[1]:.0f} ms in the open one"
     figure, (axes,) = picture(title, closed.title)
     for run, color, line, name in ((closed, BLUE, "-", "closed"), (opened, ORANGE, "--", "open")):
-        ttft = np.sort([r.ttft_s * 1e3 for r in run.ok if r.ttft_s is not None])
-        share = 100 * np.arange(1, ttft.size + 1) / ttft.size
-        axes.step(ttft, share, line, where="post", color=color, label=f"{name} loop: {run.label}")
-    axes.axhline(95, color=GREY, linewidth=1, linestyle=":")
-    axes.set(xscale="log", xlabel="time to first token (TTFT), ms")
-    axes.set_ylabel("requests that waited no longer, %")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+        ttft = [r.ttft_s * 1e3 for r in run.ok if r.ttft_s is not None]
+        axes.ecdf(ttft, linestyle=line, color=color, label=f"{name} loop: {run.label}")
+    axes.axhline(0.95, color=GREY, linewidth=1, linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.set(xlabel="time to first token (TTFT), ms", ylabel="requests that waited no longer")
     axes.legend(loc="lower right")
     return figure
 
@@ -218,9 +212,8 @@ def _amount(load: float, unit: str) -> str:
 
 def _times_ms(run: Run, name: str, rank: float) -> tuple[float, float, float]:
     """A percentile of a latency between the ends of its interval, milliseconds."""
-    unit, scale = ("s", 1e3) if name == "e2e" else ("ms", 1.0)
     try:
-        found = measure.interval(run, f"{name}_p{rank:g}_{unit}")
+        found = measure.interval(run, f"{name}_p{rank:g}_ms")
     except CourseError:  # without one good answer it still has its place on the axis
         return np.nan, np.nan, np.nan
-    return scale * found.low, scale * found.value, scale * found.high
+    return found.low, found.value, found.high

@@ -32,23 +32,21 @@ def policies(runs: Mapping[str, Run]) -> Picture:
     Args:
         runs: of chats with several turns, one for each routing policy.
     """
-    waits = {name: measure.interval(run, "ttft_p95_ms").value for name, run in runs.items()}
-    best, worst = min(waits, key=waits.__getitem__), max(waits, key=waits.__getitem__)
-    times = waits[worst] / waits[best]
-    title = f"Chats wait {times:.1f} times as long (TTFT p95) under {worst} as under {best}"
+    waits = pd.Series({name: measure.summary(run).ttft_p95_ms for name, run in runs.items()})
+    title = f"Chats wait {waits.max() / waits.min():.1f} times as long (TTFT p95) under "
+    title += f"{waits.idxmax()} as under {waits.idxmin()}"
     figure, (left, right) = picture(title, next(iter(runs.values())).title, columns=2)
     cached = []
     for (name, run), (color, line) in zip(runs.items(), LINES, strict=False):
-        seen = pd.DataFrame([(r.turn + 1, r.ttft_s) for r in run.ok], columns=["turn", "ttft_s"])
-        mean = seen.groupby("turn").ttft_s.mean()
-        left.plot(mean.index, mean, line, color=color, label=name)
-        found, asked = np.sum([(r.cached_tokens, r.prompt_tokens) for r in run.ok], axis=0)
-        cached.append(100 * found / asked)
+        good = run.frame().query("cause == ''")
+        mean = good.groupby("turn").ttft_s.mean()
+        left.plot(mean.index + 1, mean, line, color=color, label=name)
+        cached.append(100 * good.cached_tokens.sum() / good.prompt_tokens.sum())
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(ylim=(0, None), ylabel="time to first token (TTFT), mean, s")
     left.set_xlabel("question number in the chat")
     figure.legend(loc="outside lower center", ncols=len(runs), fontsize=9)
-    bars(right, list(runs), cached)
+    bars(right, list(runs), cached, [f"{share:.0f}" for share in cached])
     for bar, (color, _) in zip(right.patches, LINES, strict=False):
         bar.set_color(color)
     right.set(xlim=(0, 100), xlabel="prompt tokens found in the prefix cache, %")
@@ -93,16 +91,15 @@ def day(plan: Fleet, subtitle: str) -> Picture:
         subtitle: where capacity and prices come from.
     """
     hours, costs = plan.hours, plan.costs.usd_per_day
-    title = f"From {hours.replicas.min()} to {hours.replicas.max()} replicas"
-    if costs.iloc[0]:
-        saved = 1 - costs.min() / costs.iloc[0]
-        title += f": {costs.idxmin()} costs {saved:.0%} less than the peak all day"
+    saved = 1 - costs.min() / costs.iloc[0]
+    title = f"From {hours.replicas.min()} to {hours.replicas.max()} replicas: "
+    title += f"{costs.idxmin()} costs {saved:.0%} less than the peak all day"
     figure, (left, right) = picture(title, subtitle, columns=2)
     carried, edges = hours.replicas * plan.per_replica, np.arange(len(hours) + 1)
     left.stairs(carried, edges, color=GREEN, fill=True, alpha=0.25, label="what the replicas carry")
     left.stairs(hours.load, edges, color=BLUE, linewidth=1.8, label="traffic")
-    top = 1.3 * max(left.get_ylim()[1], 1e-9)
-    left.set(xlabel="hour of the day", ylabel=f"load, {plan.unit}", ylim=(0, top))
+    left.set(xlabel="hour of the day", ylabel=f"load, {plan.unit}")
+    left.set_ylim(0, 1.3 * left.get_ylim()[1])
     left.set_xticks(range(0, 25, 6))
     left.legend(loc="upper left", fontsize=9)
     bars(right, list(costs.index), list(costs), [f"${usd:.2f}" for usd in costs])

@@ -19,7 +19,6 @@ GREY, PALE = "#6e7781", "#d0d7de"
 # Lines that are told apart without colours, too.
 LINES = ((ORANGE, "o--"), (RED, "o:"), (PURPLE, "o-."), (BLUE, "o-"), (GREEN, "o-"))
 STYLE: dict[RcKeyType, Any] = {
-    "figure.facecolor": "white",  # opaque, so that it also reads on GitHub's dark page
     "figure.dpi": 110,
     "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, GREY]),
     "axes.spines.top": False,
@@ -34,18 +33,15 @@ STYLE: dict[RcKeyType, Any] = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
 }
+#: Decorator of a function that draws: the style holds while it runs, and nowhere else.
 styled = rc_context(STYLE)
-"""Decorator of a function that draws: the style holds while it runs, and nowhere else."""
 
 
 class Picture(Figure):
     """A figure that appears as PNG when it is a cell's last line, whatever backend is active.
 
-    ``alt`` says in words what there is to see, for those who cannot see it and for the checks; by
-    default it is the figure's title.
+    Its title, the finding, is the alternative text for those who cannot see it.
     """
-
-    alt: str = ""
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict, dict]:
         # A bare Figure shows itself only after pyplot has made one; ours never go through pyplot.
@@ -54,7 +50,7 @@ class Picture(Figure):
         # So few colours are enough for lines and letters, and keep a notebook small.
         few = Image.open(page).convert("RGB").quantize(64)
         few.save(small, format="png", optimize=True)
-        text = self.alt or self.get_suptitle()
+        text = self.get_suptitle()
         return {"image/png": small.getvalue(), "text/plain": text}, {"image/png": {"alt": text}}
 
 
@@ -82,7 +78,7 @@ def picture(
 
 
 def bars(
-    axes: Axes, labels: Sequence[str], values: Sequence[float | Interval], texts: Sequence[str] = ()
+    axes: Axes, labels: Sequence[str], values: Sequence[float | Interval], texts: Sequence[str]
 ) -> None:
     """Draw horizontal bars, the first on top.
 
@@ -96,10 +92,8 @@ def bars(
         one = value if isinstance(value, Interval) else Interval(value=value, low=value, high=value)
         axes.barh(row, one.value, color=BLUE, height=0.6)
         if one.low < one.high:
-            error = [[max(one.value - one.low, 0)], [max(one.high - one.value, 0)]]
-            axes.errorbar(one.value, row, xerr=error, color="black", capsize=3)
-        if texts:
-            axes.annotate(f" {texts[row]}", (one.high, row), va="center")
+            axes.plot((one.low, one.high), (row, row), "|-", color="black", markersize=6)
+        axes.annotate(f" {texts[row]}", (one.high, row), va="center")
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

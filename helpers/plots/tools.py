@@ -1,12 +1,9 @@
 """The figures of function calling (notebook 05): a conversation, its mistakes, its time."""
 
-from collections import Counter
-from itertools import product
 from textwrap import fill
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_rgba
 
 from helpers.errors import CourseError
 from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, Picture, picture, styled
@@ -31,9 +28,7 @@ def conversation(talk: Conversation, subtitle: str) -> Picture:
     figure, (axes,) = picture(title, subtitle, height=1.2 + 0.4 * len(steps))
     for row, step in enumerate(steps):
         axes.barh(row, step.seconds, left=step.start_s, color=PHASES[step.phase], height=0.6)
-        what = " ".join(step.what.split())
-        what = what if len(what) < 48 else what[:45] + "..."
-        place = step.start_s, row - 0.42
+        what, place = " ".join(step.what.split())[:48], (step.start_s, row - 0.42)
         axes.text(*place, what, fontsize=8, color=GREY, va="bottom", parse_math=False)
     axes.set_yticks(range(len(steps)), [step.phase for step in steps])
     axes.set(xlim=(0, None), ylim=(len(steps) - 0.5, -0.9), xlabel="seconds from the question")
@@ -76,18 +71,15 @@ def phases(table: pd.DataFrame, subtitle: str) -> Picture:
     table = table[table.whole_p95_ms.notna()]
     if table.empty:
         raise CourseError("no conversation got an answer", "see their problems and stopped")
-    users = [str(count) for count in table.index]
-    whole = table[[f"{phase}_ms" for phase in PHASES]].sum(axis=1).to_numpy()
+    spent = table[[f"{phase}_ms" for phase in PHASES]].set_axis(list(PHASES), axis=1)
+    users, whole = table.index, spent.sum(axis=1).to_numpy()
     slow, minute = table["whole_p95_ms"].to_numpy(), table["per_minute"].to_numpy()
     title = f"{users[-1]} users wait {whole[-1] / whole[0]:.1f} times as long as {users[0]}, "
     title += f"and get {minute[-1] / minute[0]:.1f} times the answers"
     figure, (axes,) = picture(title, subtitle)
-    below = np.zeros(len(users))
-    for phase, color in PHASES.items():
-        spent = table[f"{phase}_ms"].to_numpy()
-        axes.bar(users, spent, bottom=below, color=color, label=phase, width=0.6)
-        below += spent
-    axes.scatter(users, slow, s=600, marker="_", linewidth=2, color=GREY, label="95 % are faster")
+    spent.plot.bar(stacked=True, ax=axes, color=list(PHASES.values()), width=0.6, rot=0)
+    places = range(len(users))
+    axes.scatter(places, slow, s=600, marker="_", color=GREY, label="95 % are faster")
     for row, count in enumerate(minute):
         axes.text(row, slow[row], f"{count:.0f} a minute\n", ha="center", color=GREY)
     axes.set(xlabel="concurrent users", ylabel="a conversation's mean time, ms")
@@ -105,26 +97,25 @@ def mistakes(evaluation: Evaluation) -> Picture:
         evaluation: what ``tools.evaluate`` returned.
     """
     found = evaluation.frame
-    counts = Counter(zip(found["kind"], found["cause"], strict=True))
-    kinds, causes = Counter(found["kind"]), Counter(found["cause"])
-    outcomes = [cause for cause in (RIGHT, *CAUSES) if causes[cause]]
-    wrong = len(found) - causes.pop(RIGHT, 0)
+    counts = pd.crosstab(found["kind"], found["cause"]).reindex(found["kind"].unique())
+    counts = counts[[cause for cause in (RIGHT, *CAUSES) if cause in counts]]
+    wrong = counts.drop(columns=RIGHT, errors="ignore").sum()
     title = f"All {len(found)} questions right"
-    if wrong:
-        (often, count), *_ = causes.most_common(1)
-        title = f"{wrong} of {len(found)} questions went wrong, most often: {often} ({count})"
+    if wrong.sum():
+        often = f"{wrong.idxmax()} ({wrong.max()})"
+        title = f"{wrong.sum()} of {len(found)} questions went wrong, most often: {often}"
     subtitle = f"{evaluation.title}; tool_choice {evaluation.tool_choice}"
-    figure, (axes,) = picture(title, subtitle, height=1.6 + 0.32 * len(kinds))
-    colours = np.zeros((len(kinds), len(outcomes), 4))
-    for (row, kind), (column, outcome) in product(enumerate(kinds), enumerate(outcomes)):
-        count, share = counts[kind, outcome], counts[kind, outcome] / kinds[kind]
-        colours[row, column] = to_rgba(BLUE if outcome == RIGHT else ORANGE, share)
-        ink = "white" if outcome == RIGHT and share > 0.6 else "black"
+    figure, (axes,) = picture(title, subtitle, height=1.6 + 0.32 * len(counts))
+    share = counts.div(counts.sum(axis=1), axis=0).to_numpy()
+    sign = np.where(counts.columns == RIGHT, 1, -1)  # right is blue, wrong is red
+    axes.imshow(sign * share, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(counts):
+        ink = "white" if share[row, column] > 0.6 else "black"
         axes.text(column, row, str(count or ""), ha="center", va="center", color=ink)
-    axes.imshow(colours, aspect="auto")
     axes.set_xlabel("outcome (number of questions; colour: share of their kind)")
-    axes.set_yticks(range(len(kinds)), list(kinds))
-    axes.set_xticks(range(len(outcomes)), [fill(name, 10) for name in outcomes], fontsize=8)
+    axes.set_yticks(range(len(counts)), list(counts.index))
+    names = [fill(str(name), 10) for name in counts]
+    axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.tick_params(length=0)
     axes.grid(visible=False)
     return figure

@@ -110,6 +110,4 @@ def test_the_cheapest_come_first_and_the_rest_have_reasons():
     assert "no KV cache" in fp16["g4dn.xlarge"]
     slow = sizing.rank(offers, MISTRAL_AWQ, **(load | {"min_tokens_per_s": 1e4}))
     assert slow.reason.str.contains("tokens/s a user").any() and not (slow.reason == "").any()
-    late = sizing.rank(offers, MISTRAL_AWQ, **load, max_ttft_s=1e-6)
-    assert late.reason.str.contains("first token after").any()
     assert sizing.rank(offers, MISTRAL_AWQ, users=1, context=10**6).reason.str.len().gt(0).all()

@@ -66,9 +66,3 @@ def test_a_day_shows_the_plan():
         "From 1 to 3 replicas: serverless costs 33% less than the peak all day"
     )
     assert "requests/s" in left.get_ylabel() and "dollars" in right.get_xlabel()
-
-
-def test_a_day_without_traffic_costs_nothing():
-    """Nothing is divided by zero."""
-    off = fleet([0] * 24, 4, usd_per_hour=0.5, minimum=0)
-    assert plots.day(off, "nothing").get_suptitle() == "From 0 to 0 replicas"

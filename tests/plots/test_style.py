@@ -21,8 +21,6 @@ def test_it_shows_itself_with_alternative_text():
     data, metadata = figure._repr_mimebundle_(include=None, exclude=None)
     assert data["image/png"].startswith(b"\x89PNG") and len(data["image/png"]) < 120_000
     assert metadata["image/png"]["alt"] == data["text/plain"] == figure.get_suptitle()
-    figure.alt = "Two bars."
-    assert figure._repr_mimebundle_()[1]["image/png"]["alt"] == "Two bars."
 
 
 def test_the_style_holds_for_the_figure_and_for_nothing_else():
