@@ -3,9 +3,8 @@
 ``helpers`` was one flat folder once; now it has a folder for each stage of the course.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
-from types import ModuleType
 
 # Each folder, and the modules of the flat folder that went into it.
 FOLDERS = {
@@ -26,9 +25,7 @@ class Finder:
     """First in ``sys.meta_path``: a folder that an update left behind must not hide the answer."""
 
     @staticmethod
-    def find_spec(
-        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> None:
+    def find_spec(name: str, *_: object) -> None:
         """Find nothing.
 
         Raises:

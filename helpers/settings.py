@@ -103,6 +103,5 @@ def read() -> Settings:
         ) from None
 
 
-load = read  # the old name, until its last caller is changed
 if not TYPE_CHECKING:  # a type checker would believe that every name exists
     __getattr__ = renamed(__name__, {"load": "read"})

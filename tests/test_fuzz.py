@@ -110,7 +110,7 @@ def test_env_file_of_any_shape(tmp_path, content):
     settings_module.Settings.model_config["env_file"] = file
     try:
         with contextlib.suppress(CourseError):
-            settings_module.load()
+            settings_module.read()
     finally:
         settings_module.Settings.model_config["env_file"] = before
 
@@ -119,7 +119,7 @@ def test_env_file_of_any_shape(tmp_path, content):
 @given(strategies.text(max_size=60) | strategies.text("abc/.-~", max_size=20).map("{}.gguf".format))
 def test_local_model_of_any_name(name):
     """LOCAL_MODEL is a GGUF file or a sentence."""
-    mine = settings_module.load().model_copy(update={"local_model": name or "x"})
+    mine = settings_module.read().model_copy(update={"local_model": name or "x"})
     with contextlib.suppress(CourseError):
         model._local(mine.model_copy(update={"hf_token": None}))
 

@@ -24,7 +24,7 @@ CELLS = [
     from helpers import rent
     from helpers.serve import spec as serving
     from helpers.rent import ssh
-    config = settings.load()
+    config = settings.read()
     config
     """,
     """

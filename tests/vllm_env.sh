@@ -43,7 +43,7 @@ from helpers.rehearsal import model
 import contextlib, sys
 with contextlib.redirect_stdout(sys.stderr):
     own = {'engine': 'llamacpp', 'local_model': ''}
-    path = model.path(settings.load().model_copy(update=own))
+    path = model.path(settings.read().model_copy(update=own))
 print(path)")
 rm -rf "$env/model.part"
 "$env/bin/python" - "$gguf" "$env/model.part" <<'PY'

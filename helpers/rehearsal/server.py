@@ -149,7 +149,7 @@ def _same(given: str, secret: str) -> bool:
 
 def main() -> None:
     """Run at most one server for a state folder."""
-    settings = settings_module.load()
+    settings = settings_module.read()
     home = settings.rehearsal_home
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     home.chmod(0o700)

@@ -82,7 +82,7 @@ def run(path: Path) -> None:
     from helpers import rehearsal, settings
 
     os.environ["PROVIDER"] = "rehearsal"  # never with real money, whatever .env says
-    rehearsal.stop(settings.load())
+    rehearsal.stop(settings.read())
     notebook, began = read(path), time.monotonic()
     print(f"{path.name} ...", end=" ", flush=True)
     client = NotebookClient(
@@ -107,7 +107,7 @@ def run(path: Path) -> None:
                 raise Refused(
                     f"wrote to stderr, and was left as it was\n{cell.source}\n{words}"
                 )
-    if rehearsal.holds_rentals(settings.load()):
+    if rehearsal.holds_rentals(settings.read()):
         raise Refused("left an instance rented, and was left as it was")
     seconds = round(time.monotonic() - began)
     notebook.metadata["course"] = {

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4, help="of one user")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    config = settings.load().model_copy(update={"provider": "rehearsal"})
+    config = settings.read().model_copy(update={"provider": "rehearsal"})
     provider = rent.connect(config)
     with ExitStack() as rented:
         endpoints = []

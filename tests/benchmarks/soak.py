@@ -231,7 +231,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["REHEARSAL_HOME"] = home
-        settings = settings_module.load()
+        settings = settings_module.read()
         try:
             began = time.monotonic()
             readings = asyncio.run(soak(settings, options.minutes * 60, print))

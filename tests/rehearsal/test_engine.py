@@ -16,7 +16,7 @@ def test_an_engine_that_does_not_exist_is_a_wrong_setting(monkeypatch):
     """A typing mistake must not fall back to another engine: the figures would be its."""
     monkeypatch.setenv("ENGINE", "vlllm")
     with pytest.raises(CourseError, match="ENGINE: Input should be 'llamacpp' or 'vllm'"):
-        settings_module.load()
+        settings_module.read()
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_it_outlives_the_process_that_started_it(own_rehearsal):
         "import os, signal\n"
         "from helpers import rent, settings\nfrom helpers.rent import guard, ssh\n"
         "from helpers.serve.spec import ServingSpec\n"
-        "s = settings.load(); p = rent.connect(s)\n"
+        "s = settings.read(); p = rent.connect(s)\n"
         "i = guard.rent(p, ServingSpec(), 'kernel', s, progress=print)\n"
         "t = ssh.tunnel(i, s)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
