@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
@@ -160,12 +160,12 @@ class Tunnel:
         """Is the tunnel through at this moment?"""
         return self.process.poll() is None and self.events[-1:] == ["up"]
 
-    def endpoint(self, **waiting: Unpack[ready.Waiting]) -> Endpoint:
+    def endpoint(self, **waiting: Any) -> Endpoint:
         """Wait until the model at the other end answers, and describe it.
 
         Args:
             **waiting: ``api_key``, ``timeout_s``, ``poll_s``, ``progress`` and ``log`` of
-                :func:`helpers.serve.wait_ready`.
+                :func:`helpers.serve.endpoint`.
 
         Raises:
             CourseError: when the server gives up, refuses the key, or is not ready in time.

@@ -8,10 +8,10 @@ needs and what they cost.
 
 from helpers.serve import router
 from helpers.serve.fleet import Fleet, Interruptible, Serverless, fleet
-from helpers.serve.ready import endpoint, wait_ready
+from helpers.serve.ready import endpoint
 from helpers.serve.spec import MISTRAL_AWQ, ServingSpec
 
 __all__ = [
     "MISTRAL_AWQ", "Fleet", "Interruptible", "Serverless", "ServingSpec", "endpoint", "fleet",
-    "router", "wait_ready",
+    "router",
 ]  # fmt: skip

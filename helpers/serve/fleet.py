@@ -2,22 +2,19 @@
 
 Arithmetic on inputs: a measured capacity, a traffic curve, prices. What nobody here can know (how
 often an interruptible machine is taken away, how long a cold start lasts) is an input as well.
+pandas is imported by the functions that need it: every start of the rehearsal loads this room.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from helpers.errors import CourseError
 
 if TYPE_CHECKING:  # measuring is none of serving's business; its answers are welcome
-    from helpers.measure.capacity import Capacity
+    import pandas as pd
 
-HOURS = 24
+    from helpers.measure.capacity import Capacity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +52,33 @@ class Serverless:
     cold_start_s: float
     idle_s: float
 
-    def one_worker(self, requests_per_s: float) -> tuple[float, float, float]:
+    def one_worker(self, requests_per_s: "pd.Series") -> "tuple[pd.Series, pd.Series]":
         """A single worker under few requests, as a renewal process (service times left out).
 
         With Poisson arrivals at rate r, a gap longer than T = ``idle_s`` comes after
         ``(exp(rT) - 1) / r`` seconds on average (the expected wait for a run without arrivals;
         Feller, An Introduction to Probability Theory, XIII). So one cycle is a pause of ``1 / r``,
-        a cold start of S seconds, and then that time.
+        a cold start of S seconds, and then that time: ``S + exp(rT) / r`` in all. Below, every
+        part of it is multiplied by ``r exp(-rT)``, so that nothing overflows or divides by zero.
+
+        Args:
+            requests_per_s: the rate r of each hour.
 
         Returns:
-            Share of the time that is billed, cold starts an hour, and the share of the requests
-            that wait for one (the first, and those that come while it lasts).
+            Share of the time that is billed, and the share of the requests that wait for a cold
+            start (the first, and those that come while it lasts).
 
+        >>> import pandas
         >>> worker = Serverless(usd_per_hour=0.4, cold_start_s=0, idle_s=600)
-        >>> [round(part, 3) for part in worker.one_worker(1 / 600)]  # 1 - 1/e of the time
-        [0.632, 2.207, 0.368]
+        >>> [float(part.round(3)[0]) for part in worker.one_worker(pandas.Series([1 / 600]))]
+        [0.632, 0.368]
         """
-        rate, start = requests_per_s, self.cold_start_s
-        if rate == 0:
-            return 0.0, 0.0, 0.0
-        if rate * self.idle_s > 50:  # such a gap never comes
-            return 1.0, 0.0, 0.0
-        up = start + math.expm1(rate * self.idle_s) / rate
-        cycle = 1 / rate + up
-        return up / cycle, 3600 / cycle, (1 + rate * start) / (rate * cycle)
+        import numpy as np
+
+        gap = np.exp(-requests_per_s * self.idle_s)  # the chance that the next one comes too late
+        during_start = requests_per_s * self.cold_start_s
+        cycle = 1 + during_start * gap
+        return 1 - gap / cycle, (1 + during_start) * gap / cycle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,8 @@ class Fleet:
 
     per_replica: float
     unit: str
-    hours: pd.DataFrame
-    costs: pd.DataFrame
+    hours: "pd.DataFrame"
+    costs: "pd.DataFrame"
 
     def __str__(self) -> str:
         counts, costs = self.hours.replicas, self.costs.usd_per_day
@@ -136,98 +136,81 @@ def fleet(
         start_s: seconds from renting a replica on demand until it is ready.
 
     Raises:
-        CourseError: a replica carries nothing, or the traffic or another input makes no sense.
+        CourseError: a replica carries nothing, or the traffic is not a day's.
 
-    >>> day = fleet([1] * 12 + [9] * 12, 4, usd_per_hour=0.5, headroom=0)
-    >>> print(day)
+    >>> print(fleet([1] * 12 + [9] * 12, 4, usd_per_hour=0.5, headroom=0))
     1 to 3 replicas; cheapest: by the hour, $24.00 a day (peak all day: $36.00)
     """
-    per_replica, unit = _per_replica(capacity)
-    load = np.asarray(traffic, dtype=float)
-    _check(load, usd_per_hour, headroom, minimum, start_s, interruptible, serverless)
+    import pandas as pd
+
+    if isinstance(capacity, int | float):
+        per_replica, unit = float(capacity), "requests/s"
+    else:
+        per_replica, unit = capacity.load, capacity.unit
+    load = pd.Series(traffic, dtype=float)
+    _check(load, per_replica)
     needed = load * (1 + headroom) / per_replica
-    replicas = _whole(needed, minimum)
-    hours = pd.DataFrame({"load": load, "replicas": replicas}).rename_axis("hour")
-    costs = {
-        "peak all day": _cost(np.full(HOURS, replicas.max()), usd_per_hour),
-        "by the hour": _cost(_billed(replicas, start_s), usd_per_hour),
+    hours = pd.DataFrame({"load": load, "replicas": _whole(needed, minimum)}).rename_axis("hour")
+    columns = ["replica_hours", "usd_per_hour", "interruptions", "cold_requests"]
+    ways: dict[str, tuple[float, ...]] = {
+        "peak all day": (hours.replicas.max() * len(hours), usd_per_hour, 0, 0),
+        "by the hour": (_billed(hours.replicas, start_s).sum(), usd_per_hour, 0, 0),
     }
     if interruptible:
         hours["interruptible"] = count = _whole(needed / interruptible.available, minimum)
-        billed = _billed(count, interruptible.replace_s)
+        billed = _billed(count, interruptible.replace_s).sum()
         lost = count.sum() * interruptible.available * interruptible.interruptions_per_hour
-        costs["interruptible"] = _cost(billed, interruptible.usd_per_hour, interruptions=lost)
+        ways["interruptible"] = (billed, interruptible.usd_per_hour, lost, 0)
     if serverless:
-        hours["serverless"] = workers = _whole(needed)
+        hours["serverless"] = workers = _whole(needed, 0)
         billed, cold = _serverless(workers, load, serverless, unit)
-        costs["serverless"] = _cost(billed, serverless.usd_per_hour, cold_requests=cold)
-    table = pd.DataFrame.from_dict(costs, orient="index").rename_axis("way")
-    return Fleet(per_replica=per_replica, unit=unit, hours=hours, costs=table)
+        ways["serverless"] = (billed, serverless.usd_per_hour, 0, cold)
+    costs = pd.DataFrame.from_dict(ways, orient="index", columns=columns).rename_axis("way")
+    costs["usd_per_day"] = costs.replica_hours * costs.usd_per_hour
+    costs["usd_per_month"] = 30 * costs.usd_per_day
+    return Fleet(per_replica=per_replica, unit=unit, hours=hours, costs=costs)
 
 
-def _per_replica(capacity: Any) -> tuple[float, str]:
-    """What one replica carries, and in which unit: a measured capacity knows both itself."""
-    load = getattr(capacity, "load", capacity)
-    if not (math.isfinite(load) and load > 0):
+def _check(load: "pd.Series", per_replica: float) -> None:
+    if not 0 < per_replica < float("inf"):
         raise CourseError(
-            f"replicas that carry {load:g} make no fleet",
+            f"replicas that carry {per_replica:g} make no fleet",
             "measure a capacity first (notebook 04); 0 means that no load met the objective",
         )
-    return float(load), getattr(capacity, "unit", "requests/s")
-
-
-def _check(load: np.ndarray, *given: float | Interruptible | Serverless | None) -> None:
-    """Every number that was given must be one, and none negative."""
-    if load.shape != (HOURS,) or not np.isfinite(load).all() or (load < 0).any():
+    if len(load) != 24 or not (load >= 0).all():
         raise CourseError(
             "the traffic is not a day's curve", "24 numbers, none negative, one for each hour"
         )
-    for one in given:
-        values = vars(one).values() if isinstance(one, Interruptible | Serverless) else [one or 0]
-        if not all(math.isfinite(value) and value >= 0 for value in values):
-            raise CourseError("a price, a time or the headroom is negative or not a number")
 
 
-def _whole(needed: np.ndarray, minimum: int = 0) -> np.ndarray:
+def _whole(needed: "pd.Series", minimum: int) -> "pd.Series":
     """Whole replicas, at least the minimum, but none more for the sake of a rounding error."""
-    return np.maximum(np.ceil(needed - 1e-9), math.ceil(minimum)).astype(int)
+    import numpy as np
+
+    return np.ceil(needed - 1e-9).clip(lower=minimum).astype(int)
 
 
-def _billed(replicas: np.ndarray, start_s: float) -> np.ndarray:
-    """Replica-hours of each hour, with the starts of those that are added as it begins.
-
-    The day before was the same, so that hour 0 is compared with hour 23.
-    """
-    added = np.maximum(0, replicas - np.roll(replicas, 1))
-    return replicas + added * start_s / 3600
+def _billed(replicas: "pd.Series", start_s: float) -> "pd.Series":
+    """Replica-hours of each hour, with the starts of those that are added as it begins."""
+    return replicas + _more(replicas) * start_s / 3600
 
 
-def _cost(
-    billed: np.ndarray, usd_per_hour: float, interruptions: float = 0, cold_requests: float = 0
-) -> dict[str, float]:
-    """A row of the table of costs, from the replica-hours of each hour."""
-    replica_hours = float(billed.sum())
-    return {
-        "replica_hours": replica_hours,
-        "usd_per_hour": usd_per_hour,
-        "usd_per_day": replica_hours * usd_per_hour,
-        "usd_per_month": 30 * replica_hours * usd_per_hour,
-        "interruptions": interruptions,
-        "cold_requests": cold_requests,
-    }
+def _more(counted: "pd.Series") -> "pd.Series":
+    """By how much each hour has more than the one before; the day before was the same."""
+    before = counted.shift(fill_value=counted.iloc[-1])
+    return (counted - before).clip(lower=0)
 
 
 def _serverless(
-    workers: np.ndarray, load: np.ndarray, service: Serverless, unit: str
-) -> tuple[np.ndarray, float]:
-    """Billed worker-hours of each hour, and how many requests of the day wait for a cold start."""
+    workers: "pd.Series", load: "pd.Series", service: Serverless, unit: str
+) -> tuple[float, float]:
+    """Billed worker-hours of the day, and how many of its requests wait for a cold start."""
     billed = _billed(workers, service.cold_start_s)
     if unit != "requests/s":  # how often they come is not known: never idle while there is load
-        return billed, math.nan
-    cold, gone = np.zeros(HOURS), (load == 0).astype(float)  # gone: no worker as the hour ends
-    for hour in np.flatnonzero(workers == 1):
-        billed[hour], _, cold[hour] = service.one_worker(load[hour])
-        gone[hour] = 1 - billed[hour]
+        return billed.sum(), float("nan")
+    few = workers <= 1
+    share, cold = service.one_worker(load)
     # The first request after a pause waits, and so do those that come while the worker starts.
-    woken = np.maximum(0, np.roll(gone, 1) - gone) * (1 + load * service.cold_start_s)
-    return billed, np.minimum(3600 * cold * load + woken, 3600 * load).sum()
+    woken = _more(share.where(few, 1)) * (1 + load * service.cold_start_s)
+    waiting = (3600 * load * cold.where(few, 0) + woken).clip(upper=3600 * load)
+    return billed.where(~few, share).sum(), waiting.sum()

@@ -1,7 +1,6 @@
 """Several servers behind one address: ``vllm-router``, a process of its own on this machine."""
 
 import contextlib
-import importlib.util
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import IO
 
 import requests
 
@@ -76,59 +76,47 @@ def start(endpoints: Sequence[Endpoint], policy: str = "cache_aware") -> Iterato
             each conversation; requests without it all go to one server).
 
     Raises:
-        CourseError: no server, an unknown policy, or the router does not start.
+        CourseError: no server, or the router does not start.
     """
-    if policy not in POLICIES:
-        raise CourseError(f"there is no policy {policy!r}", f"one of {', '.join(POLICIES)}")
     if not endpoints or len({one.model for one in endpoints}) != 1:
         raise CourseError("a router needs servers, all of one model", "see the endpoints' models")
-    if importlib.util.find_spec("vllm_router") is None:
-        raise CourseError(
-            "vllm-router is not installed",
-            "pip install vllm-router (ready made for Linux; elsewhere pip builds it with Rust)",
-        )
-    port, metrics_port = _free_ports(2)
-    words = command([one.origin for one in endpoints], policy, port, metrics_port)
+    port = _free_port()
+    words = command([one.origin for one in endpoints], policy, port, _free_port())
     endpoint = replace(
         endpoints[0],
         base_url=f"http://127.0.0.1:{port}/v1",
         hardware=f"{len(endpoints)} x {endpoints[0].hardware}",
     )
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
             [sys.executable, "-m", "vllm_router.launch_router", *words[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-        deadline = time.monotonic() + START_TIMEOUT_S
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        ) as process,
+    ):  # fmt: skip
         try:
-            while not _healthy(endpoint):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    said = log.read()[-1000:].decode(errors="replace") or "no output"
-                    raise CourseError(f"vllm-router did not start: {said}", "ask each server")
-                time.sleep(0.1)
+            _wait_healthy(endpoint, process, log)
             yield Router(endpoint=endpoint, process=process)
         finally:
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()
 
 
-def _healthy(endpoint: Endpoint) -> bool:
-    try:
-        return requests.get(f"{endpoint.origin}/health", timeout=5).ok
-    except requests.RequestException:
-        return False
+def _wait_healthy(endpoint: Endpoint, process: subprocess.Popen, log: IO[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"{endpoint.origin}/health", timeout=5).ok:
+                return
+        time.sleep(0.1)
+    log.seek(0)
+    said = log.read()[-1000:].decode(errors="replace") or "no output"
+    raise CourseError(
+        f"vllm-router did not start: {said}",
+        "is it installed (pip install vllm-router), and does each server answer?",
+    )
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

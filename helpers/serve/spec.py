@@ -1,7 +1,7 @@
 """What to run on the instance: one model on one vLLM server, and every way to start it."""
 
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 # Model ids, revisions and image tags stand here and nowhere else: never in a notebook's cell.
@@ -11,6 +11,7 @@ VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
 SSH_IMAGE = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
 # RunPod's container disk, billed while the pod runs (docs, pods/pricing, 2026-08).
 DISK_USD_PER_GB_MONTH = 0.10
+HF_FORMAT = "--tokenizer-mode hf --config-format hf --load-format hf"
 STARTS, ENDED = "llm-course: the server starts", "llm-course: the server has ended with status"
 
 
@@ -39,9 +40,7 @@ class ServingSpec:
     max_model_len: int = 8192
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
-    extra_args: tuple[str, ...] = (
-        *("--tokenizer-mode", "hf", "--config-format", "hf", "--load-format", "hf"),
-    )
+    extra_args: tuple[str, ...] = tuple(HF_FORMAT.split())
     env: dict[str, str] = field(default_factory=dict, repr=False)
     port: int = 8000
     host: str = "127.0.0.1"
@@ -54,18 +53,13 @@ class ServingSpec:
 
     def vllm_args(self) -> list[str]:
         """The arguments of ``vllm serve``, the model first."""
-        split = {
-            "--tensor-parallel-size": self.tensor_parallel,
-            "--pipeline-parallel-size": self.pipeline_parallel,
-        }
-        parts = (word for flag, n in split.items() if n > 1 for word in (flag, str(n)))
-        return [
-            self.model,
-            *("--host", self.host, "--port", str(self.port)),
-            *("--max-model-len", str(self.max_model_len)),
-            *parts,
-            *self.extra_args,
-        ]
+        words = [self.model, "--host", self.host, "--port", str(self.port)]
+        words += ["--max-model-len", str(self.max_model_len)]
+        if self.tensor_parallel > 1:
+            words += ["--tensor-parallel-size", str(self.tensor_parallel)]
+        if self.pipeline_parallel > 1:
+            words += ["--pipeline-parallel-size", str(self.pipeline_parallel)]
+        return [*words, *self.extra_args]
 
     def flag(self, name: str) -> str | None:
         """What a flag of ``vllm serve`` is set to: ``""`` for a bare switch, None when not given.
@@ -83,19 +77,6 @@ class ServingSpec:
         """The ``vllm serve`` command line, quoted for a shell."""
         return shlex.join(["vllm", "serve", *self.vllm_args()])
 
-    def docker(self) -> str:
-        """The ``docker run`` line that serves this on a machine with an NVIDIA GPU.
-
-        The image's entrypoint is ``vllm serve``. Variables are passed by name: docker takes their
-        values from the environment it is started in, so none stands in the line.
-        """
-        names = [word for name in self.env for word in ("-e", name)]
-        cache = "$HOME/.cache/huggingface:/root/.cache/huggingface"
-        inside = replace(self, host="0.0.0.0").vllm_args()  # noqa: S104
-        port = f"127.0.0.1:{self.port}:{self.port}"
-        words = ["docker", "run", "--rm", "--gpus", "all", "--ipc=host", "-p", port, *names]
-        return f'{shlex.join(words)} -v "{cache}" {shlex.join([self.image, *inside])}'
-
     def served(self) -> str:
         """The command line between two lines in the log: that it starts, that it has ended."""
         return f'echo "{STARTS}"; {self.command()}; echo "{ENDED} $?"'
@@ -109,10 +90,6 @@ class ServingSpec:
         Args:
             before: shell lines to run first, such as a dead-man's switch.
         """
-        lines = [
-            "#!/bin/sh",
-            "touch ~/.no_auto_tmux  # a scripted login should not land in tmux",
-            *([before] if before else []),
-            f"({self.served()}) 2>&1 | tee -a ~/vllm.log &",
-        ]
-        return "\n".join([*lines, ""])
+        tmux = "touch ~/.no_auto_tmux  # a scripted login should not land in tmux"
+        serve = f"({self.served()}) 2>&1 | tee -a ~/vllm.log &\n"
+        return "\n".join(filter(None, ["#!/bin/sh", tmux, before, serve]))

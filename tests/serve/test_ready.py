@@ -91,7 +91,7 @@ def test_a_server_that_gave_up_is_not_waited_for(words, remedy):
     """The log says that the server has ended: its words, and what to do about them."""
     log = f"{STARTS}\n{words}\n{ENDED} 1"
     with pytest.raises(CourseError, match=f"gave up:\n(?s:.*){words}") as caught:
-        ready.wait_ready("http://127.0.0.1:9/v1", log=lambda: log)
+        ready.endpoint("http://127.0.0.1:9/v1", log=lambda: log)
     assert remedy in caught.value.hint
 
 
@@ -100,7 +100,7 @@ def test_a_server_that_was_started_again_is_waited_for():
     shown = []
     log = f"{STARTS}\n{ENDED} 1\n{STARTS}\nloading"
     with pytest.raises(CourseError, match=r"\(APIConnectionError\)"):
-        ready.wait_ready(
+        ready.endpoint(
             "http://127.0.0.1:9/v1", timeout_s=0.1, poll_s=0.05, progress=shown.append,
             log=lambda: log,
         )  # fmt: skip

@@ -15,9 +15,8 @@ import pytest
 from support.vllm_asked import HELLO, REFUSALS, ask, plain
 from support.vllm_server import needs_vllm
 
-from helpers import load, tools
+from helpers import load, serve, tools
 from helpers.errors import CourseError
-from helpers.serve import wait_ready
 from helpers.settings import ASSETS, PROJECT
 
 pytestmark = needs_vllm
@@ -99,7 +98,7 @@ async def test_a_wrong_key_is_told_as_one(vllm, tmp_path):
     """The wait, the function-calling loop and a load each name it instead of going on."""
     stranger = replace(vllm.endpoint, api_key="wrong")
     with pytest.raises(CourseError, match="refuses the API key"):
-        wait_ready(stranger.base_url, api_key="wrong", timeout_s=30)
+        serve.endpoint(stranger.base_url, api_key="wrong", timeout_s=30)
     with pytest.raises(CourseError, match=r"refuses the request: .*401\s.*pass the key"):
         await tools.run_tools(stranger, "Hi", [])
     run = await load.run(
@@ -117,7 +116,7 @@ async def test_a_wrong_key_is_told_as_one(vllm, tmp_path):
 def test_a_wrong_address_is_not_waited_for_in_silence(vllm):
     """A base URL without /v1 answers, and never with a model: the last answer is in the error."""
     with pytest.raises(CourseError, match=r"did not become ready in 1 s \(HTTP 404\)"):
-        wait_ready(vllm.endpoint.origin, api_key=vllm.endpoint.api_key, timeout_s=1)
+        serve.endpoint(vllm.endpoint.origin, api_key=vllm.endpoint.api_key, timeout_s=1)
 
 
 # -- clients that leave ----------------------------------------------------------------------
