@@ -22,37 +22,35 @@ class Progress:
     """
 
     def __init__(self, keep: bool = False, shown: bool = True) -> None:
-        self._began = time.monotonic()
-        self._last = ""
-        self._keep = keep
-        self._shown = shown
-        self._display = None if keep or not shown else _notebook_display()
-        self._open_line = False
+        self._began, self._last, self._shown = time.monotonic(), "", shown
+        self._terminal = shown and not keep and sys.stdout.isatty()
+        self._display: Any = None
+        if shown and not keep and "ipykernel.kernelapp" in sys.modules:  # we run in a notebook
+            from IPython.display import display
+
+            self._display = display({"text/plain": ""}, raw=True, display_id=True)
 
     @property
     def updates(self) -> bool:
         """Is a line replaced by the next one (else each one stays)?"""
-        return self._display is not None or (sys.stdout.isatty() and not self._keep)
+        return bool(self._terminal or self._display)
 
     def __call__(self, line: str) -> None:
         """Show a line (its first line, if there are several)."""
-        if not self._shown:
-            return
         line = line.strip().partition("\n")[0]
         text = f"{time.monotonic() - self._began:4.0f} s  {line}"
-        if self._display is not None:
+        if self._display:
             self._display.update({"text/plain": text}, raw=True)
-        elif self.updates:
+        elif self._terminal:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{text[:width]}", end="", flush=True)
-            self._open_line = True
-        elif line != self._last:
+        elif self._shown and line != self._last:
             print(text, flush=True)
         self._last = line
 
     def close(self) -> None:
         """End the line."""
-        if self._open_line:
+        if self._terminal and self._last:
             print()
 
     def __enter__(self) -> "Progress":
@@ -60,14 +58,3 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _notebook_display() -> Any:
-    """A display that can be updated, when a notebook's kernel runs us; else None."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython and ipython.get_ipython()
-    if shell is None or not hasattr(shell, "kernel"):
-        return None
-    from IPython.display import display
-
-    return display({"text/plain": ""}, raw=True, display_id=True)

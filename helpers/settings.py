@@ -65,14 +65,14 @@ class Settings(BaseSettings):
         Raises:
             CourseError: when the key is not set.
         """
-        secret = getattr(self, name)
-        if secret is None or not secret.get_secret_value().strip():
+        text = (getattr(self, name) or SecretStr("")).get_secret_value().strip()
+        if not text:
             raise CourseError(
                 f"{name.upper()} is not set",
                 f"create a key at {url}, copy .env.example to .env and paste it there "
                 "(or set PROVIDER=rehearsal to go on without an account)",
             )
-        return secret.get_secret_value().strip()
+        return text
 
 
 def read() -> Settings:

@@ -31,7 +31,7 @@ def test_rehearse_goes_the_whole_way_and_leaves_nothing(run, own_rehearsal, tmp_
     monkeypatch.setattr(helpers.__main__, "USERS", (1, 2))
     shown = run("rehearse")
     assert "SmolLM2-135M-Instruct, llama.cpp on" in shown
-    assert "destroyed; still rented: 0" in shown
+    assert "destroyed; provider: rehearsal" in shown and "your instances now: 0" in shown
     [folder] = (tmp_path / "runs").iterdir()
     assert {file.name for file in folder.glob("*.png")} == {"throughput.png", "latency.png"}
     assert [len(list(folder.glob(f"{n:04d}_users.jsonl"))) for n in (1, 2)] == [1, 1]

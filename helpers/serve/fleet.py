@@ -5,6 +5,7 @@ often an interruptible machine is taken away, how long a cold start lasts) is an
 pandas is imported by the functions that need it: every start of the rehearsal loads this room.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -73,9 +74,9 @@ class Serverless:
         >>> [float(part.round(3)[0]) for part in worker.one_worker(pandas.Series([1 / 600]))]
         [0.632, 0.368]
         """
-        import numpy as np
-
-        gap = np.exp(-requests_per_s * self.idle_s)  # the chance that the next one comes too late
+        gap = math.e ** (
+            -requests_per_s * self.idle_s
+        )  # the chance that the next one comes too late
         during_start = requests_per_s * self.cold_start_s
         cycle = 1 + during_start * gap
         return 1 - gap / cycle, (1 + during_start) * gap / cycle
@@ -185,9 +186,7 @@ def _check(load: "pd.Series", per_replica: float) -> None:
 
 def _whole(needed: "pd.Series", minimum: int) -> "pd.Series":
     """Whole replicas, at least the minimum, but none more for the sake of a rounding error."""
-    import numpy as np
-
-    return np.ceil(needed - 1e-9).clip(lower=minimum).astype(int)
+    return (needed - 1e-9).map(math.ceil).clip(lower=minimum)
 
 
 def _billed(replicas: "pd.Series", start_s: float) -> "pd.Series":

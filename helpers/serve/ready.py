@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types import Model
 
-GATED = "the model is gated: accept its licence and set HF_TOKEN in .env"
 # What the log of a server that gave up says, and what to do about it: the first that fits.
 REMEDIES = {
     "out of memory": "rent a GPU with more VRAM, or lower max_model_len",
     "no space left": "rent more disk: ServingSpec(disk_gb=...)",
-    "401 client error": GATED,
-    "gatedrepoerror": GATED,
+    "gated repo": "the model is gated: accept its licence and set HF_TOKEN in .env",
     "repositorynotfound": "the model's name is wrong, or it needs HF_TOKEN",
     "huggingface.co": "the host does not reach Hugging Face: destroy it and rent another one",
     "": "read the log above; `python -m helpers destroy` ends the rental",

@@ -82,7 +82,8 @@ async def test_time_is_up():
     ("words", "remedy"),
     [
         ("CUDA out of memory", "more VRAM"),
-        ("401 Client Error", "HF_TOKEN"),
+        ("You are trying to access a gated repo", "accept its licence"),
+        ("RepositoryNotFoundError: 401 Client Error", "name is wrong"),
         ("Cannot reach huggingface.co", "rent another one"),
         ("something else", "read the log"),
     ],
