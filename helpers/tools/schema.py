@@ -140,8 +140,9 @@ def tool(
         form = _form(function, about)
         form.model_json_schema()
     except Exception as error:  # whatever Python or pydantic make of an annotation
+        name = getattr(function, "__name__", function)
         raise CourseError(
-            f"{getattr(function, '__name__', function)} cannot be a tool: {str(error).splitlines()[0]}",
+            f"{name} cannot be a tool: {str(error).splitlines()[0]}",
             "write every parameter as in number: int, with a type that JSON can carry",
         ) from None
     text = " ".join((told.description or "").split())
