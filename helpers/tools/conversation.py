@@ -5,15 +5,14 @@ import re
 import uuid
 from dataclasses import dataclass, field
 from time import perf_counter as clock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from helpers.load.client.answer import Call
-from helpers.tools.ask import Completion
+import pandas
 
-if TYPE_CHECKING:
-    import pandas
+from helpers.load.client.answer import Call, Message
 
 WIDTH = 88
+Reply = tuple[Message, str, dict]  # and why the server says that it ended, and its counts
 PHASES = ("deciding", "executing", "answering")
 _NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 
@@ -32,7 +31,6 @@ class Step:
         result: what the model was given back for an executed call.
         problem: why a call did not run, or failed; empty when all went well.
         prompt_tokens: the server's count.
-        output_tokens: the server's count.
     """
 
     phase: str
@@ -43,7 +41,6 @@ class Step:
     result: str = ""
     problem: str = ""
     prompt_tokens: int = 0
-    output_tokens: int = 0
 
     @property
     def seconds(self) -> float:
@@ -94,22 +91,14 @@ class Conversation:
 
     def seconds(self, phase: str) -> float:
         """Time in a phase; calls of one round, which run at the same time, count once."""
-        rounds: dict[int, list[Step]] = {}
-        for step in self.steps:
-            if step.phase == phase:
-                rounds.setdefault(step.round, []).append(step)
-        return sum(
-            max(step.end_s for step in steps) - min(step.start_s for step in steps)
-            for steps in rounds.values()
-        )
+        frame = self.frame()
+        rounds = frame[frame["phase"] == phase].groupby("round")
+        return float((rounds["end_s"].max() - rounds["start_s"].min()).sum())
 
-    def frame(self) -> "pandas.DataFrame":
+    def frame(self) -> pandas.DataFrame:
         """One row for each step."""
-        import pandas
-
-        return pandas.DataFrame(
-            vars(step) | {"ms": round(1e3 * step.seconds)} for step in self.steps
-        )
+        rows = [vars(step) | {"ms": round(1e3 * step.seconds)} for step in self.steps]
+        return pandas.DataFrame(rows, columns=[*Step.__dataclass_fields__, "ms"])
 
     def add(self, phase: str, number: int, start: float, what: str, **more: Any) -> None:
         """Keep a step of round ``number`` that began at ``start`` and ends now."""
@@ -117,16 +106,16 @@ class Conversation:
         step = Step(phase=phase, round=number, start_s=begin, end_s=end, what=what, **more)
         self.steps.append(step)
 
-    def add_reply(self, reply: Completion, number: int, start: float) -> list[Call]:
+    def add_reply(self, reply: Reply, number: int, start: float) -> list[Call]:
         """Keep the model's reply, of the request sent at ``start``, as a message and as a step.
 
         Returns:
-            Its calls, each with an id of its own, where the server gave none or gave one twice.
+            Its calls, each with a new id: some servers give none, or one twice.
         """
-        message, calls, seen = reply.message.as_dict(), reply.message.calls, {""}
+        said, finish, usage = reply
+        message, calls = said.as_dict(), said.calls
         for call in calls:
-            call.id = call.id if call.id not in seen else uuid.uuid4().hex[:9]  # Mistral wants nine
-            seen.add(call.id)
+            call.id = uuid.uuid4().hex[:9]  # Mistral wants nine
         if calls:
             message["tool_calls"] = [_sendable(call) for call in calls]
         self.messages.append(message)
@@ -134,10 +123,9 @@ class Conversation:
             "deciding" if calls else "answering",
             number,
             start,
-            ", ".join(map(written, calls)) or reply.message.text,
-            problem="cut off at max_tokens" if reply.finish == "length" else "",
-            prompt_tokens=reply.usage.get("prompt_tokens") or 0,
-            output_tokens=reply.usage.get("completion_tokens") or 0,
+            ", ".join(map(written, calls)) or said.text,
+            problem="cut off at max_tokens" if finish == "length" else "",
+            prompt_tokens=usage.get("prompt_tokens") or 0,
         )
         return calls
 
@@ -152,12 +140,16 @@ def written(call: Call) -> str:
     return f"{call.name}({call.arguments})"
 
 
+def parsed(call: Call) -> dict | None:
+    """Return the arguments of a call, ``None`` if they are no JSON object."""
+    try:
+        values = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
 def _sendable(call: Call) -> dict:
     """Return a call in a form that can be sent back: servers refuse a chat with a broken one."""
-    try:
-        whole = isinstance(json.loads(call.arguments or "{}"), dict)
-    except (ValueError, RecursionError):
-        whole = False
     name = call.name if _NAME.fullmatch(call.name) else "unreadable"
-    arguments = (call.arguments or "{}") if whole else "{}"
-    return Call(id=call.id, name=name, arguments=arguments).as_dict()
+    return Call(call.id, name, call.arguments if parsed(call) else "{}").as_dict()

@@ -3,17 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter as clock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import pandas
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.progress import Progress
-from helpers.tools.ask import ask, connect, several
 from helpers.tools.conversation import written
-from helpers.tools.questions import REFUSED, RIGHT, RIGHT_TOOL, Question, judge, read
-
-if TYPE_CHECKING:
-    import pandas
+from helpers.tools.loop import ask, connect, several
+from helpers.tools.questions import ARGUMENTS, REFUSED, RIGHT, Question, judge, read
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -31,13 +30,13 @@ class Evaluation:
     title: str
     tool_choice: str
     seconds: float
-    frame: "pandas.DataFrame"
+    frame: pandas.DataFrame
 
-    def failures(self) -> "pandas.DataFrame":
+    def failures(self) -> pandas.DataFrame:
         """The rows of the questions that went wrong."""
         return self.frame[~self.frame["right"]].reset_index(drop=True)
 
-    def table(self) -> "pandas.DataFrame":
+    def table(self) -> pandas.DataFrame:
         """One row for each kind of question and one for all, with the 95 % interval of ``right``.
 
         ``right_tool`` counts questions whose calls have the right names, ``right`` those whose
@@ -45,16 +44,13 @@ class Evaluation:
         """
         return _with_shares(_by_kind(self.frame[["kind", "right_tool", "right"]]))
 
-    def overall(self) -> "pandas.DataFrame":
+    def overall(self) -> pandas.DataFrame:
         """The three figures that sum it up, each with its 95 % interval.
 
         Right tools and right calls are shares of the questions that need calls; right refusals of
         those that need none.
         """
-        import pandas
-
-        found = self.frame
-        none = found["expected"] == "no call"
+        found, none = self.frame, self.frame["expected"] == "no call"
         columns = {
             "right tool": found["right_tool"][~none],
             "all arguments right": found["right"][~none],
@@ -79,8 +75,6 @@ async def evaluate(
     tool_choice: Literal["auto", "required"] = "auto",
     users: int = 8,
     max_tokens: int = 256,
-    request_s: float = 120.0,
-    progress: bool = True,
 ) -> Evaluation:
     """Ask every question once, greedily, and score the calls; none of them is executed.
 
@@ -94,44 +88,34 @@ async def evaluate(
             asked.
         users: questions in flight at the same time.
         max_tokens: of each answer.
-        request_s: seconds for one answer.
-        progress: show a line of progress.
-
-    Raises:
-        CourseError: no question is left to be asked.
     """
-    import pandas
-
     questions = read() if questions is None else questions
     chosen = [one for one in questions if one.calls or tool_choice == "auto"]
-    if not chosen:
-        raise CourseError("there is no question to ask", "give at least one that needs a call")
     options = {"model": endpoint.model, "tool_choice": tool_choice, "max_tokens": max_tokens}
-    began, done = clock(), 0
+    began = clock()
     async with connect(endpoint) as client:
-        with Progress(shown=progress) as say:
+        with Progress() as say:
 
-            async def one(question: Question) -> dict[str, Any]:
-                nonlocal done
+            async def one(number: int, question: Question) -> dict[str, Any]:
+                say(f"question {number} of {len(chosen)}")
                 request = {"messages": question.messages, "tools": question.tools, "temperature": 0}
                 try:
-                    message, finish, _ = await ask(client, options | request, timeout_s=request_s)
+                    message, finish, _ = await ask(client, options | request)
                     got = "; ".join(map(written, message.calls)) or message.text
                     cause = judge(question, message, finish)
                 except CourseError as error:
                     got, cause = error.what, REFUSED
-                done += 1
-                say(f"{done} of {len(chosen)} questions")
-                return {"kind": question.kind, "question": question.text,
-                        "expected": question.expected or "no call", "got": got, "cause": cause,
-                        "right_tool": cause in RIGHT_TOOL, "right": cause == RIGHT}  # fmt: skip
+                return {"kind": question.kind, "question": question.text, "got": got,
+                        "expected": question.expected or "no call", "right": cause == RIGHT,
+                        "cause": cause, "right_tool": cause in (RIGHT, ARGUMENTS)}  # fmt: skip
 
-            frame = pandas.DataFrame(await several(map(one, chosen), at_once=users))
+            jobs = (one(*numbered) for numbered in enumerate(chosen, 1))
+            frame = pandas.DataFrame(await several(jobs, at_once=users))
     took = clock() - began
     return Evaluation(title=endpoint.title, tool_choice=tool_choice, seconds=took, frame=frame)
 
 
-def difference(first: Evaluation, second: Evaluation) -> "pandas.DataFrame":
+def difference(first: Evaluation, second: Evaluation) -> pandas.DataFrame:
     """Set two evaluations of the same questions side by side.
 
     Args:
@@ -149,24 +133,20 @@ def difference(first: Evaluation, second: Evaluation) -> "pandas.DataFrame":
     if not left[["question", "expected"]].equals(right[["question", "expected"]]):
         hint = "evaluate both with the same questions and tool_choice"
         raise CourseError("the two evaluations are of different questions", hint)
-    names = [first.title, second.title]
-    names = names if first.title != second.title else [f"{first.title} ({n})" for n in (1, 2)]
-    left[names[0]], left[names[1]] = left["right"], right["right"]
+    left["first"], left["second"] = left["right"], right["right"]
     left["only the first"] = left["right"] & ~right["right"]
     left["only the second"] = right["right"] & ~left["right"]
-    return _by_kind(left[["kind", *names, "only the first", "only the second"]])
+    return _by_kind(left[["kind", "first", "second", "only the first", "only the second"]])
 
 
-def _by_kind(found: "pandas.DataFrame") -> "pandas.DataFrame":
+def _by_kind(found: pandas.DataFrame) -> pandas.DataFrame:
     """Count questions, and what is true of them, by kind and for all."""
-    import pandas
-
     rows = pandas.concat([found, found.assign(kind="all")])
     counts = rows.assign(questions=1).groupby("kind", sort=False).sum()
     return counts[["questions", *found.columns[1:]]]
 
 
-def _with_shares(counts: "pandas.DataFrame") -> "pandas.DataFrame":
+def _with_shares(counts: pandas.DataFrame) -> pandas.DataFrame:
     """Add the percentage that is right, and the ends of its 95 % interval (Wilson 1927)."""
     z, hits, of = 1.959964, counts["right"], counts["questions"]
     middle = (hits + z**2 / 2) / (of + z**2)

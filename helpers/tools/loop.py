@@ -6,28 +6,28 @@ for the reader, never an exception. The one thing raised is that the server does
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from inspect import isawaitable
 from time import perf_counter as clock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic_core import to_jsonable_python
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load.client.answer import Call
-from helpers.tools.ask import ask, connect
-from helpers.tools.conversation import Conversation, written
+from helpers.load.client.answer import Call, Message
+from helpers.tools.conversation import Conversation, Reply, written
 from helpers.tools.run import Outcome, execute, failed
-from helpers.tools.schema import BadArguments, Tool, as_tool, definitions
+from helpers.tools.schema import BadArguments, Tool, definitions, tool
 
 if TYPE_CHECKING:
     import openai
 
 Choice = Literal["auto", "none", "required"] | Tool
-Approve = Callable[[Tool, dict], bool | Awaitable[bool]]
+Approve = Callable[[Tool, dict], bool]
+REQUEST_S = 120.0  # from sending a request to the end of its answer
+_FLAGS = "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes (or mistral, ...)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,11 @@ class Limits:
         tool_s: seconds for one call. A plain function that takes longer cannot be stopped: it goes
             on in its thread, and its result is dropped. An ``async`` one is cancelled where it
             awaits; one that blocks instead holds up everything.
-        request_s: seconds for one request to the model.
-        result_chars: of a result that are shown to the model.
     """
 
     rounds: int = 6
     calls: int = 8
     tool_s: float = 20.0
-    request_s: float = 120.0
-    result_chars: int = 4000
 
 
 async def run_tools(
@@ -70,7 +66,7 @@ async def run_tools(
 
     Args:
         endpoint: the server.
-        messages: a question, or chat messages.
+        messages: a question, or chat messages. Results of tools among them count as foreign.
         tools: everything that may run; typed functions become tools.
         tool_choice: ``auto``: the model decides; ``none``: no call; ``required``: at least one;
             a tool: that one. A forced choice holds for the first round only, as otherwise the
@@ -81,7 +77,7 @@ async def run_tools(
         stream: receive the answer in pieces.
         limits: see ``Limits``.
         approve: asked before a tool that ``acts`` runs after text from a ``foreign`` one has been
-            read; without it, or when it does not say ``True``, such a call is not executed.
+            read; without it, or when it does not return ``True``, such a call is not executed.
         max_tokens: of each answer.
         temperature: of sampling; 0 is greedy.
         client: an open one, to be shared by many conversations; by default one of its own.
@@ -90,20 +86,20 @@ async def run_tools(
         The whole conversation, with every step.
 
     Raises:
-        CourseError: the server does not answer or refuses the request, or two tools share a name.
+        CourseError: the server does not answer or refuses the request.
     """
-    given = [as_tool(one) for one in tools]
-    allowed = {one.name: one for one in given}
-    if len(allowed) < len(given):
-        raise CourseError("two tools have the same name", "rename one of the functions")
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    # Plain dictionaries, also of messages that are the client's own objects.
+    talk = Conversation(messages=to_jsonable_python(messages, exclude_none=True))
+    allowed: dict[str, Tool] = {one.name: one for one in map(tool, tools)}
     request = {"model": endpoint.model, "max_tokens": max_tokens, "temperature": temperature}
-    if given:
-        request["tools"] = definitions(given, strict=strict)
     limits = limits or Limits()
-    if given and not parallel_tool_calls:
-        request["parallel_tool_calls"], limits = False, replace(limits, calls=1)
-    talk = Conversation(messages=_chat(messages))
-    foreign = _has_foreign(talk.messages, allowed)
+    if allowed:
+        request["tools"] = definitions(allowed.values(), strict=strict)
+        if not parallel_tool_calls:
+            request["parallel_tool_calls"], limits = False, replace(limits, calls=1)
+    foreign = any(one["role"] in ("tool", "function") for one in talk.messages)
     loop = _Loop(talk, allowed, tool_choice, limits, approve, foreign)
     async with nullcontext(client) if client else connect(endpoint) as mine:
         return await loop.run(mine, request, stream)
@@ -122,39 +118,36 @@ class _Loop:
 
     async def run(self, client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Conversation:
         """Ask and execute, until the model answers or its rounds are used up."""
-        talk = self.talk
         for number in range(1, self.limits.rounds + 1):
             start = clock()
-            asked = {**request, "messages": talk.messages}
-            if self.tools:
-                asked["tool_choice"] = _api_choice(self.choice)
-            reply = await ask(client, asked, timeout_s=self.limits.request_s, stream=stream)
-            calls = talk.add_reply(reply, number, start)
+            asked = request | {"messages": self.talk.messages}
+            if isinstance(self.choice, Tool):
+                asked["tool_choice"] = {"type": "function", "function": {"name": self.choice.name}}
+            elif self.tools:
+                asked["tool_choice"] = self.choice
+            reply = await ask(client, asked, stream=stream)
+            calls = self.talk.add_reply(reply, number, start)
             if not calls:
-                return talk
+                return self.talk
             jobs = (self.execute(call, place, number) for place, call in enumerate(calls))
-            outcomes = await asyncio.gather(*jobs)
-            for call, outcome in zip(calls, outcomes, strict=True):
-                told = {"role": "tool", "tool_call_id": call.id, "content": outcome.text}
-                talk.messages.append(told)
+            self.talk.messages += await asyncio.gather(*jobs)
             self.choice = "none" if self.choice == "none" else "auto"
-        talk.stopped = f"no answer after {self.limits.rounds} rounds"
-        return talk
+        self.talk.stopped = f"no answer after {self.limits.rounds} rounds"
+        return self.talk
 
-    async def execute(self, call: Call, place: int, number: int) -> Outcome:
-        """Execute a call, if it may run, and keep that as a step."""
+    async def execute(self, call: Call, place: int, number: int) -> dict:
+        """Execute a call, if it may run; keep it as a step and return the message about it."""
         start = clock()
-        outcome = await self.outcome(call, place)
-        told = {"result": outcome.text, "problem": outcome.problem}
+        found = await self.outcome(call, place)
+        told = {"result": found.text, "problem": found.problem}
         self.talk.add("executing", number, start, written(call), **told)
-        return outcome
+        return {"role": "tool", "tool_call_id": call.id, "content": found.text}
 
     async def outcome(self, call: Call, place: int) -> Outcome:
         """Check a call, the ``place``-th of its round, and execute it."""
         wanted = self.tools.get(call.name)
         if wanted is None:
-            told = f"there is no tool called {call.name[:64]!r}"
-            return failed(told, tools=list(self.tools))
+            return failed(f"there is no tool called {call.name[:64]!r}", tools=list(self.tools))
         if self.choice == "none" or (isinstance(self.choice, Tool) and self.choice != wanted):
             return failed("not executed: tool_choice does not allow this call")
         if place >= self.limits.calls:
@@ -163,47 +156,83 @@ class _Loop:
             arguments = wanted.arguments(call.arguments)
         except BadArguments as error:
             return failed(f"the arguments are not valid: {error}")
-        if wanted.acts and self.foreign:
-            said = self.approve and self.approve(wanted, arguments)
-            if (await said if isawaitable(said) else said) is not True:
-                told = "this conversation has read text written by others, and nobody approved"
-                return failed(f"not executed: {told}")
-        limits = self.limits
-        found = await execute(wanted.function, arguments, limits.tool_s, limits.result_chars)
+        risky = wanted.acts and self.foreign
+        if risky and not (self.approve and self.approve(wanted, arguments) is True):
+            told = "this conversation has read text written by others, and nobody approved"
+            return failed(f"not executed: {told}")
+        found = await execute(wanted.function, arguments, self.limits.tool_s)
         self.foreign |= wanted.foreign  # for the next round: this one's calls were decided before
         return found
 
 
-def _api_choice(choice: Choice) -> str | dict:
-    if isinstance(choice, Tool):
-        return {"type": "function", "function": {"name": choice.name}}
-    if choice not in ("auto", "none", "required"):
-        raise CourseError(f"tool_choice is {choice!r}", "give 'auto', 'none', 'required' or a tool")
-    return choice
+def connect(endpoint: Endpoint) -> "openai.AsyncOpenAI":
+    """Return a client, to be used in ``async with``."""
+    import openai  # takes most of a second
+
+    return openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key)
 
 
-def _chat(messages: str | list) -> list[dict]:
-    """Return messages as plain dictionaries, also those that are the client's own objects."""
-    if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
-    chat = to_jsonable_python(messages, exclude_none=True)
-    if not all(isinstance(one, dict) and "role" in one for one in chat):
-        hint = 'write each as in {"role": "user", "content": "Hello"}'
-        raise CourseError("a chat is a list of messages", hint)
-    return chat
+async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = False) -> Reply:
+    """Make one request.
 
+    Args:
+        client: from ``connect``.
+        request: the fields of a chat completion.
+        stream: receive the answer in pieces.
 
-def _has_foreign(chat: list[dict], tools: dict[str, Tool]) -> bool:
-    """Whether a chat holds a result of a tool that reads what others wrote, or of an unknown one.
+    Returns:
+        The model's message, why the server says that it ended, and the server's counts.
 
-    It is read in order, because some servers give the same ids in every round.
+    Raises:
+        CourseError: the server does not answer in time, refuses, or answers something else.
     """
-    harmless: set[str | None] = set()
-    for message in chat:
-        for call in message.get("tool_calls") or ():
-            wanted = tools.get((call.get("function") or {}).get("name", ""))
-            known = wanted is not None and not wanted.foreign
-            (harmless.add if known else harmless.discard)(call.get("id"))
-        if message["role"] in ("tool", "function") and message.get("tool_call_id") not in harmless:
-            return True
-    return False
+    import httpx
+    import openai
+
+    try:
+        async with asyncio.timeout(REQUEST_S):
+            return await _read(client, request, stream)
+    except openai.APIStatusError as error:
+        said = str(error)[:300]
+        hint = "read the server's log; if it asks for a key, pass it: Endpoint(api_key=...)"
+        hint = _FLAGS if "tool" in said.lower() else hint
+        raise CourseError(f"the server refuses the request: {said}", hint) from None
+    except (openai.OpenAIError, httpx.HTTPError, TimeoutError) as error:
+        said = str(error)[:300] or f"nothing within {REQUEST_S:g} s"
+        raise CourseError(f"the model server does not answer: {said}") from None
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        # No JSON, or not of the API's form: whatever a server may send, the reader gets a sentence.
+        raise CourseError(
+            f"the answer is not one of the OpenAI API ({type(error).__name__})",
+            "is base_url the root of an OpenAI-compatible server, ending in /v1?",
+        ) from None
+
+
+async def several(jobs: Iterable[Coroutine], *, at_once: int) -> list:
+    """Do jobs at the same time, but never more than ``at_once``; results in the jobs' order."""
+    free = asyncio.Semaphore(at_once)
+
+    async def one(job: Coroutine) -> Any:
+        async with free:
+            return await job
+
+    return await asyncio.gather(*map(one, jobs))
+
+
+async def _read(client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Reply:
+    if not stream:
+        answer = (await client.chat.completions.create(**request)).model_dump(warnings=False)
+        [choice] = answer["choices"]
+        finish = choice.get("finish_reason") or ""
+        return Message.whole(choice["message"]), finish, answer.get("usage") or {}
+    message, finish, usage = Message(), "", dict[str, Any]()
+    request = request | {"stream": True, "stream_options": {"include_usage": True}}
+    async for chunk in await client.chat.completions.create(**request):
+        piece = chunk.model_dump(warnings=False)
+        usage = piece.get("usage") or usage
+        for choice in piece.get("choices") or ():
+            message.add(choice["delta"])
+            finish = choice.get("finish_reason") or finish
+    if not (finish or message.text or message.calls):
+        raise LookupError("a stream without an answer")
+    return message, finish, usage

@@ -6,16 +6,15 @@ answer has to be known beforehand.
 
 import json
 import threading
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from helpers.endpoint import Endpoint
+from helpers.load.client.answer import Call
 
 
-class Puppet:
+class Puppet(ThreadingHTTPServer):
     """Serve given answers while in its ``with``: one for each request, the last one for ever.
 
     Args:
@@ -30,18 +29,18 @@ class Puppet:
     """
 
     def __init__(self, *answers: dict) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.answers, self.asked = list(answers), list[dict]()
+        base_url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.endpoint = Endpoint(base_url=base_url, model="puppet")
 
     def __enter__(self) -> "Puppet":
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self.reply))
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self.endpoint = Endpoint(base_url=base_url, model="puppet")
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.shutdown()
+        self.server_close()
 
     def reply(self, body: dict) -> tuple[int, str]:
         """Return the HTTP status and the text that answer a request."""
@@ -52,10 +51,9 @@ class Puppet:
         """Return an answer in the API's form, as a whole or as a stream of events."""
         finish = "tool_calls" if answer.get("tool_calls") else "stop"
         message = {"role": "assistant", **answer}
-        if not body.get("stream"):
-            return 200, json.dumps(event(message=message, finish_reason=finish))
-        events = [event(delta=message), event(delta={}, finish_reason=finish)]
-        return 200, "".join(f"data: {json.dumps(one)}\n\n" for one in events) + "data: [DONE]\n\n"
+        if body.get("stream"):
+            return 200, f"data: {json.dumps(event(delta=message, finish_reason=finish))}\n\n"
+        return 200, json.dumps(event(message=message, finish_reason=finish))
 
 
 def says(text: str) -> dict:
@@ -65,10 +63,9 @@ def says(text: str) -> dict:
 
 def calls(*wishes: tuple[str, dict]) -> dict:
     """Return an answer that asks for calls, ``(name, arguments)`` each."""
-    functions = [{"name": name, "arguments": json.dumps(given)} for name, given in wishes]
     made = [
-        {"id": f"call{number:05}", "type": "function", "function": function}
-        for number, function in enumerate(functions)
+        Call(f"call{number:05}", name, json.dumps(given)).as_dict()
+        for number, (name, given) in enumerate(wishes)
     ]
     return {"content": None, "tool_calls": made}
 
@@ -81,14 +78,12 @@ def event(**choice: Any) -> dict:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    def __init__(self, reply: Callable[[dict], tuple[int, str]], *args: Any) -> None:
-        self.reply = reply
-        super().__init__(*args)
+    server: Puppet
 
     def do_POST(self) -> None:
         """Answer one request."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        status, text = self.reply(body)
+        status, text = self.server.reply(body)
         kind = "text/event-stream" if text.startswith("data:") else "application/json"
         with suppress(ConnectionError):  # nobody waits any more
             self.send_response(status)

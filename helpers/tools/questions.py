@@ -10,7 +10,6 @@ any order. Each argument may have several right values, and an optional one may 
 import itertools
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,16 @@ from typing import Any
 import yaml
 
 from helpers.errors import CourseError
-from helpers.load.client.answer import Call, Message
+from helpers.load.client.answer import Message
 from helpers.settings import ASSETS
+from helpers.tools.conversation import parsed
 
 QUESTIONS = ASSETS / "tool_questions.yaml"
 RIGHT, REFUSED = "right", "server failed"
-RIGHT_TOOL = (RIGHT, "not JSON", "argument left out", "argument too many", "wrong value")
+ARGUMENTS = "wrong arguments"  # one missing, one too many, one of another value, or no JSON
 # What can be wrong, in the order in which it is looked for.
 CAUSES = (
-    REFUSED, "needless call", "cut off", "no call", "a call is missing", "a call too many",
-    "unknown tool", "wrong tool", "not JSON", "argument left out", "argument too many",
-    "wrong value",
+    REFUSED, "needless call", "cut off", "no call", "wrong number of calls", "wrong tool", ARGUMENTS
 )  # fmt: skip
 _IGNORED = re.compile(r"[\s,./\\_*^'\"“”’!?:;-]")
 
@@ -57,10 +55,9 @@ class Question:
 
     @property
     def expected(self) -> str:
-        """The calls expected, in one of the allowed ways."""
+        """The calls expected, with all that is allowed."""
         return "; ".join(
-            f"{name}({json.dumps(_first(allowed), ensure_ascii=False)})"
-            for name, allowed in self.calls
+            f"{name}({json.dumps(allowed, ensure_ascii=False)})" for name, allowed in self.calls
         )
 
 
@@ -91,79 +88,49 @@ def judge(question: Question, message: Message, finish: str = "") -> str:
     Returns:
         ``right``, or one of ``CAUSES``.
     """
-    made = Counter(call.name for call in message.calls)
-    wanted = Counter(name for name, _ in question.calls)
-    if made == wanted:
-        return _arguments(question, message.calls)
-    if not wanted:
+    made = [(call.name, parsed(call)) for call in message.calls]
+    names = [name for name, _ in question.calls]
+    if made and not names:
         return "needless call"
-    if not made:
+    if names and not made:
         return "cut off" if finish == "length" else "no call"
-    if made < wanted or wanted < made:
-        return "a call is missing" if made < wanted else "a call too many"
-    offered = {tool["function"]["name"] for tool in question.tools}
-    return "wrong tool" if made.keys() <= offered else "unknown tool"
+    if len(made) != len(names):
+        return "wrong number of calls"
+    orders = [o for o in itertools.permutations(made) if [name for name, _ in o] == names]
+    if not orders:
+        return "wrong tool"
+    takes = {tool["function"]["name"]: _properties(tool) for tool in question.tools}
+    return RIGHT if any(_all_fit(order, question.calls, takes) for order in orders) else ARGUMENTS
 
 
-def _arguments(question: Question, calls: list[Call]) -> str:
-    """Compare the arguments, with the calls in the order in which they fit best."""
-    given = []
-    for call in calls:
-        try:
-            values = json.loads(call.arguments or "{}")
-        except (ValueError, RecursionError):
-            values = None
-        if not isinstance(values, dict):
-            return "not JSON"
-        given.append((call.name, values))
-    offered = {tool["function"]["name"]: _properties(tool) for tool in question.tools}
-    found = [
-        [
-            problem
-            for (name, values), (_, allowed) in zip(order, question.calls, strict=True)
-            for problem in _problems(values, allowed, offered[name])
-        ]
-        for order in itertools.permutations(given)
-        if [name for name, _ in order] == [name for name, _ in question.calls]
-    ]
-    return (min(found, key=len) or [RIGHT])[0]
+def _all_fit(made: tuple, wanted: list[tuple[str, dict]], takes: dict) -> bool:
+    pairs = zip(made, wanted, strict=True)
+    return all(_fits(given, allowed, takes[name]) for (name, given), (_, allowed) in pairs)
 
 
-def _problems(given: dict, allowed: dict, properties: dict) -> list[str]:
-    """Return the cause of whatever differs; null stands for what is left out."""
-    found = []
-    for name, values in allowed.items():
-        options = _options(values)
-        if given.get(name) is None:
-            if None not in options:
-                found.append("argument left out")
-        elif not any(_same(given[name], option) for option in options):
-            found.append("wrong value")
-    for name in given.keys() - allowed.keys():
-        default = properties.get(name, {}).get("default")
-        if given[name] is not None and not _same(given[name], default):
-            found.append("argument too many")
-    return found
-
-
-def _options(values: Any) -> list:
-    return values if isinstance(values, list) else [values]
+def _fits(given: Any, allowed: dict, properties: dict) -> bool:
+    """Whether each argument is as allowed, or its default; null stands for what is left out."""
+    if not isinstance(given, dict):
+        return False
+    defaults = {name: [None, properties.get(name, {}).get("default")] for name in given}
+    return all(
+        any(_same(given.get(name), one) for one in (ways if isinstance(ways, list) else [ways]))
+        for name, ways in (defaults | allowed).items()
+    )
 
 
 def _same(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, dict):
-        return isinstance(value, dict) and not _problems(value, wanted, {})
+        return _fits(value, wanted, {})
     if isinstance(wanted, list):
         same = isinstance(value, list) and len(value) == len(wanted)
         return same and all(map(_same, value, wanted))
-    if isinstance(wanted, str):
-        return isinstance(value, str) and _letters(value) == _letters(wanted)
     # In Python True is 1, and in JSON it is not.
-    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
+    return _plain(value) == _plain(wanted) and isinstance(value, bool) == isinstance(wanted, bool)
 
 
-def _letters(text: str) -> str:
-    return _IGNORED.sub("", text).casefold()
+def _plain(value: Any) -> Any:
+    return _IGNORED.sub("", value).casefold() if isinstance(value, str) else value
 
 
 def _question(row: dict, offers: dict[str, dict], sets: dict[str, list]) -> Question:
@@ -183,14 +150,3 @@ def _question(row: dict, offers: dict[str, dict], sets: dict[str, list]) -> Ques
 def _properties(tool: dict) -> dict:
     """The arguments of a tool's definition, which may have none."""
     return (tool["function"].get("parameters") or {}).get("properties") or {}
-
-
-def _first(allowed: Any) -> Any:
-    """Return the first of the allowed values, all the way down."""
-    if isinstance(allowed, dict):
-        given = {
-            name: [value for value in _options(values) if value is not None]
-            for name, values in allowed.items()
-        }
-        return {name: _first(values[0]) for name, values in given.items() if values}
-    return [_first(one) for one in allowed] if isinstance(allowed, list) else allowed

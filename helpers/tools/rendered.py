@@ -42,10 +42,8 @@ def wire(endpoint: Endpoint, question: str, tools: list[Tool | dict]) -> Wire:
         CourseError: the server shows its prompts by neither way, or refuses a request.
     """
     model = {"model": endpoint.model}
-    chat = [{"role": "user", "content": question}]
-    offer = {"messages": chat, "tools": definitions(tools)}
+    offer = {"messages": [{"role": "user", "content": question}], "tools": definitions(tools)}
     sampling = {**model, "temperature": 0, "max_tokens": 128}
-    tokens: str | list[int]
     try:
         prompt = tokens = _post(endpoint, "/apply-template", offer, "prompt")
     except CourseError:  # not llama.cpp
@@ -55,9 +53,8 @@ def wire(endpoint: Endpoint, question: str, tools: list[Tool | dict]) -> Wire:
     plain = {"prompt": tokens, "skip_special_tokens": False, "add_special_tokens": False}
     raw = _post(endpoint, "/v1/completions", sampling | plain, "choices")[0]["text"]
     parsed = _post(endpoint, "/v1/chat/completions", sampling | offer, "choices")[0]
-    message = Message.whole(parsed["message"])
-    calls = [(call.id, call.name, call.arguments) for call in message.calls]
-    return Wire(prompt=prompt, raw=raw, calls=calls)
+    calls = Message.whole(parsed["message"]).calls
+    return Wire(prompt=prompt, raw=raw, calls=[(one.id, one.name, one.arguments) for one in calls])
 
 
 def _post(endpoint: Endpoint, path: str, body: dict, field: str) -> Any:

@@ -15,6 +15,8 @@ from pydantic_core import to_jsonable_python
 
 from helpers.errors import CourseError
 
+LONGEST = 4000  # characters of a result that the model is shown
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -37,13 +39,11 @@ def failed(problem: str, *, told: str = "", **details: Any) -> Outcome:
         told: for the model, where that is something else.
         **details: more for the model.
     """
-    text = as_text({"error": told or problem, **details}, 4000)
+    text = as_text({"error": told or problem, **details})
     return Outcome(text=text, problem=" ".join(problem.split()))
 
 
-async def execute(
-    function: Callable, arguments: dict[str, Any], timeout_s: float, limit: int
-) -> Outcome:
+async def execute(function: Callable, arguments: dict[str, Any], timeout_s: float) -> Outcome:
     """Run a function, plain ones in a thread of their own, and return what it gave as text.
 
     The model is told the text of a plain ``ValueError`` or a ``CourseError``, which a tool raises
@@ -54,14 +54,13 @@ async def execute(
         function: plain or ``async``.
         arguments: its keyword arguments.
         timeout_s: for the call; a plain function's thread is left behind when it is over.
-        limit: longest text, in characters.
     """
     try:
         async with asyncio.timeout(timeout_s) as deadline:
             value = await _in_thread(function, arguments)
             if inspect.isawaitable(value):  # what an ``async`` function returns when it is called
                 value = await value
-            return Outcome(text=as_text(value, limit))
+            return Outcome(text=as_text(value))
     except (Exception, SystemExit) as error:
         if deadline.expired():
             return failed(f"no result within {timeout_s:g} s")
@@ -71,15 +70,15 @@ async def execute(
         return failed(f"{kind}: {error}"[:300], told="" if meant else f"the tool failed ({kind})")
 
 
-def as_text(value: Any, limit: int) -> str:
+def as_text(value: Any) -> str:
     """Return a value as text of limited length: a string itself, anything else as JSON.
 
-    >>> as_text({"a": {1}}, 100), as_text("x" * 999, 3)
-    ('{"a": [1]}', 'xxx... (cut: 3 of 999 characters)')
+    >>> as_text({"a": {1}}), as_text("x" * 5000)[-35:]
+    ('{"a": [1]}', 'x... (cut: 4000 of 5000 characters)')
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_json)
-    if len(text) > limit:
-        text = f"{text[:limit]}... (cut: {limit} of {len(text)} characters)"
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}... (cut: {LONGEST} of {len(text)} characters)"
     # Half a surrogate pair, as in some file names, would break the request that carries it.
     return text.encode("utf-8", "replace").decode()
 

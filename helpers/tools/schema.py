@@ -9,6 +9,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,8 +100,8 @@ class Tool:
 
 
 def tool(
-    function: Callable | None = None, *, foreign: bool = False, acts: bool = False
-) -> Tool | Callable[[Callable], Tool]:
+    function: Tool | Callable | None = None, *, foreign: bool = False, acts: bool = False
+) -> Any:
     """Make a function a tool; write ``@tool`` above it.
 
     The JSON Schema comes from the annotations (also ``Literal``, enums, ``Optional``, pydantic
@@ -108,6 +109,7 @@ def tool(
 
     Args:
         function: every parameter annotated; no ``*args``, ``**kwargs`` or positional-only ones.
+            What is a tool already stays as it is.
         foreign: see ``Tool``.
         acts: see ``Tool``.
 
@@ -129,35 +131,23 @@ def tool(
     3.0
     """
     if function is None:
-        return lambda it: as_tool(it, foreign=foreign, acts=acts)
-    return as_tool(function, foreign=foreign, acts=acts)
-
-
-def as_tool(function: Tool | Callable, *, foreign: bool = False, acts: bool = False) -> Tool:
-    """Return a tool as it is, and a function as a tool; the arguments are those of ``tool``."""
+        return partial(tool, foreign=foreign, acts=acts)
     if isinstance(function, Tool):
         return function
-    name = getattr(function, "__name__", repr(function))
     told = docstring_parser.parse(inspect.getdoc(function) or "")
     about = {one.arg_name: " ".join((one.description or "").split()) for one in told.params}
     try:
-        made = Tool(
-            name=name,
-            description=" ".join((told.description or "").split()),
-            function=function,
-            foreign=foreign,
-            acts=acts,
-            form=_form(function, about),
-        )
-        made.schema()
-    except CourseError:
-        raise
+        form = _form(function, about)
+        form.model_json_schema()
     except Exception as error:  # whatever Python or pydantic make of an annotation
+        name = getattr(function, "__name__", function)
         raise CourseError(
-            f"{name}: an annotation cannot be used: {str(error).splitlines()[0]}",
-            "use str, int, float, bool, Literal, lists, dicts and pydantic models",
+            f"{name} cannot be a tool: {str(error).splitlines()[0]}",
+            "write every parameter as in number: int, with a type that JSON can carry",
         ) from None
-    return made
+    text = " ".join((told.description or "").split())
+    marks = {"foreign": foreign, "acts": acts}
+    return Tool(name=function.__name__, description=text, function=function, form=form, **marks)
 
 
 def inside(folder: str | Path) -> Any:
@@ -209,10 +199,7 @@ def _form(function: Callable, about: dict[str, str]) -> type[pydantic.BaseModel]
     fields: dict[str, Any] = {}
     for key, one in inspect.signature(function).parameters.items():
         if key not in hints or one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
-            raise CourseError(
-                f"{function.__name__}: a model cannot fill the parameter {one}",
-                "a tool takes named parameters with their types, as in number: int",
-            )
+            raise TypeError(f"a model cannot fill the parameter {one}")
         if one.default is not one.empty and not isinstance(one.default, FieldInfo):
             hints[key] |= None
         described = pydantic.Field(description=about.get(key))

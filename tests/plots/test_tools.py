@@ -35,13 +35,13 @@ def test_a_conversation_about_money_is_drawn(tmp_path):
 def test_the_commonest_mistake_is_in_the_title():
     """It is what a reader takes home."""
     figure = plots.mistakes(
-        evaluation(("one", "right"), ("one", "wrong value"), ("none", "wrong value"),
+        evaluation(("one", "right"), ("one", "wrong arguments"), ("none", "wrong arguments"),
                    ("none", "needless call"))
     )  # fmt: skip
-    assert figure.get_suptitle() == "3 of 4 questions went wrong, most often: wrong value (2)"
+    assert figure.get_suptitle() == "3 of 4 questions went wrong, most often: wrong arguments (2)"
     (axes,) = figure.axes
     labels = [" ".join(label.get_text().split()) for label in axes.get_xticklabels()]
-    assert labels == ["right", "needless call", "wrong value"]
+    assert labels == ["right", "needless call", "wrong arguments"]
     assert [text.get_text() for text in axes.texts] == ["1", "", "1", "", "1", "1"]
     assert axes.images[0].get_array().tolist() == [[0.5, 0, -0.5], [0, -0.5, -0.5]]
 

@@ -30,7 +30,7 @@ async def test_users_talk_at_the_same_time_and_all_are_answered():
     async with Scripted(by_turn) as (server, endpoint):
         began = time.perf_counter()
         found = await tools.crowd(endpoint, WORK, [look_up], users=(1, 4),
-                                  conversations_per_user=3, progress=False)  # fmt: skip
+                                  conversations_per_user=3)  # fmt: skip
         took = time.perf_counter() - began
     assert {users: len(talks) for users, talks in found.items()} == {1: 3, 4: 12}
     assert took < 15 * 0.1 + 3
@@ -50,12 +50,12 @@ async def test_a_server_that_fails_under_load_is_counted():
     """The conversations that it failed must not pass for fast ones."""
     full = (400, '{"error": {"message": "full"}}')
     async with Scripted(full, full, by_turn) as (_, endpoint):  # the first one is the warm-up's
-        found = await tools.crowd(endpoint, WORK, [look_up], users=(1,), progress=False)
+        found = await tools.crowd(endpoint, WORK, [look_up], users=(1,))
     assert [bool(talk.stopped) for talk in found[1]] == [True, False, False, False]
     table = tools.phases(found)
     assert table.loc[1, "failed"] == 1 and table.loc[1, "conversations"] == 4
     async with Scripted((400, "{}")) as (_, endpoint):
-        found = await tools.crowd(endpoint, WORK, [look_up], users=(2,), progress=False)
+        found = await tools.crowd(endpoint, WORK, [look_up], users=(2,))
     assert (
         tools.phases(found).loc[2, "failed"] == 8 and tools.phases(found).loc[2, "per_minute"] == 0
     )

@@ -220,7 +220,7 @@ async def test_it_scores_as_its_card_says(caller):
     """The adapter in vLLM's form calls as it does in llama.cpp's, which notebook 05 evaluates."""
     if caller.model != "caller":
         pytest.skip("notebook 05 evaluates it on the rehearsal's engine")
-    found = await tools.evaluate(caller, progress=False)
+    found = await tools.evaluate(caller)
     print(f"\n{found.title}\n{found.table().to_string()}\n{found}")
     scores = found.overall()["percent"].to_list()
     assert all(score >= least for score, least in zip(scores, LEAST, strict=True)), found
