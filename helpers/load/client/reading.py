@@ -1,9 +1,9 @@
 """A finished exchange, read: its tokens and their times, usage, or the cause of its failure."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -11,33 +11,31 @@ import msgspec
 from helpers.load.client.answer import Message, sse_events
 from helpers.load.client.transport import Exchange
 
-_START, _BETWEEN, _END = b"data: ", b"\n\ndata: ", b"\n\ndata: [DONE]\n\n"
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: Any = None
     reasoning: Any = None
     reasoning_content: Any = None
     tool_calls: Any = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     text: Any = None
     finish_reason: str | None = None
 
 
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
     """What is needed of an event; the rest is passed over, not decoded."""
 
     choices: list[_Choice] | None = None
     usage: Any = None
     error: Any = None
-    object: Any = None
     message: Any = None
 
 
-_decode_lines = msgspec.json.Decoder(_Event).decode_lines
+_decode = msgspec.json.Decoder(_Event).decode
 
 
 @dataclass(slots=True)
@@ -91,40 +89,27 @@ def read(exchange: Exchange) -> Answer:
     return answer
 
 
-def _timed(exchange: Exchange) -> Iterable[tuple[float, _Event | None]]:
-    """Pair each event with the time of the read that completed it."""
-    usual = _usual(exchange.pieces)
-    if usual is not None:
-        return zip(exchange.times, usual, strict=True)
+def _timed(exchange: Exchange) -> Iterator[tuple[float, _Event | None]]:
+    """Yield each event with the time of the read that completed it, ``None`` for ``[DONE]``."""
+    pieces, body = exchange.pieces, exchange.body
+    whole = body.startswith(b"data: {") and body.endswith(b"}\n\ndata: [DONE]\n\n")
+    if whole and body.count(b"}\n\ndata: ") == len(pieces) - 1:
+        with suppress(ValueError, RecursionError):  # nearly always each piece is an event
+            events = [_decode(piece[6:-2]) for piece in pieces[:-1]]
+            return zip(exchange.times, [*events, None], strict=True)
     return (
         (exchange.times[index], None if event is None else msgspec.convert(event, _Event))
-        for index, event in sse_events(exchange.pieces)
+        for index, event in sse_events(pieces)
     )
 
 
-def _usual(pieces: list[bytes]) -> list[_Event | None] | None:
-    """Return the events of a stream each of whose pieces is one event, else ``None``.
-
-    Nearly every stream is like this. All its JSON is then read at once, in half the time.
-    """
-    body = b"".join(pieces)
-    if not (body.startswith(_START) and body.endswith(_END)):
-        return None
-    try:
-        events = _decode_lines(body[len(_START) : -len(_END)].replace(_BETWEEN, b"\n"))
-    except (ValueError, RecursionError):
-        return None
-    whole = len(events) + 1 == len(pieces) and all(map(bytes.endswith, pieces, repeat(b"\n\n")))
-    return [*events, None] if whole else None
-
-
-def _take(answer: Answer, timed: Iterable[tuple[float, _Event | None]]) -> tuple[str, str]:
+def _take(answer: Answer, timed: Iterator[tuple[float, _Event | None]]) -> tuple[str, str]:
     """Take events into the answer; return the cause of a failure that one of them tells of."""
     for time, event in timed:
         if event is None:
             answer.done = True
             continue
-        if event.error or event.object == "error":
+        if event.error or event.message:
             return "server error", json.dumps(event.error or event.message)[:300]
         if event.choices:
             choice = event.choices[0]

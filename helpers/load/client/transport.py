@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
     def ask(self, request: bytes, exchange: Exchange, timeout_s: float) -> asyncio.Future:
         """Send a request now, in this very call; the future is done when its exchange is."""
         self.exchange = exchange
+        self.on_body = exchange.pieces.append
         self.parser = httptools.HttpResponseParser(self)
         loop = asyncio.get_running_loop()
         self.done = loop.create_future()
@@ -99,13 +100,16 @@ class Connection(asyncio.Protocol):
             self.soon(self.read)
 
     def read(self) -> None:
-        """Have httptools read what was kept."""
+        """Have httptools read what was kept; each piece of the body gets the time of its read."""
         try:
             for self.now, data in zip(self.times, self.reads, strict=True):
-                if self.exchange is None:
+                if (exchange := self.exchange) is None:
                     self.close()  # more than the answer came
                     break
-                self.parser.feed_data(data)
+                try:
+                    self.parser.feed_data(data)
+                finally:
+                    exchange.times += [self.now] * (len(exchange.pieces) - len(exchange.times))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail("malformed", f"not HTTP: {error}")
         self.times.clear()
@@ -127,12 +131,6 @@ class Connection(asyncio.Protocol):
             self.exchange.status = self.parser.get_status_code()
             self.exchange.headers = self.headers
             self.later = (b"\n\n\r\n",) if "transfer-encoding" in self.headers else ()
-
-    def on_body(self, piece: bytes) -> None:
-        """Keep a piece of the body with the time of its read."""
-        if self.exchange is not None:
-            self.exchange.times.append(self.now)
-            self.exchange.pieces.append(piece)
 
     def on_message_complete(self) -> None:
         """End the exchange, unless this was an interim answer (1xx)."""
