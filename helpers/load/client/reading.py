@@ -12,7 +12,6 @@ from helpers.load.client.answer import Message, sse_events
 from helpers.load.client.transport import Exchange
 
 
-
 class _Delta(msgspec.Struct, gc=False):
     content: Any = None
     reasoning: Any = None

@@ -102,14 +102,15 @@ class Connection(asyncio.Protocol):
     def read(self) -> None:
         """Have httptools read what was kept; each piece of the body gets the time of its read."""
         try:
-            for self.now, data in zip(self.times, self.reads, strict=True):
+            for time, data in zip(self.times, self.reads, strict=True):
                 if (exchange := self.exchange) is None:
                     self.close()  # more than the answer came
                     break
+                self.now = time
                 try:
                     self.parser.feed_data(data)
                 finally:
-                    exchange.times += [self.now] * (len(exchange.pieces) - len(exchange.times))
+                    exchange.times += [time] * (len(exchange.pieces) - len(exchange.times))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail("malformed", f"not HTTP: {error}")
         self.times.clear()
@@ -261,7 +262,8 @@ class Transport:
         """Return an idle connection that is still alive."""
         while self.idle:
             connection = self.idle.pop()
-            if connection.alive and not connection.transport.is_closing():
+            said = connection.reads  # unasked: it closes as soon as that is read
+            if connection.alive and not said and not connection.transport.is_closing():
                 return connection
         return None
 
