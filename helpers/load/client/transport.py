@@ -7,7 +7,6 @@ the time of the read that brought it. Failures are kept in it and never raised.
 
 import asyncio
 import os
-from collections.abc import Callable
 from time import perf_counter as clock
 from typing import cast
 from urllib.parse import urlsplit
@@ -52,28 +51,34 @@ class Exchange:
 
 
 class Connection(asyncio.Protocol):
-    """One kept-alive connection, one request at a time; httptools takes the framing off."""
+    """One kept-alive connection, one request at a time.
+
+    Reads are stamped and kept. httptools takes the framing off them afterwards, each with its own
+    time: once the event loop has stamped all that had arrived, or in the middle of a stream later.
+    """
 
     exchange: Exchange | None = None
-    feed: Callable[[bytes], object]
+    later: tuple[bytes, ...] = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; bytes of a plain connection are written past the event loop's own queue."""
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport, self.alive = cast(asyncio.Transport, transport), True
         plain = transport.get_extra_info("sslcontext") is None
         self.descriptor = transport.get_extra_info("socket").fileno() if plain else -1
-        self.alive, self.feed = True, self._unasked
+        self.times: list[float] = []
+        self.reads: list[bytes] = []
+        self.stamp, self.keep = self.times.append, self.reads.append
+        self.soon = asyncio.get_running_loop().call_soon
 
     def ask(self, request: bytes, exchange: Exchange, timeout_s: float) -> asyncio.Future:
         """Send a request now, in this very call; the future is done when its exchange is."""
         self.exchange = exchange
-        self.stamp, self.keep = exchange.times.append, exchange.pieces.append
+        self.on_body = exchange.pieces.append
         self.parser = httptools.HttpResponseParser(self)
-        self.feed = self.parser.feed_data
         loop = asyncio.get_running_loop()
         self.done = loop.create_future()
         late = "timeout", f"no end in {timeout_s:g} s"
-        self.timer = loop.call_later(timeout_s, self.fail, *late)
+        self.timer = loop.call_later(timeout_s, self.stop, *late)
         exchange.sent = clock()
         try:
             if self.descriptor >= 0:
@@ -88,17 +93,33 @@ class Connection(asyncio.Protocol):
         return self.done
 
     def data_received(self, data: bytes) -> None:
-        """Stamp what has arrived, then read it."""
-        self.now = clock()
+        """Stamp what has arrived; an answer cannot be over where an event in a chunk is."""
+        self.stamp(clock())
+        self.keep(data)
+        if not data.endswith(self.later):
+            self.soon(self.read)
+
+    def read(self) -> None:
+        """Have httptools read what was kept; each piece of the body gets the time of its read."""
         try:
-            self.feed(data)
+            for time, data in zip(self.times, self.reads, strict=True):
+                if (exchange := self.exchange) is None:
+                    self.close()  # more than the answer came
+                    break
+                self.now = time
+                try:
+                    self.parser.feed_data(data)
+                finally:
+                    exchange.times += [time] * (len(exchange.pieces) - len(exchange.times))
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail("malformed", f"not HTTP: {error}")
+        self.times.clear()
+        self.reads.clear()
 
     def on_message_begin(self) -> None:
         """Begin with a head; the parser calls this and the next ones."""
         if self.exchange is None:
-            raise ConnectionError("more than the answer came")  # `data_received` closes it
+            raise ConnectionError("more than the answer came")  # `read` closes the connection
         self.headers: dict[str, str] = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -110,11 +131,7 @@ class Connection(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.status = self.parser.get_status_code()
             self.exchange.headers = self.headers
-
-    def on_body(self, piece: bytes) -> None:
-        """Keep a piece of the body with the time of its read."""
-        self.stamp(self.now)
-        self.keep(piece)
+            self.later = (b"\n\n\r\n",) if "transfer-encoding" in self.headers else ()
 
     def on_message_complete(self) -> None:
         """End the exchange, unless this was an interim answer (1xx)."""
@@ -125,6 +142,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Fail what is under way, unless the end of the connection is the end of its answer."""
         self.alive = False
+        self.read()
         if self.exchange is None:
             return
         framed = self.exchange.headers.keys() & {"content-length", "transfer-encoding"}
@@ -135,6 +153,12 @@ class Connection(asyncio.Protocol):
             self._finish(keep=False)
         else:
             self.fail("closed early", "the server closed the connection before the answer's end")
+
+    def stop(self, cause: str, error: str) -> None:
+        """Give up on what is under way, unless what was kept is its end."""
+        self.read()
+        if self.exchange is not None:
+            self.fail(cause, error)
 
     def fail(self, cause: str, error: str) -> None:
         """End what is under way as failed, and the connection with it."""
@@ -149,15 +173,12 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
 
     def _finish(self, keep: bool) -> None:
-        self.exchange, self.feed = None, self._unasked
+        self.exchange, self.later = None, ()
         self.timer.cancel()
         if not keep:
             self.close()
         if not self.done.done():
             self.done.set_result(None)
-
-    def _unasked(self, data: bytes) -> None:
-        self.close()
 
 
 class Transport:
@@ -232,7 +253,7 @@ class Transport:
         try:
             await connection.ask(request, exchange, self.timeout_s)
         except asyncio.CancelledError:
-            connection.fail("interrupted", "the run was stopped")
+            connection.stop("interrupted", "the run was stopped")
             raise
         if connection.alive:
             self.idle.append(connection)
@@ -241,7 +262,8 @@ class Transport:
         """Return an idle connection that is still alive."""
         while self.idle:
             connection = self.idle.pop()
-            if connection.alive and not connection.transport.is_closing():
+            said = connection.reads  # unasked: it closes as soon as that is read
+            if connection.alive and not said and not connection.transport.is_closing():
                 return connection
         return None
 

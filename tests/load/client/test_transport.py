@@ -91,6 +91,7 @@ def fed(pieces, closed: bool = False) -> tuple[Exchange, bool]:
         connection.ask(b"", exchange, 60)
         for piece in filter(None, pieces):
             connection.data_received(piece)
+        await asyncio.sleep(0)  # they are read once all have been stamped
         if closed:
             connection.connection_lost(None)
         return exchange, connection.alive
