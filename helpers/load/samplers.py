@@ -28,7 +28,6 @@ class ServerSampler:
 
     def __init__(self, endpoint: Endpoint, every_s: float, file: RunFile) -> None:
         self.endpoint, self.every_s, self.file = endpoint, every_s, file
-        self.began = time.perf_counter()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -43,11 +42,11 @@ class ServerSampler:
         self.over.set()
         if self.thread.ident:
             self.thread.join()
-            self._sample()
 
     def _follow(self) -> None:
         while not self.over.wait(self.every_s):
             self._sample()
+        self._sample()
 
     def _sample(self) -> bool:
         asked = time.perf_counter()
@@ -69,26 +68,23 @@ class GpuSampler:
 
     def __init__(self, ssh: "paramiko.SSHClient", file: RunFile) -> None:
         self.ssh, self.file = ssh, file
-        self.output: paramiko.ChannelFile | None = None
 
     def start(self) -> None:
         """Start reading; without an ``nvidia-smi`` there it ends at once, silently."""
         command = f"nvidia-smi --query-gpu={GPU_QUERY} --format=csv,noheader,nounits -lms 500"
         self.began = time.perf_counter()
-        _, self.output, _ = self.ssh.exec_command(command)
+        self.output = self.ssh.exec_command(command)[1]
         threading.Thread(target=self._follow, daemon=True).start()
 
     def stop(self) -> None:
         """Stop reading."""
-        if self.output:
-            self.output.channel.close()
+        self.output.channel.close()
 
     def _follow(self) -> None:
-        for line in self.output or ():
-            reading = {}
+        for line in self.output:
+            reading = {"t_s": round(time.perf_counter() - self.began, 3)}
             for name, value in zip(GPU_NAMES, line.split(","), strict=False):
                 with contextlib.suppress(ValueError):  # "[N/A]" or a message
                     reading[name] = float(value)
-            if reading:
-                at = round(time.perf_counter() - self.began, 3)
-                self.file.add("gpu", {"t_s": at, **reading})
+            if len(reading) > 1:
+                self.file.add("gpu", reading)
