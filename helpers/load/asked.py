@@ -15,21 +15,18 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Asked:
-    """A request that was made; its answer is read when somebody wants to know.
+    """A request; its answer is read when somebody wants to know.
 
     Args:
         index: number of its chat.
         user: number of its user, -1 in an open loop.
         turn: position in its chat.
         scheduled_s: when the schedule wanted it sent, from the start; ``None`` in a closed loop.
-        exchange: what went over the wire.
     """
 
-    def __init__(
-        self, index: int, user: int, turn: int, scheduled_s: float | None, exchange: Exchange
-    ) -> None:
-        self.about = {"index": index, "user": user, "turn": turn}
-        self.scheduled_s, self.exchange = scheduled_s, exchange
+    def __init__(self, index: int, user: int, turn: int, scheduled_s: float | None) -> None:
+        self.about = {"index": index, "user": user, "turn": turn, "scheduled_s": scheduled_s}
+        self.exchange = Exchange()
 
     @cached_property
     def answer(self) -> Answer:
@@ -70,7 +67,6 @@ class Asked:
             {
                 "type": "request",
                 **self.about,
-                "scheduled_s": self.scheduled_s,
                 "sent_s": round(sent - start, 6),
                 "connect_s": round(exchange.connect_s, 6),
                 "end_s": round(exchange.end - start, 6),

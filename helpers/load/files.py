@@ -19,13 +19,13 @@ from helpers.endpoint import Endpoint
 from helpers.progress import Progress
 
 if TYPE_CHECKING:
-    from helpers.load.samplers import GpuSampler, ServerSampler
+    from helpers.load.samplers import ServerSampler
 
 PUBLIC = ("model", "engine", "hardware", "source", "title")  # of an endpoint, in a run's file
 
 
 class RunFile:
-    """The file while the run goes on, its samplers, and the line of progress under the cell.
+    """The file while the run goes on, its sampler, and the line of progress under the cell.
 
     Several threads write to it, and each line lands at once.
 
@@ -40,7 +40,7 @@ class RunFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("wb", buffering=0)  # a killed process loses nothing
         self.problem: OSError | None = None
-        self.samplers: list[ServerSampler | GpuSampler] = []
+        self.sampler: ServerSampler | None = None
         self.label, self.of = header["label"], header.get("requests") or "?"
         self.done = self.failed = self.tokens = 0
         self.say = Progress(shown=shown)
@@ -62,9 +62,9 @@ class RunFile:
             self.tokens += entry["output_tokens"]
 
     async def begin(self, at: float | None = None) -> None:
-        """Start the samplers and write down the time of day ``at`` which the run begins."""
-        for sampler in self.samplers:
-            await asyncio.to_thread(sampler.start)
+        """Start the sampler and write down the time of day ``at`` which the run begins."""
+        if self.sampler:
+            await asyncio.to_thread(self.sampler.start)
         self.add("begin", {"at": round(at or time.time() + 0.02, 3)})  # the generators' own pause
 
     async def follow(self, running: Callable[[], bool]) -> None:
@@ -75,10 +75,10 @@ class RunFile:
                 self._show()
 
     def close(self) -> None:
-        """Stop the samplers and close the file; what threads still bring is dropped."""
-        for sampler in self.samplers:
+        """Stop the sampler and close the file; what threads still bring is dropped."""
+        if self.sampler:
             with contextlib.suppress(Exception):  # it adds to the run, and must not cost it
-                sampler.stop()
+                self.sampler.stop()
         self._show()
         self.say.close()
         with self.lock:

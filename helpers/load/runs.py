@@ -7,19 +7,15 @@ it and keeps its records in a file as they come.
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.load.arrivals import Arrivals, ClosedLoop, Replay, above_zero
 from helpers.load.files import RunFile, header
-from helpers.load.samplers import GpuSampler, ServerSampler
+from helpers.load.samplers import ServerSampler
 from helpers.load.workers import Local, Where
 from helpers.load.workload import Workload, to_spec
 from helpers.records import Run
-
-if TYPE_CHECKING:
-    import paramiko
 
 
 async def run(
@@ -33,7 +29,6 @@ async def run(
     label: str = "",
     timeout_s: float = 300.0,
     where: Where | None = None,
-    gpu: "paramiko.SSHClient | None" = None,
     server_every_s: float | None = 0.5,
     progress: bool = True,
 ) -> Run:
@@ -51,7 +46,6 @@ async def run(
         label: name of the run in tables and figures, by default the arrivals in words.
         timeout_s: for one request, from sending it to the end of its answer.
         where: where the requests are made: ``Local`` (the default), ``OverSSH``, ``OnExecutor``.
-        gpu: an SSH connection to the machine that serves, whose ``nvidia-smi`` is sampled.
         server_every_s: time between readings of the server's ``/metrics``; ``None`` for none.
         progress: show a line of progress.
 
@@ -68,9 +62,7 @@ async def run(
     spec["base_url"] = where.base_url or endpoint.base_url
     file = RunFile(path, header(endpoint, spec, label or str(arrivals), processes), shown=progress)
     if server_every_s:
-        file.samplers.append(ServerSampler(endpoint, server_every_s, file))
-    if gpu:
-        file.samplers.append(GpuSampler(gpu, file))
+        file.sampler = ServerSampler(endpoint, server_every_s, file)
     specs = [{**spec, "shard": [number, processes]} for number in range(processes)]
     try:
         await where.play(specs, file)

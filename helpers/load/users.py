@@ -18,7 +18,7 @@ from time import process_time, time
 from helpers.load import arrivals, workload
 from helpers.load.asked import Asked, json_line
 from helpers.load.client.eventloop import Alarm, LagProbe
-from helpers.load.client.transport import Exchange, Transport
+from helpers.load.client.transport import Transport
 
 # Servers that can be asked for answers of an exact length, by what they say of their models.
 # The fields for it are sent to no other: hosted APIs refuse what they do not know.
@@ -107,8 +107,7 @@ class Generator:
         self.alarm.close()
         gc.enable()
         gc.unfreeze()
-        while self.finished:
-            self.out(self._line(self.finished.popleft()))
+        self._tell()
         await self.transport.close()
         if not self.playing.cancelled():
             self.playing.result()
@@ -169,7 +168,8 @@ class Generator:
         number, chat, request = item
         messages = [*chat.opening, chat.turns[0][0]]
         for turn in range(len(chat.turns)):
-            asked = await self._ask(request, number, user, turn, at if turn == 0 else None)
+            asked = Asked(number, user, turn, at if turn == 0 else None)
+            await self._ask(request, asked)
             if user >= 0:
                 await self._rest(asked.pause_s(think_s))
             if turn == len(chat.turns) - 1 or asked.answer.cause or not self._more():
@@ -178,40 +178,36 @@ class Generator:
             messages += [asked.answer.message().as_dict(), message]
             request = self._request(number, chat, messages, cap)
 
+    async def _ask(self, request: bytes, asked: Asked) -> None:
+        self.left -= 1
+        try:
+            await self.transport.fetch(request, asked.exchange)
+        finally:
+            self.finished.append(asked)
+        if asked.exchange.cause not in _DEAD:
+            self.dead_since = 0.0
+            return
+        self.dead_since = self.dead_since or clock()
+        if clock() - self.dead_since > GIVE_UP_S:
+            self.stop("server gone")
+
     async def _rest(self, pause_s: float) -> None:
         """Pause, at the longest until nothing new is to be sent."""
         if pause_s and self._more():  # a sleep of nothing would still cost a turn of the loop
             left_s = self.start + self.duration - clock()
             await asyncio.sleep(min(pause_s, left_s + 0.001))  # uvloop rounds to milliseconds
 
-    async def _ask(
-        self, request: bytes, number: int, user: int, turn: int, at: float | None
-    ) -> Asked:
-        self.left -= 1
-        asked = Asked(number, user, turn, at, exchange := Exchange())
-        try:
-            await self.transport.fetch(request, exchange)
-        finally:
-            self.finished.append(asked)
-        if exchange.cause not in _DEAD:
-            self.dead_since = 0.0
-            return asked
-        self.dead_since = self.dead_since or clock()
-        if clock() - self.dead_since > GIVE_UP_S:
-            self.stop("server gone")
-        return asked
-
     def _tick(self) -> None:
-        """Read finished answers while the run goes on, in slices."""
         self.probe.send()
-        lines, until = [], clock() + SLICE_S
-        while self.finished and clock() < until:
-            lines.append(self._line(self.finished.popleft()))
-        self.out(b"".join(lines))
+        self._tell(until=clock() + SLICE_S)
         self.ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
-    def _line(self, asked: Asked) -> bytes:
-        return asked.line(self.start, self.spec["api_key"])
+    def _tell(self, until: float = math.inf) -> None:
+        """Read what has finished, and hand out its lines."""
+        lines = []
+        while self.finished and clock() < until:
+            lines.append(self.finished.popleft().line(self.start, self.spec["api_key"]))
+        self.out(b"".join(lines))
 
 
 generator = Generator

@@ -150,20 +150,17 @@ class _Player:
             self.process.stdin.flush()
 
     def stop(self) -> None:
-        """End it if it still runs, waiting for its last lines."""
-        if self.running():
-            self.tell("stop")
-            self.thread.join(5)
-        if self.running():
-            self.process.kill()
-            self.thread.join(5)
+        """End it, waiting for its last lines."""
+        self.tell("stop")
+        self.thread.join(5)
+        self.process.kill()
+        self.thread.join(5)
         with contextlib.suppress(OSError):  # of what one that died did not take
             self.process.stdin.close()
         self.process.wait()
 
     def complaint(self) -> str:
-        """Return the last line it wrote to its standard error."""
-        self.process.kill()
+        """Return the last line it wrote to its standard error, once it has ended."""
         lines = self.process.stderr.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else "without a word"
 
@@ -177,12 +174,18 @@ class _Player:
 
 async def _together(players: list[_Player], file: RunFile) -> None:
     """Wait until all are ready, have them begin, and follow them to their end."""
+    deadline = time.monotonic() + READY_S
     try:
-        await _ready(players)
-        await file.begin()
-        for player in players:
-            player.tell("go")
-        await file.follow(lambda: any(player.running() for player in players))
+        while any(player.running() and not player.ready for player in players):
+            await asyncio.sleep(0.01)
+            if time.monotonic() > deadline:
+                break
+        _must_answer([player.ready for player in players if player.ready])
+        if all(player.ready for player in players):
+            await file.begin()
+            for player in players:
+                player.tell("go")
+            await file.follow(lambda: any(player.running() for player in players))
     finally:
         for player in players:
             player.stop()
@@ -190,22 +193,8 @@ async def _together(players: list[_Player], file: RunFile) -> None:
     if broken and not file.problem:
         raise CourseError(
             f"the load generator ended before its run: {broken[0].complaint()}",
-            f"what was measured so far is in {file.path}",
+            f"its Python needs httptools and msgspec; what was measured is in {file.path}",
         )
-
-
-async def _ready(players: list[_Player]) -> None:
-    deadline = time.monotonic() + READY_S
-    while waiting := [player for player in players if not player.ready]:
-        await asyncio.sleep(0.01)
-        dead = [player for player in waiting if not (player.running() or player.ready)]
-        if dead or time.monotonic() > deadline:
-            complaint = (dead or waiting)[0].complaint()
-            raise CourseError(
-                f"the load generator did not start: {complaint}",
-                "its Python needs httptools and msgspec; vLLM's own has them",
-            )
-    _must_answer([player.ready for player in players])
 
 
 def _must_answer(starts: list[dict]) -> None:

@@ -212,11 +212,11 @@ KINDS: dict[str, Any] = {
 }
 
 
-def unseen(work: Workload, load: float, of: str = "sweep") -> Workload:
+def unseen(work: Workload, load: float) -> Workload:
     """Return the workload with new prompts for each load: those seen are in the prefix cache."""
     if isinstance(work, Prompts):
         return work
-    return replace(work, seed=work.seed + int(1e6 * load) + (500_009 if of == "search" else 0))
+    return replace(work, seed=work.seed + int(1e6 * load))
 
 
 def to_spec(value: Any) -> dict:
