@@ -14,13 +14,14 @@ can hide waiting (coordinated omission); in a closed loop it is when the user as
 """
 
 import json
-from dataclasses import dataclass, field, fields
-from datetime import datetime
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from helpers.errors import CourseError
 
@@ -113,9 +114,6 @@ class Record:
         return self.end_s - self.origin_s
 
 
-_FIELDS = {item.name for item in fields(Record)}
-
-
 @dataclass
 class Run:
     """A finished (or interrupted) run: its settings, a record a request, the server's view.
@@ -124,7 +122,6 @@ class Run:
         header: settings, versions, machine, endpoint, time of day.
         records: one a request, in order of sending.
         samples: the server's ``/metrics`` during the run, each with its time ``t_s``.
-        gpu: likewise its ``nvidia-smi``.
         ends: what each load-generating process reported about itself at its end.
         path: the file.
     """
@@ -132,7 +129,6 @@ class Run:
     header: dict
     records: list[Record]
     samples: list[dict] = field(default_factory=list)
-    gpu: list[dict] = field(default_factory=list)
     ends: list[dict] = field(default_factory=list)
     path: Path | None = None
 
@@ -163,16 +159,14 @@ class Run:
 
     def _add(self, entry: dict) -> None:
         kind = entry.pop("type", None)
-        others = {"server": self.samples, "gpu": self.gpu, "end": self.ends}
         if kind == "request":
-            entry["token_us"] = tuple(entry.get("token_us", ()))
-            self.records.append(Record(**{key: entry[key] for key in entry.keys() & _FIELDS}))
+            self.records.append(msgspec.convert(entry, Record))
         elif kind == "run":
             self.header = entry
         elif kind == "begin":
             self.header["began"] = entry["at"]
-        elif kind in others:
-            others[kind].append(entry)
+        elif kind in ("server", "end"):
+            (self.samples if kind == "server" else self.ends).append(entry)
 
     @property
     def title(self) -> str:
@@ -188,11 +182,9 @@ class Run:
     def began(self) -> float:
         """The run's time 0 in seconds since 1970, as ``time.time()`` counts.
 
-        With it other events find their place beside the records. An older file tells only the
-        second in which the run was set up.
+        With it other events find their place beside the records.
         """
-        set_up = datetime.fromisoformat(self.header["started_at"])
-        return self.header.get("began", set_up.timestamp())
+        return self.header["began"]
 
     @property
     def users(self) -> int | None:
@@ -206,14 +198,9 @@ class Run:
         return len(ended) < self.header.get("processes", 1) or set(ended) != {"complete"}
 
     @property
-    def server_gone(self) -> bool:
-        """The run ended because nothing but dead connections came any more."""
-        return any(end["ended"] == "server gone" for end in self.ends)
-
-    @property
     def stopped(self) -> bool:
         """Somebody stopped it; a server that was gone is a measurement."""
-        return self.interrupted and not self.server_gone
+        return self.interrupted and all(end["ended"] != "server gone" for end in self.ends)
 
     @property
     def lag_p99_ms(self) -> float:
@@ -263,10 +250,8 @@ class Run:
 
     def __repr__(self) -> str:
         tokens = sum(record.output_tokens for record in self.records)
-        parts = [f"{len(self.records)} requests", f"{len(self.failed)} failed"]
-        parts.append(f"{tokens} output tokens")
+        said = f"{len(self.records)} requests, {len(self.failed)} failed, {tokens} output tokens, "
         if self.interrupted:
-            parts.append("the server was gone" if self.server_gone else "interrupted")
-        parts.append(f"client error p99 {self.lag_p99_ms:.1f} ms")
+            said += "interrupted, " if self.stopped else "the server was gone, "
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
-        return f"Run({self.label}: {', '.join(parts)}{limit})"
+        return f"Run({self.label}: {said}client error p99 {self.lag_p99_ms:.1f} ms{limit})"

@@ -12,7 +12,6 @@ HEADER = {  # as it was written until November 2026
     "type": "run",
     "format": 1,
     "label": "a request every 0.5 s",
-    "started_at": "2026-11-20T12:00:00+00:00",
     "endpoint": {"title": "m, vLLM 0.33 on 1x RTX 4090", "model": "m"},
     "arrivals": {"kind": "Interval", "every_s": 0.5},
     "processes": 1,
@@ -26,12 +25,12 @@ END = {"type": "end", "ended": "complete", "wall_s": 1.0, "cpu_s": 0.1, "lag_p99
 
 
 def test_a_run_of_an_older_version_still_loads(tmp_path):
-    """What is in it is there under today's names; it began in the second that it tells."""
+    """What is in it is there under today's names."""
     path = tmp_path / "run.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in (HEADER, REQUEST, END)))
     run = Run.read(path)
     assert run.title == HEADER["endpoint"]["title"] and not run.interrupted
-    assert run.began == 1795176000.0 and measure.level(run) == (2.0, "requests/s")
+    assert measure.level(run) == (2.0, "requests/s")
     assert run.ok[0].ttft_s == pytest.approx(0.101) and run.ok[0].tpot_s == pytest.approx(0.2)
     assert "1 requests, 0 failed, 2 output tokens" in repr(run)
 

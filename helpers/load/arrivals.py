@@ -1,14 +1,9 @@
 """When requests are sent: a closed loop of users, or an open loop that waits for nobody."""
 
-import json
-import math
 import random
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count, pairwise
-from pathlib import Path
-from typing import Any
 
 from helpers.errors import CourseError
 
@@ -17,41 +12,32 @@ from helpers.errors import CourseError
 class ClosedLoop:
     """A fixed number of users; each waits for its answer, thinks, and asks again.
 
+    They start a millisecond apart: all at once is a load that no real set of users makes.
+
     Args:
         users: how many, so at most that many requests are running.
         think_time_s: pause of a user between an answer and the next request.
-        ramp_s: over this time the users start, evenly spaced; ``None`` is 1 ms a user, because
-            all at once is a load that no real set of users makes and a client cannot time.
     """
 
     users: int
     think_time_s: float = 0.0
-    ramp_s: float | None = None
 
     def __post_init__(self) -> None:
-        _positive(users=self.users)
-        if self.users != int(self.users):
-            raise CourseError(f"users is {self.users}", "a whole number of them")
+        if self.users != int(self.users) or self.users < 1 or not self.think_time_s >= 0:
+            raise CourseError(f"nobody can be {self!r}", "whole users from 1, a time from 0 s")
         object.__setattr__(self, "users", int(self.users))  # also of NumPy's numbers
-        if self.think_time_s < 0 or (self.ramp_s or 0) < 0:
-            raise CourseError("a time is below 0", "think_time_s and ramp_s are 0 or more")
 
     def __str__(self) -> str:
         think = f", {self.think_time_s:g} s think time" if self.think_time_s else ""
         return f"{self.users} user{'s' if self.users > 1 else ''}{think}"
 
-    @property
-    def start_over_s(self) -> float:
-        """Time over which the users start."""
-        return self.users / 1000 if self.ramp_s is None else self.ramp_s
 
-
-class OpenLoop(ABC):
+class OpenLoop:
     """Requests that are sent at set times, whatever the server does."""
 
-    @abstractmethod
     def times(self) -> Iterator[float]:
         """Yield the scheduled times in seconds from the start."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +47,7 @@ class Constant(OpenLoop):
     every_s: float
 
     def __post_init__(self) -> None:
-        _positive(every_s=self.every_s)
+        above_zero(every_s=self.every_s)
 
     def __str__(self) -> str:
         return f"a request every {self.every_s:.3g} s"
@@ -87,10 +73,10 @@ class Gamma(OpenLoop):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _positive(rate_per_s=self.rate_per_s, burstiness=self.burstiness)
+        above_zero(rate_per_s=self.rate_per_s, burstiness=self.burstiness)
 
     def __str__(self) -> str:
-        return f"{self.rate_per_s:.3g} requests/s (gamma, burstiness {self.burstiness:g})"
+        return f"{self.rate_per_s:.3g} requests/s ({type(self).__name__})"
 
     def times(self) -> Iterator[float]:
         """Yield the scheduled times in seconds from the start."""
@@ -100,91 +86,38 @@ class Gamma(OpenLoop):
             yield at
 
 
-@dataclass(frozen=True, kw_only=True)
-class Poisson(OpenLoop):
+class Poisson(Gamma):
     """Requests of independent customers: ``rate_per_s`` on average, at random moments."""
-
-    rate_per_s: float
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _positive(rate_per_s=self.rate_per_s)
-
-    def __str__(self) -> str:
-        return f"{self.rate_per_s:.3g} requests/s (Poisson)"
-
-    def times(self) -> Iterator[float]:
-        """Yield the scheduled times in seconds from the start."""
-        return Gamma(rate_per_s=self.rate_per_s, seed=self.seed).times()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(OpenLoop):
-    """Recorded arrival times, repeated.
-
-    Args:
-        times_s: seconds from the start, ascending.
-        speed: 2 plays twice as fast.
-    """
+    """Recorded arrival times: ``times_s``, in seconds from the start, ascending."""
 
     times_s: tuple[float, ...]
-    speed: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times_s", tuple(self.times_s))
-        _positive(speed=self.speed)
-        ordered = all(0 <= a <= b < math.inf for a, b in pairwise((0.0, *self.times_s)))
-        if not (self.times_s and ordered):
-            raise CourseError("the trace is empty or not in order of time", "sort it by timestamp")
+        if not self.times_s or not all(a <= b for a, b in pairwise((0.0, *self.times_s))):
+            raise CourseError("the trace is empty or not in order of time", "sort it by time")
 
     def __str__(self) -> str:
-        speed = f" at {self.speed:g} times its speed" if self.speed != 1 else ""
-        return f"a trace of {len(self.times_s)} requests{speed}"
+        return f"a trace of {len(self.times_s)} requests"
 
     def times(self) -> Iterator[float]:
         """Yield the scheduled times in seconds from the start."""
-        return (time / self.speed for time in self.times_s)
-
-    @classmethod
-    def read(cls, path: str | Path, *, unit_s: float = 1.0, speed: float = 1.0) -> "Replay":
-        """Read the ``timestamp`` of each line of a JSONL trace.
-
-        Args:
-            path: the trace; the first arrival becomes time 0.
-            unit_s: seconds in one unit of ``timestamp`` (0.001 for Mooncake's milliseconds).
-            speed: 2 plays twice as fast.
-
-        Raises:
-            CourseError: the file cannot be read, or a line has no ``timestamp``.
-        """
-        try:
-            with Path(path).open() as lines:
-                filled = filter(str.strip, lines)
-                stamps = sorted(json.loads(line)["timestamp"] * unit_s for line in filled)
-        except OSError as error:
-            raise CourseError(f"{path} cannot be read: {error.strerror}") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise CourseError(f"{path} is not a trace: {error!r}", "one object a line") from None
-        return cls(times_s=tuple(stamp - stamps[0] for stamp in stamps), speed=speed)
+        return iter(self.times_s)
 
 
 Arrivals = ClosedLoop | OpenLoop
-KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (ClosedLoop, Constant, Gamma, Poisson, Replay)
-}
 
 
-def to_spec(value: Any) -> dict:
-    """Return arrivals or a workload as plain JSON values."""
-    return {"kind": type(value).__name__, **asdict(value)}
+def above_zero(**values: float | None) -> None:
+    """Refuse numbers that are not above 0; ``None`` is none.
 
-
-def from_spec(spec: dict) -> Arrivals:
-    """Return the arrivals that ``to_spec`` wrote down."""
-    return KINDS[spec["kind"]](**{name: spec[name] for name in spec.keys() - {"kind"}})
-
-
-def _positive(**values: float) -> None:
+    Raises:
+        CourseError: one is 0, negative or not a number.
+    """
     for name, value in values.items():
-        if not value > 0:
+        if value is not None and not value > 0:
             raise CourseError(f"{name} is {value}", f"{name} must be above 0")

@@ -1,6 +1,6 @@
-"""One request that was made: its answer, how long a failure makes a user wait, and its record."""
+"""One request that was made: its answer, how long its user pauses after it, and its record."""
 
-from email.utils import formatdate, parsedate_to_datetime
+import re
 from functools import cached_property
 
 import msgspec
@@ -10,25 +10,23 @@ from helpers.load.client.transport import Exchange
 
 BACK_OFF_S = 1.0  # pause of a closed-loop user after a failure without Retry-After
 LONGEST_S = 60.0  # the longest that is waited because of one, as in OpenAI's client
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _encode = msgspec.json.Encoder().encode
 
 
 class Asked:
-    """A request that was made; its answer is read when somebody wants to know.
+    """A request; its answer is read when somebody wants to know.
 
     Args:
         index: number of its chat.
         user: number of its user, -1 in an open loop.
         turn: position in its chat.
         scheduled_s: when the schedule wanted it sent, from the start; ``None`` in a closed loop.
-        exchange: what went over the wire.
     """
 
-    def __init__(
-        self, index: int, user: int, turn: int, scheduled_s: float | None, exchange: Exchange
-    ) -> None:
-        self.about = {"index": index, "user": user, "turn": turn}
-        self.scheduled_s, self.exchange = scheduled_s, exchange
+    def __init__(self, index: int, user: int, turn: int, scheduled_s: float | None) -> None:
+        self.about = {"index": index, "user": user, "turn": turn, "scheduled_s": scheduled_s}
+        self.exchange = Exchange()
 
     @cached_property
     def answer(self) -> Answer:
@@ -36,38 +34,25 @@ class Asked:
         return read(self.exchange)
 
     @property
-    def failed(self) -> bool:
-        """Whether a user should pause before asking again.
+    def retry_after_s(self) -> float | None:
+        """The seconds that the server asks to wait in ``Retry-After``."""
+        value = self.exchange.headers.get("retry-after", "")
+        return float(value) if _SECONDS.fullmatch(value) else None
+
+    def pause_s(self, think_s: float) -> float:
+        """Return how long its user pauses: to think, or longer after a failure.
 
         An error within a stream is found by reading it. One that took longer than the pause has
         slowed its user down as it is: it is left to be read when there is time.
         """
         exchange = self.exchange
-        if exchange.cause or exchange.status != 200:
-            return True
-        return exchange.end - exchange.sent < BACK_OFF_S and bool(self.answer.cause)
-
-    @property
-    def pause_s(self) -> float:
-        """How long a user waits after a failure."""
+        failed = bool(exchange.cause) or exchange.status != 200
+        if not failed and exchange.end - exchange.sent < BACK_OFF_S:
+            failed = bool(self.answer.cause)
+        if not failed:
+            return think_s
         asked = self.retry_after_s
         return BACK_OFF_S if asked is None else min(asked, LONGEST_S)
-
-    @property
-    def retry_after_s(self) -> float | None:
-        """The seconds that ``Retry-After`` asks for, a number or a date (RFC 9110, 10.2.3)."""
-        headers = self.exchange.headers
-        value = headers.get("retry-after")
-        if not value:
-            return None
-        if value.isascii() and value.replace(".", "", 1).isdigit() and len(value) < 20:
-            return float(value)
-        try:
-            until = parsedate_to_datetime(value).timestamp()
-            sent = parsedate_to_datetime(headers.get("date", formatdate())).timestamp()
-        except (ValueError, TypeError, IndexError, OverflowError):
-            return None
-        return max(0.0, until - sent)
 
     def line(self, start: float, key: str) -> bytes:
         """Return its record as a line of a run's file.
@@ -82,7 +67,6 @@ class Asked:
             {
                 "type": "request",
                 **self.about,
-                "scheduled_s": None if self.scheduled_s is None else round(self.scheduled_s, 6),
                 "sent_s": round(sent - start, 6),
                 "connect_s": round(exchange.connect_s, 6),
                 "end_s": round(exchange.end - start, 6),

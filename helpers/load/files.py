@@ -1,39 +1,90 @@
 """The file of a run: what was asked of which server, then a line for each request as it ends."""
 
+import asyncio
+import contextlib
 import json
 import os
 import platform
 import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
+
 from helpers.endpoint import Endpoint
+from helpers.progress import Progress
+
+if TYPE_CHECKING:
+    from helpers.load.samplers import ServerSampler
 
 PUBLIC = ("model", "engine", "hardware", "source", "title")  # of an endpoint, in a run's file
 
 
 class RunFile:
-    """The file while the run goes on. Several threads write to it, and each line lands at once.
+    """The file while the run goes on, its sampler, and the line of progress under the cell.
+
+    Several threads write to it, and each line lands at once.
 
     Args:
         path: where it is, by default a new one (``new_path``); its folder is made.
         header: of the run, see ``header``.
+        shown: show the progress.
     """
 
-    def __init__(self, path: str | Path | None, header: dict) -> None:
+    def __init__(self, path: str | Path | None, header: dict, *, shown: bool = False) -> None:
         self.path, self.lock = Path(path) if path else new_path(header["label"]), threading.Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("wb", buffering=0)  # a killed process loses nothing
         self.problem: OSError | None = None
+        self.sampler: ServerSampler | None = None
+        self.label, self.of = header["label"], header.get("requests") or "?"
+        self.done = self.failed = self.tokens = 0
+        self.say = Progress(shown=shown)
         self.add("run", header)
 
     def add(self, kind: str, entry: dict) -> None:
         """Write an entry, e.g. ``add("begin", {"at": time.time()})`` at the run's time 0."""
-        self.write(json.dumps({"type": kind, **entry}).encode() + b"\n")
+        self._write(json.dumps({"type": kind, **entry}).encode() + b"\n")
 
-    def write(self, line: bytes) -> None:
-        """Write a line that is JSON already and ends in a newline."""
+    def keep(self, line: bytes) -> None:
+        """Write a generator's line, and count it, if it belongs into the file."""
+        if not line.startswith((b'{"type":"request"', b'{"type":"end"')):
+            return
+        self._write(line)
+        entry = msgspec.json.decode(line)
+        if entry["type"] == "request":
+            self.done += 1
+            self.failed += bool(entry["cause"])
+            self.tokens += entry["output_tokens"]
+
+    async def begin(self, at: float | None = None) -> None:
+        """Start the sampler and write down the time of day ``at`` which the run begins."""
+        if self.sampler:
+            await asyncio.to_thread(self.sampler.start)
+        self.add("begin", {"at": round(at or time.time() + 0.02, 3)})  # the generators' own pause
+
+    async def follow(self, running: Callable[[], bool]) -> None:
+        """Show the progress for as long as something runs and the file can be written."""
+        while running() and not self.problem:
+            await asyncio.sleep(0.1)
+            if self.say.updates:
+                self._show()
+
+    def close(self) -> None:
+        """Stop the sampler and close the file; what threads still bring is dropped."""
+        if self.sampler:
+            with contextlib.suppress(Exception):  # it adds to the run, and must not cost it
+                self.sampler.stop()
+        self._show()
+        self.say.close()
+        with self.lock:
+            self.file.close()
+
+    def _write(self, line: bytes) -> None:
         with self.lock:
             if not self.file.closed and self.problem is None:
                 try:
@@ -41,10 +92,9 @@ class RunFile:
                 except OSError as problem:  # the disk is full: what is written stays readable
                     self.problem = problem
 
-    def close(self) -> None:
-        """Close the file; what threads still bring is dropped."""
-        with self.lock:
-            self.file.close()
+    def _show(self) -> None:
+        done = f"{self.done} of {self.of} requests, {self.tokens} output tokens"
+        self.say(f"{self.label}: {done}, {self.failed} failed")
 
 
 def header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
@@ -56,22 +106,19 @@ def header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
         label: the run's name.
         processes: how many generators share the work.
     """
-    asked = {key: value for key, value in spec.items() if key not in ("api_key", "base_url")}
+    url = urlsplit(endpoint.base_url)
+    url = url._replace(netloc=url.netloc.rpartition("@")[2], query="")
     return {
         "format": 1,
         "label": label,
         "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "endpoint": {
-            "base_url": _without_password(endpoint.base_url),
+            "base_url": url.geturl(),
             **{name: getattr(endpoint, name) for name in PUBLIC},
         },
-        **asked,
+        **{key: value for key, value in spec.items() if key not in ("api_key", "base_url")},
         "processes": processes,
-        "client": {
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "python": platform.python_version(),
-        },
+        "client": {"platform": platform.platform(), "cpus": os.cpu_count()},
     }
 
 
@@ -81,8 +128,3 @@ def new_path(label: str) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     folder = os.environ.get("RUNS_DIR") or Path(__file__).parents[2] / "runs"
     return Path(folder) / f"{stamp}_{words}.jsonl"
-
-
-def _without_password(base_url: str) -> str:
-    url = urlsplit(base_url)
-    return url._replace(netloc=url.netloc.rpartition("@")[2], query="").geturl()

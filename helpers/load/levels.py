@@ -49,7 +49,7 @@ async def sweep(
 async def search(
     endpoint: Endpoint,
     workload: Workload,
-    objective: "Objective | None" = None,
+    objective: "Objective",
     *,
     arrivals: Callable[[float], Arrivals] | None = None,
     start: float = 1,
@@ -79,9 +79,8 @@ async def search(
         folder: where the runs' files go, by default as for ``run``.
         options: as for ``run``.
     """
-    from helpers.measure.capacity import Objective, meets  # only a search judges what it measured
+    from helpers.measure.capacity import meets  # only a search judges what it measured
 
-    objective = objective or Objective()
     make = arrivals or (lambda users: ClosedLoop(users=int(users)))
     whole = isinstance(make(int(start) or 1), ClosedLoop)
     runs: dict[float, Run] = {}
@@ -89,7 +88,8 @@ async def search(
     async def passes(load: float) -> bool:
         end = _end(load, requests_per_user if whole else RATE_S, options)
         path = Path(folder) / f"{load:08.2f}.jsonl" if folder else None
-        work, these = unseen(workload, load, of="search"), make(int(load) if whole else load)
+        # Half a user off, because a sweep before may have asked the questions of a whole one.
+        work, these = unseen(workload, load + 0.5), make(int(load) if whole else load)
         runs[load] = await run(endpoint, work, these, path=path, **{**options, **end})
         return not runs[load].interrupted and meets(runs[load], objective)
 

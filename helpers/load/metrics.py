@@ -9,10 +9,7 @@ from helpers.errors import CourseError
 
 
 def _called(*names: str) -> Any:
-    """Make a field with its names on different servers, without the prefix (``vllm:``).
-
-    The first one found is read.
-    """
+    """Make a field with its names on vLLM and on llama.cpp, without their prefixes."""
     return field(default=None, metadata={"names": names})
 
 
@@ -36,7 +33,7 @@ class ServerMetrics:
 
     running: float | None = _called("num_requests_running", "requests_processing")
     waiting: float | None = _called("num_requests_waiting", "requests_deferred")
-    kv_cache_usage: float | None = _called("kv_cache_usage_perc", "kv_cache_usage_ratio")
+    kv_cache_usage: float | None = _called("kv_cache_usage_perc")
     prompt_tokens_total: float | None = _called("prompt_tokens_total")
     output_tokens_total: float | None = _called("generation_tokens_total", "tokens_predicted_total")
     prefix_cache_hits: float | None = _called("prefix_cache_hits_total")
@@ -44,13 +41,9 @@ class ServerMetrics:
     ttft_s_sum: float | None = _called("time_to_first_token_seconds_sum")
     ttft_count: float | None = _called("time_to_first_token_seconds_count")
     itl_s_sum: float | None = _called(
-        "inter_token_latency_seconds_sum",
-        "time_per_output_token_seconds_sum",
-        "tokens_predicted_seconds_total",
+        "inter_token_latency_seconds_sum", "tokens_predicted_seconds_total"
     )
-    itl_count: float | None = _called(
-        "inter_token_latency_seconds_count", "time_per_output_token_seconds_count"
-    )
+    itl_count: float | None = _called("inter_token_latency_seconds_count")
 
 
 def server_metrics(endpoint: Endpoint) -> ServerMetrics | None:
@@ -61,14 +54,13 @@ def server_metrics(endpoint: Endpoint) -> ServerMetrics | None:
     ====================  =======================================  ===============================
     running               num_requests_running                     requests_processing
     waiting               num_requests_waiting                     requests_deferred
-    kv_cache_usage        kv_cache_usage_perc, a share of 1        kv_cache_usage_ratio, once
+    kv_cache_usage        kv_cache_usage_perc, a share of 1
     prompt_tokens_total   prompt_tokens_total                      prompt_tokens_total
     output_tokens_total   generation_tokens_total                  tokens_predicted_total
     prefix_cache_hits     prefix_cache_hits_total, tokens
     prefix_cache_queries  prefix_cache_queries_total, tokens
     ttft_s_sum, _count    time_to_first_token_seconds_sum, _count
     itl_s_sum, _count     inter_token_latency_seconds_sum, _count  tokens_predicted_seconds_total
-                          (once time_per_output_token_seconds)
     ====================  =======================================  ===============================
 
     Args:

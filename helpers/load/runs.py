@@ -7,20 +7,15 @@ it and keeps its records in a file as they come.
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load.arrivals import Arrivals, ClosedLoop, Replay, to_spec
+from helpers.load.arrivals import Arrivals, ClosedLoop, Replay, above_zero
 from helpers.load.files import RunFile, header
-from helpers.load.progress import RunProgress
-from helpers.load.samplers import GpuSampler, ServerSampler
-from helpers.load.workers import Keeper, Local, Where
-from helpers.load.workload import Workload
+from helpers.load.samplers import ServerSampler
+from helpers.load.workers import Local, Where
+from helpers.load.workload import Workload, to_spec
 from helpers.records import Run
-
-if TYPE_CHECKING:
-    import paramiko
 
 
 async def run(
@@ -34,7 +29,6 @@ async def run(
     label: str = "",
     timeout_s: float = 300.0,
     where: Where | None = None,
-    gpu: "paramiko.SSHClient | None" = None,
     server_every_s: float | None = 0.5,
     progress: bool = True,
 ) -> Run:
@@ -52,7 +46,6 @@ async def run(
         label: name of the run in tables and figures, by default the arrivals in words.
         timeout_s: for one request, from sending it to the end of its answer.
         where: where the requests are made: ``Local`` (the default), ``OverSSH``, ``OnExecutor``.
-        gpu: an SSH connection to the machine that serves, whose ``nvidia-smi`` is sampled.
         server_every_s: time between readings of the server's ``/metrics``; ``None`` for none.
         progress: show a line of progress.
 
@@ -61,36 +54,22 @@ async def run(
     """
     where = where or Local()
     limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
+    above_zero(processes=where.processes, **limits)
+    processes = where.processes
+    if isinstance(arrivals, ClosedLoop):
+        processes = min(processes, arrivals.users)  # each has at least one user
     spec = _spec(endpoint, workload, arrivals, limits)
-    processes = _processes(where, arrivals)
     spec["base_url"] = where.base_url or endpoint.base_url
-    label = label or str(arrivals)
-    file = RunFile(path, header(endpoint, spec, label, processes))
-    keeper = Keeper(file, RunProgress(label, spec["requests"], shown=progress))
+    file = RunFile(path, header(endpoint, spec, label or str(arrivals), processes), shown=progress)
     if server_every_s:
-        keeper.samplers.append(ServerSampler(endpoint, server_every_s, file))
-    if gpu:
-        keeper.samplers.append(GpuSampler(gpu, file))
+        file.sampler = ServerSampler(endpoint, server_every_s, file)
     specs = [{**spec, "shard": [number, processes]} for number in range(processes)]
     try:
-        await where.play(specs, keeper)
+        await where.play(specs, file)
     except (asyncio.CancelledError, KeyboardInterrupt):
         pass  # what was measured is returned
     finally:
-        keeper.close()
-    return _read(file)
-
-
-def _processes(where: Where, arrivals: Arrivals) -> int:
-    """How many processes share the work: in a closed loop each has at least one user."""
-    if where.processes < 1:
-        raise CourseError(f"processes is {where.processes}", "processes must be above 0")
-    if isinstance(arrivals, ClosedLoop):
-        return min(where.processes, arrivals.users)
-    return where.processes
-
-
-def _read(file: RunFile) -> Run:
+        file.close()
     if file.problem:
         raise CourseError(
             f"the run was ended: its records could not be written ({file.problem.strerror})",
@@ -103,16 +82,12 @@ def _spec(endpoint: Endpoint, workload: Workload, arrivals: Arrivals, limits: di
     """Return what a load generator is told, as plain JSON values.
 
     Raises:
-        CourseError: the run has no end, or a limit makes no sense.
+        CourseError: the run has no end.
     """
     if isinstance(arrivals, Replay):
-        length = len(arrivals.times_s)
-        limits = {**limits, "requests": min(limits["requests"] or length, length)}
+        limits["requests"] = limits["requests"] or len(arrivals.times_s)
     if limits["requests"] is None and limits["duration_s"] is None:
         raise CourseError("the run has no end", "give requests=, duration_s= or both")
-    for name, value in limits.items():
-        if value is not None and not value > 0:  # NaN is refused, too
-            raise CourseError(f"{name} is {value}", f"{name} must be above 0")
     return {
         "base_url": endpoint.base_url,
         "route": "/chat/completions",

@@ -1,20 +1,12 @@
-"""What is read beside the requests while a run goes on: the server's metrics, and its GPU."""
+"""What is read beside the requests while a run goes on: the server's metrics."""
 
-import contextlib
 import threading
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from helpers.endpoint import Endpoint
 from helpers.load.files import RunFile
 from helpers.load.metrics import server_metrics
-
-if TYPE_CHECKING:
-    import paramiko
-
-GPU_QUERY = "index,utilization.gpu,memory.used,power.draw"
-GPU_NAMES = ("gpu", "gpu_busy", "memory_mib", "power_w")  # of the same in a reading
 
 
 class ServerSampler:
@@ -28,7 +20,6 @@ class ServerSampler:
 
     def __init__(self, endpoint: Endpoint, every_s: float, file: RunFile) -> None:
         self.endpoint, self.every_s, self.file = endpoint, every_s, file
-        self.began = time.perf_counter()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -43,11 +34,11 @@ class ServerSampler:
         self.over.set()
         if self.thread.ident:
             self.thread.join()
-            self._sample()
 
     def _follow(self) -> None:
         while not self.over.wait(self.every_s):
             self._sample()
+        self._sample()
 
     def _sample(self) -> bool:
         asked = time.perf_counter()
@@ -57,38 +48,3 @@ class ServerSampler:
             told = {name: value for name, value in asdict(reading).items() if value is not None}
             self.file.add("server", {"t_s": round(at, 3), **told})
         return reading is not None
-
-
-class GpuSampler:
-    """Reads ``nvidia-smi`` over SSH twice a second during a run, where there is one.
-
-    Args:
-        ssh: connection to the machine.
-        file: takes each reading with its time ``t_s`` in the run.
-    """
-
-    def __init__(self, ssh: "paramiko.SSHClient", file: RunFile) -> None:
-        self.ssh, self.file = ssh, file
-        self.output: paramiko.ChannelFile | None = None
-
-    def start(self) -> None:
-        """Start reading; without an ``nvidia-smi`` there it ends at once, silently."""
-        command = f"nvidia-smi --query-gpu={GPU_QUERY} --format=csv,noheader,nounits -lms 500"
-        self.began = time.perf_counter()
-        _, self.output, _ = self.ssh.exec_command(command)
-        threading.Thread(target=self._follow, daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop reading."""
-        if self.output:
-            self.output.channel.close()
-
-    def _follow(self) -> None:
-        for line in self.output or ():
-            reading = {}
-            for name, value in zip(GPU_NAMES, line.split(","), strict=False):
-                with contextlib.suppress(ValueError):  # "[N/A]" or a message
-                    reading[name] = float(value)
-            if reading:
-                at = round(time.perf_counter() - self.began, 3)
-                self.file.add("gpu", {"t_s": at, **reading})

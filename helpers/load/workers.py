@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import zipfile
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,54 +17,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from helpers.errors import CourseError
 from helpers.load.files import RunFile
-from helpers.load.progress import RunProgress
-from helpers.load.samplers import GpuSampler, ServerSampler
 
 if TYPE_CHECKING:
     import paramiko
 
 READY_S = 60.0  # a generator that is not ready by then never will be
 START_IN_S = 3.0  # the time an executor's workers get to begin together
-# What a generator consists of, beside httptools, msgspec and uvloop.
-PARTS = ["errors", "load/arrivals", "load/asked", "load/generator", "load/users", "load/workload"]
-PARTS += [f"load/client/{n}" for n in ("answer", "eventloop", "reading", "route", "transport")]
 ROOT = Path(__file__).parents[2]
 COMMAND = ["-m", "helpers.load.generator"]
-
-
-class Keeper:
-    """Keeps what the generators of a run bring, and has its samplers begin and end with it."""
-
-    def __init__(self, file: RunFile, bar: RunProgress) -> None:
-        self.file, self.bar = file, bar
-        self.samplers: list[ServerSampler | GpuSampler] = []
-
-    async def begin(self, at: float | None = None) -> None:
-        """Start the samplers and write down the time of day ``at`` which the run begins."""
-        for sampler in self.samplers:
-            await asyncio.to_thread(sampler.start)
-        at = at or time.time() + 0.02  # the generators' own pause
-        self.file.add("begin", {"at": round(at, 3)})
-
-    def keep(self, line: bytes) -> None:
-        """Keep a generator's line if it belongs into the file."""
-        if line.startswith((b'{"type":"request"', b'{"type":"end"')):
-            self.file.write(line)
-            self.bar.count(line)
-
-    async def follow(self, running: Callable[[], bool]) -> None:
-        """Show the progress for as long as something runs and the file can be written."""
-        while running() and not self.file.problem:
-            await asyncio.sleep(0.05)
-            self.bar.show()
-
-    def close(self) -> None:
-        """Stop the samplers and close the file."""
-        for sampler in self.samplers:
-            with contextlib.suppress(Exception):  # it adds to the run, and must not cost it
-                sampler.stop()
-        self.bar.close()
-        self.file.close()
+ARCHIVE = ".llm-load.zip"
 
 
 @dataclass(frozen=True)
@@ -77,13 +39,13 @@ class Local:
     processes: int = 1
     base_url: ClassVar[str] = ""
 
-    async def play(self, specs: list[dict], keeper: Keeper) -> None:
+    async def play(self, specs: list[dict], file: RunFile) -> None:
         """Play each spec in a process.
 
         Raises:
             CourseError: one does not start or breaks, or the server does not answer it.
         """
-        await _together([_Player(_start(), spec, keeper) for spec in specs], keeper)
+        await _together([_Player(_start(), spec, file) for spec in specs], file)
 
 
 @dataclass(frozen=True)
@@ -101,20 +63,14 @@ class OverSSH:
     base_url: str = "http://127.0.0.1:8000/v1"
     processes: ClassVar[int] = 1
 
-    async def play(self, specs: list[dict], keeper: Keeper) -> None:
+    async def play(self, specs: list[dict], file: RunFile) -> None:
         """Copy the generator there and play the spec; raises as ``Local``."""
-        folder = ".llm-load"
         with self.client.open_sftp() as files:
-            for path in ("", "/helpers", "/helpers/load", "/helpers/load/client"):
-                with contextlib.suppress(OSError):  # it is there from the last time
-                    files.mkdir(folder + path)
-                files.open(f"{folder}{path}/__init__.py", "w").close()  # there only the generator
-            for part in PARTS:
-                name = f"helpers/{part}.py"
-                files.put(str(ROOT / name), f"{folder}/{name}")
-        channel = _opened(self.client).open_session()
-        channel.exec_command(f"cd {folder} && exec python3 {' '.join(COMMAND)}")
-        await _together([_Player(_Remote(channel), spec, keeper) for spec in specs], keeper)
+            files.putfo(_packed(), ARCHIVE)
+        command = f"PYTHONPATH={ARCHIVE} exec python3 {' '.join(COMMAND)}"
+        await _together(
+            [_Player(_Remote(self.client, command), spec, file) for spec in specs], file
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +89,7 @@ class OnExecutor:
     processes: int = 1
     base_url: ClassVar[str] = ""
 
-    async def play(self, specs: list[dict], keeper: Keeper) -> None:
+    async def play(self, specs: list[dict], file: RunFile) -> None:
         """Have each spec played by a worker and keep what they return.
 
         Raises:
@@ -143,20 +99,20 @@ class OnExecutor:
         tasks = [self.executor.submit(play, {**spec, "start_at": begin}) for spec in specs]
         following = asyncio.gather(*map(asyncio.wrap_future, tasks))
         try:
-            await keeper.begin(begin)
-            await keeper.follow(lambda: not following.done())
+            await file.begin(begin)
+            await file.follow(lambda: not following.done())
         finally:
             following.cancel()
         starts = []
         for lines in await following:
             starts.append(json.loads(lines.partition(b"\n")[0]))
             for line in lines.splitlines(keepends=True):
-                keeper.keep(line)
+                file.keep(line)
         _must_answer(starts)
         if late := [start["late_s"] for start in starts if start["late_s"]]:
             raise CourseError(
                 f"{len(late)} of {len(starts)} workers came {max(late):.1f} s too late to begin",
-                f"use as many processes as are free; others' records are in {keeper.file.path}",
+                f"use as many processes as are free; others' records are in {file.path}",
             )
 
 
@@ -166,20 +122,17 @@ Where = Local | OverSSH | OnExecutor
 class _Remote:
     """A process over SSH, with the names of one that was started here."""
 
-    def __init__(self, channel: "paramiko.Channel") -> None:
-        self.stdin, self.stdout = channel.makefile("wb"), channel.makefile("rb")
-        self.stderr = channel.makefile_stderr("rb")
-        self.kill = channel.close
-
-    def wait(self) -> None:
-        """There is nothing to reap."""
+    def __init__(self, client: "paramiko.SSHClient", command: str) -> None:
+        self.stdin, lines, self.stderr = client.exec_command(command)
+        self.stdout = (line.encode() for line in lines)
+        self.kill = self.wait = lines.channel.close
 
 
 class _Player:
     """A generator's process, wherever it is, and the thread that keeps its lines."""
 
-    def __init__(self, process: Any, spec: dict, keeper: Keeper) -> None:
-        self.process, self.keeper = process, keeper
+    def __init__(self, process: Any, spec: dict, file: RunFile) -> None:
+        self.process, self.file = process, file
         self.ready: dict = {}
         self.ended = False
         self.tell(json.dumps(spec))
@@ -197,64 +150,51 @@ class _Player:
             self.process.stdin.flush()
 
     def stop(self) -> None:
-        """End it if it still runs, waiting for its last lines."""
-        if self.running():
-            self.tell("stop")
-            self.thread.join(5)
-        if self.running():
-            self.process.kill()
-            self.thread.join(5)
+        """End it, waiting for its last lines."""
+        self.tell("stop")
+        self.thread.join(5)
+        self.process.kill()
+        self.thread.join(5)
         with contextlib.suppress(OSError):  # of what one that died did not take
             self.process.stdin.close()
         self.process.wait()
 
     def complaint(self) -> str:
-        """Return the last line it wrote to its standard error."""
-        self.process.kill()
+        """Return the last line it wrote to its standard error, once it has ended."""
         lines = self.process.stderr.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else "without a word"
 
     def _listen(self) -> None:
         for line in self.process.stdout:
-            self.keeper.keep(line)
+            self.file.keep(line)
             if line.startswith(b'{"type":"ready"'):
                 self.ready = json.loads(line)
-            elif line.startswith(b'{"type":"running"'):
-                self.keeper.bar.running[self] = json.loads(line)["count"]
             self.ended |= line.startswith(b'{"type":"end"')
 
 
-async def _together(players: list[_Player], keeper: Keeper) -> None:
+async def _together(players: list[_Player], file: RunFile) -> None:
     """Wait until all are ready, have them begin, and follow them to their end."""
+    deadline = time.monotonic() + READY_S
     try:
-        await _ready(players)
-        await keeper.begin()
-        for player in players:
-            player.tell("go")
-        await keeper.follow(lambda: any(player.running() for player in players))
+        while any(player.running() and not player.ready for player in players):
+            await asyncio.sleep(0.01)
+            if time.monotonic() > deadline:
+                break
+        _must_answer([player.ready for player in players if player.ready])
+        if all(player.ready for player in players):
+            await file.begin()
+            for player in players:
+                player.tell("go")
+            await file.follow(lambda: any(player.running() for player in players))
     finally:
         for player in players:
             player.stop()
     broken = [player for player in players if not player.ended]
-    if broken and not keeper.file.problem:
+    if broken and not file.problem:
         raise CourseError(
             f"the load generator ended before its run: {broken[0].complaint()}",
-            f"what was measured so far is in {keeper.file.path}",
+            f"its Python needs httptools and msgspec; what was measured is in {file.path}",
         )
-
-
-async def _ready(players: list[_Player]) -> None:
-    deadline = time.monotonic() + READY_S
-    while waiting := [player for player in players if not player.ready]:
-        await asyncio.sleep(0.01)
-        dead = [player for player in waiting if not (player.running() or player.ready)]
-        if dead or time.monotonic() > deadline:
-            complaint = (dead or waiting)[0].complaint()
-            raise CourseError(
-                f"the load generator did not start: {complaint}",
-                "its Python needs httptools and msgspec; vLLM's own has them",
-            )
-    _must_answer([player.ready for player in players])
 
 
 def _must_answer(starts: list[dict]) -> None:
@@ -287,8 +227,14 @@ def _start() -> subprocess.Popen:
     )
 
 
-def _opened(client: "paramiko.SSHClient") -> "paramiko.Transport":
-    transport = client.get_transport()
-    if transport is None:
-        raise CourseError("the SSH connection is closed", "connect again")
-    return transport
+def _packed() -> io.BytesIO:
+    """Return the generator's code as a zip, from which Python imports as from a folder."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for folder in ("helpers", "helpers/load", "helpers/load/client"):
+            for part in (ROOT / folder).glob("*.py"):
+                # A room's public face would import far more than the generator.
+                text = "" if part.name == "__init__.py" else part.read_text()
+                archive.writestr(f"{folder}/{part.name}", text)
+    packed.seek(0)
+    return packed

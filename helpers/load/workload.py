@@ -1,13 +1,15 @@
-"""What is asked: synthetic prompts, a file of prompts or chats, questions for tools."""
+"""What is asked: synthetic prompts, given prompts or chats, questions for tools."""
 
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import msgspec
+
 from helpers.errors import CourseError
+from helpers.load import arrivals
 
 # Everyday words: one token each, with the space before, in the usual vocabularies.
 _WORDS = """
@@ -41,9 +43,6 @@ class Lengths:
         if self.stdev < 0 or self.min < 1 or (self.max is not None and self.max < self.min):
             raise CourseError(f"no length is like {self!r}", "stdev 0 or more, 1 <= min <= max")
 
-    def __str__(self) -> str:
-        return f"{self.mean:g}±{self.stdev:g}"
-
     def draw(self, chance: random.Random) -> int:
         """Return one length."""
         length = max(self.min, round(chance.gauss(self.mean, self.stdev)))
@@ -60,9 +59,9 @@ class Chat:
         tools: OpenAI tool definitions sent with each request.
     """
 
-    opening: list[dict]
-    turns: list[tuple[dict, int]]
-    tools: list[dict]
+    opening: Sequence[dict] = ()
+    turns: Sequence[tuple[dict, int]]
+    tools: Sequence[dict] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,33 +95,27 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         for name in ("input_tokens", "output_tokens", "turns"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise CourseError(f"{name} is {value}", f"{name} must be 1 or more")
-
-    def __str__(self) -> str:
-        turns = f", {self.turns} turns" if self.turns > 1 else ""
-        return f"{self.input_tokens} in, {self.output_tokens} out{turns}"
+            if not isinstance(value := getattr(self, name), Lengths):
+                arrivals.above_zero(**{name: value})
 
     def chat(self, index: int) -> Chat:
         """Return chat number ``index``."""
-        chance = random.Random(self.seed * 1_000_003 + index)  # noqa: S311
-        opening = []
+        chance, opening, turns = _chance(self.seed, index), [], []
         if self.shared_prefix_tokens:
-            shared = random.Random(self.seed)  # noqa: S311
-            prefix = _text(shared, self.shared_prefix_tokens)
+            prefix = _text(_chance(self.seed, -1), self.shared_prefix_tokens)
             opening = [{"role": "system", "content": prefix}]
-        turns = []
         for _ in range(self.turns):
             text = _text(chance, _draw(self.input_tokens, chance))
             cap = _draw(self.output_tokens, chance)
             turns.append(({"role": "user", "content": text}, cap))
-        return Chat(opening=opening, turns=turns, tools=[])
+        return Chat(opening=opening, turns=turns)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
     """Given prompts or chats, taken in order and from the start again.
+
+    From a file, for example: ``items=[json.loads(line)["prompt"] for line in open(path)]``.
 
     Args:
         items: each a string (a prompt) or a list of chat messages; the user's messages become
@@ -142,38 +135,14 @@ class Prompts:
     def __post_init__(self) -> None:
         if not self.items:
             raise CourseError("there are no prompts", "give at least one")
-        for item in self.items:
-            if not _is_prompt(item):
+        for number, item in enumerate(self.items):
+            try:
+                asked = bool(self.chat(number).turns)
+            except (AttributeError, TypeError):
+                asked = False
+            if not asked:
                 hint = "a prompt is a string or a list of chat messages, one of them the user's"
                 raise CourseError(f"this is no prompt: {str(item)[:60]!r}", hint)
-
-    def __str__(self) -> str:
-        return f"{len(self.items)} prompts, up to {self.output_tokens} out"
-
-    @classmethod
-    def read(cls, path: str | Path, **options: Any) -> "Prompts":
-        """Read a JSONL file whose lines have ``prompt`` or ``messages``; options as for the class.
-
-        Raises:
-            CourseError: the file cannot be read, or a line has neither.
-        """
-        try:
-            lines = Path(path).read_text().split("\n")  # U+2028 may stand in a prompt
-        except (OSError, UnicodeDecodeError) as error:
-            raise CourseError(f"{path} cannot be read: {error}") from None
-        items = []
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                item = json.loads(line)
-                items.append(item.get("messages") or item["prompt"])
-                if not _is_prompt(items[-1]):
-                    raise ValueError
-            except (AttributeError, KeyError, ValueError):
-                hint = 'write {"prompt": "..."} or {"messages": [...]} on each line'
-                raise CourseError(f"{path}, line {number} is no prompt", hint) from None
-        return cls(items=tuple(items), **options)
 
     def chat(self, index: int) -> Chat:
         """Return chat number ``index``."""
@@ -217,54 +186,53 @@ class ToolCalls:
             raise CourseError("there are no questions or no tools", "give at least one of each")
         try:
             for ask in self.asks:
-                _filled(ask, random.Random(0))  # noqa: S311
+                _filled(ask, _chance(0, 0))
         except (LookupError, ValueError, AttributeError):
             hint = "use {number}, {count} and {word}; write {{ and }} for braces"
             raise CourseError(f"this question cannot be filled in: {ask!r}", hint) from None
 
-    def __str__(self) -> str:
-        order = ", in new order each time" if self.shuffle else ""
-        return f"questions with {len(self.tools)} tools{order}"
-
     def chat(self, index: int) -> Chat:
         """Return chat number ``index``."""
-        chance = random.Random(self.seed * 1_000_003 + index)  # noqa: S311
+        chance = _chance(self.seed, index)
         text = _filled(chance.choice(self.asks), chance)
         tools = list(self.tools)
         if self.shuffle:
             chance.shuffle(tools)
         turn = {"role": "user", "content": text}, self.output_tokens
-        return Chat(opening=[], turns=[turn], tools=tools)
+        return Chat(turns=[turn], tools=tools)
 
 
 Workload = Synthetic | Prompts | ToolCalls
-KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Synthetic, Prompts, ToolCalls)}
+KINDS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        *(Synthetic, Prompts, ToolCalls, arrivals.ClosedLoop),
+        *(arrivals.Constant, arrivals.Gamma, arrivals.Poisson, arrivals.Replay),
+    )
+}
 
 
-def unseen(work: Workload, load: float, of: str = "sweep") -> Workload:
+def unseen(work: Workload, load: float) -> Workload:
     """Return the workload with new prompts for each load: those seen are in the prefix cache."""
     if isinstance(work, Prompts):
         return work
-    return replace(work, seed=work.seed + int(1e6 * load) + (500_009 if of == "search" else 0))
+    return replace(work, seed=work.seed + int(1e6 * load))
 
 
-def from_spec(spec: dict) -> Workload:
-    """Return the workload that ``arrivals.to_spec`` wrote down."""
-    options = {name: spec[name] for name in spec.keys() - {"kind"}}
-    for name, value in options.items():
-        if isinstance(value, dict):
-            options[name] = Lengths(**value)
-    return KINDS[spec["kind"]](**options)
+def to_spec(value: Any) -> dict:
+    """Return a workload, or arrivals, as plain JSON values."""
+    return {"kind": type(value).__name__, **asdict(value)}
+
+
+def from_spec(spec: dict) -> Any:
+    """Return the workload or the arrivals that ``to_spec`` wrote down."""
+    return msgspec.convert(spec, KINDS[spec["kind"]])
 
 
 def body(
-    work: Workload, model: str, tools: list, messages: list, max_tokens: int, exact: Sequence[str]
+    work: Workload, model: str, tools: Sequence, messages: list, max_tokens: int, exact: bool
 ) -> bytes:
-    """Return the body of a streaming chat completion.
-
-    ``exact`` names which of ``ignore_eos`` and ``min_tokens`` the server knows: one that does not
-    know them may refuse the request for their sake.
-    """
+    """Return the body of a streaming chat completion; ``exact``: the server can fix its length."""
     fields: dict[str, Any] = {
         "model": model,
         "messages": messages,
@@ -275,9 +243,8 @@ def body(
     }
     if tools:
         fields["tools"] = tools
-    if work.ignore_eos:
-        wanted = {"ignore_eos": True, "min_tokens": max_tokens}
-        fields |= {name: wanted[name] for name in exact}
+    if work.ignore_eos and exact:
+        fields |= {"ignore_eos": True, "min_tokens": max_tokens}
     return json.dumps(fields).encode()
 
 
@@ -286,10 +253,8 @@ def _filled(ask: str, chance: random.Random) -> str:
     return ask.format(number=number, count=count, word=chance.choice(_WORDS))
 
 
-def _is_prompt(item: object) -> bool:
-    if isinstance(item, list | tuple) and all(isinstance(message, dict) for message in item):
-        return any(message.get("role") == "user" for message in item)
-    return isinstance(item, str)
+def _chance(seed: int, index: int) -> random.Random:
+    return random.Random(seed * 1_000_003 + index)  # noqa: S311
 
 
 def _text(chance: random.Random, words: int) -> str:

@@ -1,6 +1,5 @@
 """The server's word against ours: what its own counters say of a run."""
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,18 +18,13 @@ def agreement(run: Run) -> "pandas.DataFrame":
     """
     import pandas
 
-    rows = _rows(run) if len(run.samples) > 1 else {}
-    table = pandas.DataFrame.from_dict(rows, orient="index", columns=["client", "server"])
-    table["ratio"] = table["client"] / table["server"]
-    return table
-
-
-def _rows(run: Run) -> dict[str, tuple[float, float]]:
-    first, last = run.samples[0], run.samples[-1]
+    first, last = (run.samples or [{}])[0], (run.samples or [{}])[-1]
     server = {name: last[name] - first[name] for name in last.keys() & first.keys()}
     told = [record.token_us for record in run.ok if record.token_us]
     tokens = sum(record.output_tokens for record in run.records)
-    rows = {"output tokens": (float(tokens), server.get("output_tokens_total", math.nan))}
+    rows: dict[str, tuple[float, float]] = {}
+    if generated := server.get("output_tokens_total"):
+        rows["output tokens"] = tokens, generated
     if server.get("ttft_count"):
         ours = float(np.mean([times[0] for times in told])) / 1e3
         rows["TTFT mean, ms"] = ours, server["ttft_s_sum"] / server["ttft_count"] * 1e3
@@ -39,4 +33,5 @@ def _rows(run: Run) -> dict[str, tuple[float, float]]:
         spans_ms = sum(times[-1] - times[0] for times in told) / 1e3
         ours = spans_ms / max(tokens - len(run.ok), 1)
         rows["time per output token mean, ms"] = ours, server["itl_s_sum"] / gaps * 1e3
-    return rows
+    table = pandas.DataFrame.from_dict(rows, orient="index", columns=["client", "server"])
+    return table.assign(ratio=table["client"] / table["server"])

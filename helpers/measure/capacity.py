@@ -1,7 +1,8 @@
 """How many customers, at which quality, for how much."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from helpers.errors import CourseError
 from helpers.measure.summary import measured, summary, window
 from helpers.records import Record, Run
 
-NEVER_S = 1e9
+NEVER_MS = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +39,15 @@ class Objective:
         return {name: ms for name, ms in limits.items() if ms is not None}
 
     def __str__(self) -> str:
-        names = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end"}
-        limits = self.limits_ms.items()
-        return ", ".join(f"{names[key]} p{self.percentile:g} ≤ {ms:g} ms" for key, ms in limits)
+        each = [
+            f"{name.upper()} p{self.percentile:g} ≤ {ms:g} ms"
+            for name, ms in self.limits_ms.items()
+        ]
+        return ", ".join(each)
 
     def holds(self, record: Record) -> bool:
         """Whether one request met every demand."""
-        times = _judged_ms(record)
-        return record.ok and all(times.get(n, 0.0) <= ms for n, ms in self.limits_ms.items())
+        return record.ok and not any(_ms(record, n) > ms for n, ms in self.limits_ms.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +62,17 @@ class Capacity:
             when all met it, so that it lies at ``load`` or above.
         confidence: how often the verdicts stay the same when the requests are drawn again
             (bootstrap), 0 to 1.
-        requests_per_s: finished in the run at ``load``.
-        output_tokens_per_s: generated in that run.
+        output_tokens_per_s: generated in the run at ``load``.
         e2e_s: median end-to-end latency in that run, in seconds.
     """
 
     objective: Objective
     unit: str
-    load: float
+    load: float = 0.0
     fails_at: float | None
     confidence: float
-    requests_per_s: float
-    output_tokens_per_s: float
-    e2e_s: float
+    output_tokens_per_s: float = 0.0
+    e2e_s: float = math.nan
 
     def __str__(self) -> str:
         upper = f"fewer than {self.fails_at:g}" if self.fails_at else "perhaps more"
@@ -88,11 +88,8 @@ class Capacity:
         a concurrent user for ``e2e_s`` of every ``think_time_s + e2e_s`` (interactive response
         time law; Denning and Buzen 1978).
         """
-        if not self.load:
-            return 0
-        if self.unit == "users":
-            return int(self.load * (think_time_s + self.e2e_s) / self.e2e_s)
-        return int(self.load * (think_time_s + self.e2e_s))
+        per_s = self.load / self.e2e_s if self.unit == "users" else self.load
+        return int(per_s * (think_time_s + self.e2e_s)) if self.load else 0
 
 
 def level(run: Run) -> tuple[float, str]:
@@ -151,17 +148,14 @@ def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacit
             fails_at, confidence = load, confidence * (1 - verdicts.mean())
             break
         best, confidence = load, verdicts.mean()
-    numbers = summary(by_load[best][0]) if best else None
-    return Capacity(
-        objective=objective,
-        unit=units.pop(),
-        load=best,
-        fails_at=fails_at,
-        confidence=float(confidence),
-        requests_per_s=numbers.requests_per_s if numbers else 0.0,
-        output_tokens_per_s=numbers.output_tokens_per_s if numbers else 0.0,
-        e2e_s=numbers.e2e_p50_s if numbers else float("nan"),
+    found = Capacity(
+        objective=objective, unit=units.pop(), fails_at=fails_at, confidence=float(confidence)
     )
+    if not best:
+        return found
+    got = summary(by_load[best][0])
+    rate, e2e_s = got.output_tokens_per_s, got.e2e_p50_s
+    return replace(found, load=best, output_tokens_per_s=rate, e2e_s=e2e_s)
 
 
 def usd_per_million_tokens(usd_per_hour: Any, tokens_per_s: Any) -> Any:
@@ -203,9 +197,9 @@ def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarra
         return np.zeros(resamples + 1, dtype=bool)
     chance = np.random.default_rng(0)
     met = np.ones(resamples + 1, dtype=bool)
-    judged = [_judged_ms(record) for record in inside]
     for name, limit in objective.limits_ms.items():
-        ms = np.array([times[name] for times in judged if name in times])
+        every = np.array([_ms(record, name) for record in inside])
+        ms = every[~np.isnan(every)]
         if ms.size:
             drawn = ms[chance.integers(ms.size, size=(resamples, ms.size))]
             rows = np.concatenate([ms[None, :], drawn])
@@ -213,12 +207,13 @@ def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarra
     return met
 
 
-def _judged_ms(record: Record) -> dict[str, float]:
-    """Return the latencies by which an answer is judged.
+def _ms(record: Record, name: str) -> float:
+    """Return a latency by which an answer is judged, in milliseconds.
 
     One without a first token has not met its time; one of a single token has no time per further
     token, so it cannot miss it.
     """
-    first_s = NEVER_S if record.ttft_s is None else record.ttft_s
-    times_s = {"ttft": first_s, "tpot": record.tpot_s, "e2e": record.e2e_s}
-    return {name: time * 1e3 for name, time in times_s.items() if time is not None}
+    value_s = getattr(record, f"{name}_s")
+    if value_s is None:
+        return NEVER_MS if name == "ttft" else math.nan
+    return value_s * 1e3

@@ -1,7 +1,6 @@
 """How sure a measured number is, and whether two differ by more than noise."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,52 +55,44 @@ class Difference:
         return f"{self.measure}: {second} against {first}: {self.ratio.value - 1:+.0%} {span}"
 
 
-def interval(runs: Run | Sequence[Run], measure: str = "ttft_p95_ms", seed: int = 0) -> Interval:
+def interval(run: Run, measure: str = "ttft_p95_ms") -> Interval:
     """Return a measure with its 95 % interval.
 
     Requests are drawn again with replacement (Efron's percentile bootstrap); gaps between tokens
-    stay with their request, because those of one answer are alike. If a run was repeated, whole
-    runs are drawn first. For throughput, twentieths of the window take the place of requests.
+    stay with their request, because those of one answer are alike. For throughput, twentieths of
+    the window take the place of requests.
 
     Args:
-        runs: one, or several with the same settings.
+        run: what was measured.
         measure: a latency of ``measure.table`` (``ttft_p95_ms``, ...) or ``output_tokens_per_s``.
-        seed: of the drawing.
 
     Raises:
         CourseError: the measure is none of these, or nothing was measured.
     """
-    return _interval(*_resampled(_group(runs), measure, seed))
+    return _interval(*_resampled(run, measure, 0))
 
 
-def compare(
-    first: Run | Sequence[Run], second: Run | Sequence[Run], measure: str = "output_tokens_per_s"
-) -> Difference:
-    """Say by how much a measure of two runs (or two sets of repeats) differs, if it does.
+def compare(first: Run, second: Run, measure: str = "output_tokens_per_s") -> Difference:
+    """Say by how much a measure of two runs differs, if it does.
 
     A single run knows only the noise within itself: repeat runs to see that between them.
 
     Raises:
         CourseError: as for ``interval``, or the first is 0.
     """
-    groups = _group(first), _group(second)
-    value, drawn = _resampled(groups[0], measure, 0)
-    other, other_drawn = _resampled(groups[1], measure, 1)
+    value, drawn = _resampled(first, measure, 0)
+    other, other_drawn = _resampled(second, measure, 1)
     if not drawn.all():
-        raise CourseError(f"{groups[0][0].label}: {measure} is 0, nothing can be compared with it")
+        raise CourseError(f"{first.label}: {measure} is 0, nothing can be compared with it")
     ratio = _interval(other / value, other_drawn / drawn)
-    requests = min(sum(len(measured(run)) for run in group) for group in groups)
+    requests = min(len(measured(first)), len(measured(second)))
     return Difference(
         measure=measure,
-        names=(groups[0][0].label, groups[1][0].label),
+        names=(first.label, second.label),
         ratio=ratio,
         real=requests >= FEWEST and not ratio.low <= 1 <= ratio.high,
         requests=requests,
     )
-
-
-def _group(runs: Run | Sequence[Run]) -> list[Run]:
-    return [runs] if isinstance(runs, Run) else list(runs)
 
 
 def _interval(value: float, drawn: np.ndarray) -> Interval:
@@ -109,24 +100,18 @@ def _interval(value: float, drawn: np.ndarray) -> Interval:
     return Interval(value=value, low=float(low), high=float(high))
 
 
-def _resampled(runs: list[Run], measure: str, seed: int) -> tuple[float, np.ndarray]:
-    """Return the measure's mean over the runs, and what it is when they are drawn again."""
-    found = _LATENCY.fullmatch(measure)
-    blocks = [_blocks(run, measure) for run in runs]
+def _resampled(run: Run, measure: str, seed: int) -> tuple[float, np.ndarray]:
+    """Return the measure, and what it is when its units are drawn again."""
+    found, blocks = _LATENCY.fullmatch(measure), _blocks(run, measure)
 
     def statistic(chosen: list[np.ndarray]) -> float:
         values = np.concatenate(chosen)
         return float(np.percentile(values, float(found[2])) if found else np.mean(values))
 
     chance = np.random.default_rng(seed)
-    drawn = np.empty(RESAMPLES)
-    for number in range(RESAMPLES):
-        values = []
-        for which in chance.integers(len(runs), size=len(runs)):
-            chosen = chance.integers(len(blocks[which]), size=len(blocks[which]))
-            values.append(statistic([blocks[which][index] for index in chosen]))
-        drawn[number] = np.mean(values)
-    return float(np.mean([statistic(one) for one in blocks])), drawn
+    draws = chance.integers(len(blocks), size=(RESAMPLES, len(blocks)))
+    drawn = [statistic([blocks[index] for index in draw]) for draw in draws]
+    return statistic(blocks), np.array(drawn)
 
 
 def _blocks(run: Run, measure: str) -> list[np.ndarray]:

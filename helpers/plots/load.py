@@ -131,12 +131,11 @@ def timeline(run: Run) -> Picture:
 
 @styled
 def server_view(run: Run) -> Picture:
-    """What customers felt above what the server saw, on one time axis; below, its GPUs if read."""
+    """What customers felt above what the server saw, on one time axis."""
     view = pd.DataFrame(run.samples, columns=["t_s", "running", "waiting", "kv_cache_usage"])
     busiest = view[["running", "waiting"]].max().fillna(0)
-    rows = 3 if run.gpu else 2
     title = f"While {run.label} ask, up to {busiest.waiting:.0f} requests wait inside the server"
-    figure, (top, below, *more) = picture(title, run.title, rows=rows, height=1.5 + 1.75 * rows)
+    figure, (top, below) = picture(title, run.title, rows=2, height=5)
     seen = [(r.origin_s, r.ttft_s * 1e3) for r in run.ok if r.ttft_s is not None]
     top.plot([sent for sent, _ in seen], [ms for _, ms in seen], "o", color=ORANGE)
     top.set(ylim=(0, None), ylabel="TTFT of a request\nsent then, ms")
@@ -149,12 +148,7 @@ def server_view(run: Run) -> Picture:
         right.plot(view.t_s, 100 * view.kv_cache_usage, ":", color=GREEN, label="KV cache")
         right.set(ylim=(0, 100), ylabel="KV cache in use, %\n(dotted)")
         right.grid(visible=False)
-    for axes in more:
-        for number, own in pd.DataFrame(run.gpu).groupby("gpu"):
-            axes.step(own.t_s, own.gpu_busy, where="post", label=f"GPU {number:.0f}")
-        axes.set(ylim=(0, 105), ylabel="GPU busy,\n% of the time")
-        axes.legend(loc="lower right", ncols=4)
-    [top, below, *more][-1].set_xlabel("time since the start of the run, s")
+    below.set_xlabel("time since the start of the run, s")
     return figure
 
 

@@ -42,10 +42,23 @@ def test_a_full_disk_leaves_what_was_written(tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     whole, file.file = file.file, Full()
-    file.write(b"{}\n")
-    file.write(b"{}\n")
+    file.add("server", {})
+    file.add("server", {})
     assert file.problem.errno == errno.ENOSPC
     file.file = whole
     file.close()
-    file.write(b"too late\n")
+    file.add("server", {"too": "late"})
     assert [json.loads(line)["type"] for line in file.path.read_text().splitlines()] == ["run"]
+
+
+def test_requests_tokens_and_failures_are_counted(capsys, tmp_path):
+    """From the lines as they come; lines that are no request do not count."""
+    file = RunFile(tmp_path / "run.jsonl", {"label": "2 users", "requests": 3}, shown=True)
+    for cause, tokens in (("", 5), ("timeout", 2), ("", 7)):
+        entry = {"type": "request", "cause": cause, "output_tokens": tokens}
+        file.keep(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+    file.keep(b'{"type":"end","ended":"complete"}\n')
+    file.keep(b'{"type":"ready","error":""}\n')
+    file.close()
+    assert "2 users: 3 of 3 requests, 14 output tokens, 1 failed" in capsys.readouterr().out
+    assert len(file.path.read_text().splitlines()) == 1 + 4

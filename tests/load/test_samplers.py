@@ -1,23 +1,18 @@
-"""What is read beside a run: the server's metrics, and the GPU's by ``nvidia-smi`` over SSH."""
+"""What is read beside a run: the server's metrics."""
 
 import asyncio
 import threading
-import time
 
 import pytest
 from support.listening import listen
 
 from helpers import load
-from helpers.load.samplers import GpuSampler, ServerSampler
-from helpers.rent import ssh
+from helpers.load.samplers import ServerSampler
 
 STREAM = (
     b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],'
     b'"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\ndata: [DONE]\n\n'
 )
-NVIDIA_SMI = """#!/bin/sh
-while :; do echo '0, 97, 5123, 71.54'; echo '1, [N/A], 0, 9'; sleep 0.1; done
-"""
 
 
 class Notes:
@@ -71,26 +66,3 @@ async def test_a_sampler_that_breaks_does_not_cost_the_run(tmp_path, monkeypatch
     run = await load.run(endpoint, load.Synthetic(), one, requests=2, path=path, progress=False)
     server.close()
     assert len(run.ok) == 2 and files[0].closed
-
-
-def test_the_gpu_is_watched_over_ssh(instance, settings):
-    """Where the instance has an ``nvidia-smi``, what it says is noted, as far as it says it."""
-    notes = Notes()
-    with ssh.connect(instance, settings) as client, client.open_sftp() as files:
-        with files.open("bin/nvidia-smi", "w") as program:
-            program.write(NVIDIA_SMI)
-        files.chmod("bin/nvidia-smi", 0o755)
-        try:
-            sampler = GpuSampler(client, notes)
-            sampler.start()
-            assert notes.enough.wait(10)
-            sampler.stop()
-        finally:
-            files.remove("bin/nvidia-smi")
-    first, second, *_ = notes.entries
-    assert 0 <= first.pop("t_s") <= second.pop("t_s") < 10
-    assert first == {"type": "gpu", "gpu": 0, "gpu_busy": 97, "memory_mib": 5123, "power_w": 71.54}
-    assert second == {"type": "gpu", "gpu": 1, "memory_mib": 0, "power_w": 9}
-    seen = len(notes.entries)
-    time.sleep(0.3)
-    assert len(notes.entries) <= seen + 1, "it reads on after the run"

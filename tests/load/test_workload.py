@@ -8,7 +8,6 @@ import pytest
 from helpers import load
 from helpers.errors import CourseError
 from helpers.load import workload
-from helpers.load.arrivals import to_spec
 
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
 
@@ -50,44 +49,37 @@ def test_the_shared_prefix_is_shared_and_the_rest_is_not():
 )
 def test_a_spec_makes_the_same_requests(work):
     """What is written into a spec, for another process or machine, asks exactly the same."""
-    again = workload.from_spec(json.loads(json.dumps(to_spec(work))))
+    again = workload.from_spec(json.loads(json.dumps(workload.to_spec(work))))
     assert [again.chat(i) for i in range(9)] == [work.chat(i) for i in range(9)]
 
 
 def test_the_body_is_the_apis():
     """Usage is asked for, tools are sent, and lengths are fixed only in words the server knows."""
     work = load.Synthetic()
-    plain = json.loads(workload.body(work, "m", [TOOL], [], 5, exact=()))
+    plain = json.loads(workload.body(work, "m", [TOOL], [], 5, exact=False))
     assert plain["stream_options"] == {"include_usage": True} and plain["tools"] == [TOOL]
     assert plain["max_tokens"] == 5 and not plain.keys() & {"ignore_eos", "min_tokens"}
     both = ("ignore_eos", "min_tokens")
-    exact = json.loads(workload.body(work, "m", [], [], 5, exact=both))
+    exact = json.loads(workload.body(work, "m", [], [], 5, exact=True))
     assert (exact["ignore_eos"], exact["min_tokens"]) == (True, 5)
     free = load.Synthetic(ignore_eos=False)
-    assert not set(both) & json.loads(workload.body(free, "m", [], [], 5, exact=both)).keys()
+    assert not set(both) & json.loads(workload.body(free, "m", [], [], 5, exact=True)).keys()
 
 
-def test_prompts_from_a_file(tmp_path):
-    """Prompts and chats are read; a chat's user messages are its turns; nonsense is refused."""
+def test_prompts_and_chats_are_asked_in_order():
+    """From the start again at their end; a chat's user messages are its turns."""
     chat = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Hi"},
         {"role": "user", "content": "Bye"},
     ]
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": "One"}) + "\n" + json.dumps({"messages": chat}) + "\n")
-    work = load.Prompts.read(path, output_tokens=9)
+    work = load.Prompts(items=["One", chat], output_tokens=9)
     assert work.chat(0) == work.chat(2)
     talk = work.chat(1)
     assert talk.opening == chat[:1] and talk.turns == [(chat[1], 9), (chat[3], 9)]
-    path.write_text("{}\n")
-    with pytest.raises(CourseError, match="line 1 is no prompt"):
-        load.Prompts.read(path)
     with pytest.raises(CourseError, match="no prompts"):
         load.Prompts(items=())
-    with pytest.raises(CourseError, match="cannot be read"):
-        load.Prompts.read(tmp_path / "nowhere.jsonl")
 
 
 def test_questions_with_tools_are_new_each_time():
@@ -123,22 +115,10 @@ def test_settings_that_mean_nothing_are_refused(kind, wrong):
         kind(**wrong)
 
 
-def test_a_prompt_may_hold_any_letter(tmp_path):
-    """JSON leaves U+2028, U+0085 and others as they are: they end no line of a JSONL file."""
-    path, text = tmp_path / "prompts.jsonl", "a\u2028b\u0085c\x1cd"
-    entries = [json.dumps({"prompt": text}, ensure_ascii=False), '{"prompt": "second"}']
-    path.write_text("\r\n".join(entries) + "\r\n", encoding="utf-8")
-    assert load.Prompts.read(path).items == (text, "second")
-
-
 @pytest.mark.parametrize(
     "item", [5, [], ["text"], [{"role": "system", "content": "s"}], [{"content": "x"}]]
 )
-def test_what_is_no_prompt_is_refused(item, tmp_path):
+def test_what_is_no_prompt_is_refused(item):
     """Chats that no user speaks in, and other things: refused where they are made."""
     with pytest.raises(CourseError, match="no prompt"):
         load.Prompts(items=("good", item))
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": "good"}) + "\n\n" + json.dumps({"messages": item}))
-    with pytest.raises(CourseError, match="line 3 is no prompt"):
-        load.Prompts.read(path)

@@ -53,19 +53,6 @@ def test_throughput_shows_the_table(runs):
     assert list(ideal.get_ydata()) == pytest.approx([n * line.get_ydata()[0] for n in (1, 2, 4)])
 
 
-def test_gpus_stand_below_the_server(runs, tmp_path):
-    """A run that watched ``nvidia-smi`` shows each GPU as a line, with gaps where it said less."""
-    runs[0].samples = [{"t_s": t, "running": 1.0, "waiting": 0.0} for t in range(4)]
-    runs[0].gpu = [{"t_s": t, "gpu": n, "gpu_busy": 90.0 - n} for t in range(4) for n in (0, 1)]
-    runs[0].gpu += [{"t_s": 4.0, "gpu": 1, "power_w": 70.0}]
-    figure = plots.server_view(runs[0])
-    figure.savefig(tmp_path / "gpus.png")
-    first, second = figure.axes[-1].get_lines()
-    assert list(first.get_ydata()) == [90.0] * 4
-    assert list(second.get_ydata()) == pytest.approx([89.0] * 4 + [float("nan")], nan_ok=True)
-    assert figure.axes[-1].get_xlabel() and not figure.axes[-2].get_xlabel()
-
-
 def test_pictures_of_failure(tmp_path):
     """A load at which every answer was lost still has its place in the picture."""
     runs = [closed_loop(users=1), broken(closed_loop(users=2))]
