@@ -39,11 +39,8 @@ class Objective:
         return {name: ms for name, ms in limits.items() if ms is not None}
 
     def __str__(self) -> str:
-        each = [
-            f"{name.upper()} p{self.percentile:g} ≤ {ms:g} ms"
-            for name, ms in self.limits_ms.items()
-        ]
-        return ", ".join(each)
+        rank, limits = f"p{self.percentile:g}", self.limits_ms.items()
+        return ", ".join(f"{name.upper()} {rank} ≤ {ms:g} ms" for name, ms in limits)
 
     def holds(self, record: Record) -> bool:
         """Whether one request met every demand."""
