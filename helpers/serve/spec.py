@@ -1,7 +1,7 @@
 """What to run on the instance: one model on one vLLM server, and every way to start it."""
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 # Model ids, revisions and image tags stand here and nowhere else: never in a notebook's cell.
@@ -76,6 +76,19 @@ class ServingSpec:
     def command(self) -> str:
         """The ``vllm serve`` command line, quoted for a shell."""
         return shlex.join(["vllm", "serve", *self.vllm_args()])
+
+    def docker(self) -> str:
+        """The ``docker run`` line that serves this on a machine with an NVIDIA GPU.
+
+        The image's entrypoint is ``vllm serve``. Variables are passed by name: docker takes their
+        values from the environment it is started in, so none stands in the line.
+        """
+        names = [word for name in self.env for word in ("-e", name)]
+        cache = "$HOME/.cache/huggingface:/root/.cache/huggingface"
+        inside = replace(self, host="0.0.0.0").vllm_args()  # noqa: S104
+        port = f"127.0.0.1:{self.port}:{self.port}"
+        words = ["docker", "run", "--rm", "--gpus", "all", "--ipc=host", "-p", port, *names]
+        return f'{shlex.join(words)} -v "{cache}" {shlex.join([self.image, *inside])}'
 
     def served(self) -> str:
         """The command line between two lines in the log: that it starts, that it has ended."""

@@ -1,4 +1,4 @@
-"""One ServingSpec, several ways to run it: each must give vLLM the arguments that it understands.
+"""One ServingSpec, four ways to run it: each must give vLLM the arguments that it understands.
 
 ``-m vllm`` lets vLLM's own parser read them, in the environment that ``vllm_env.sh`` makes.
 """
@@ -43,8 +43,10 @@ def with_token(settings):
 def renderings(spec: ServingSpec) -> dict[str, list[str]]:
     """The words after ``vllm serve`` in each rendering."""
     public = replace(spec, host="0.0.0.0")
+    docker = shlex.split(spec.docker())
     _, _, script = shlex.split(container(spec)["args"])  # bash -c SCRIPT
     return {
+        "docker": docker[docker.index(spec.image) + 1 :],
         "vast": _in_script(spec.onstart()),
         "runpod": shlex.split(container(public)["args"]),
         "runpod, SSH": _in_script(script),
@@ -60,13 +62,13 @@ def _in_script(script: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["default", *models.table().model])
 def test_every_rendering_serves_the_same(with_token, name):
-    """The ways differ in the address they listen on, and in nothing else."""
+    """The four ways differ in the address they listen on, and in nothing else."""
     spec = ServingSpec() if name == "default" else models.spec(name, with_token)
     words = renderings(spec)
     for way, found in words.items():
         host = spec.host if way in ("vast", "runpod, SSH") else "0.0.0.0"
         assert found == replace(spec, host=host).vllm_args(), way
-    shown = spec.onstart() + str(clouds.task(spec)) + repr(spec)
+    shown = spec.docker() + spec.onstart() + str(clouds.task(spec)) + repr(spec)
     assert TOKEN not in shown
 
 
