@@ -16,9 +16,8 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-import psutil
 import requests
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from helpers.errors import CourseError
 from helpers.rehearsal import model
@@ -60,11 +59,8 @@ def running(settings: Settings) -> Server | None:
 
 def holds_rentals(settings: Settings) -> bool:
     """Is something rented in the rehearsal, whether or not its server runs?"""
-    try:
-        state = json.loads((settings.rehearsal_home / "state.json").read_text())
-    except FileNotFoundError:
-        return False
-    return bool(state["rentals"])
+    state = settings.rehearsal_home / "state.json"
+    return state.exists() and bool(json.loads(state.read_text())["rentals"])
 
 
 def ensure(settings: Settings) -> Server:
@@ -136,14 +132,12 @@ def stop(settings: Settings) -> bool:
         return False
     with contextlib.suppress(requests.RequestException):
         server.call("POST", "/rehearsal/stop")
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if not _alive(server.pid):
-            return True
-        time.sleep(0.1)
-    raise CourseError(
-        f"the rehearsal (process {server.pid}) does not stop", f"end it with: kill -9 {server.pid}"
-    )
+    try:
+        with FileLock(settings.rehearsal_home / "server.lock", timeout=STOP_TIMEOUT_S):
+            return True  # its process held this until it had ended all that it had started
+    except Timeout:
+        what = f"the rehearsal (process {server.pid}) does not stop"
+        raise CourseError(what, f"end it with: kill -9 {server.pid}") from None
 
 
 def reset(settings: Settings) -> None:
@@ -152,10 +146,3 @@ def reset(settings: Settings) -> None:
     home = settings.rehearsal_home
     for file in (home / "state.json", *home.glob("rentals-rehearsal*.json")):
         file.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # a kernel may not have reaped
-    except psutil.NoSuchProcess:
-        return False

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from helpers.rehearsal import engine_vllm, tool_choice
+from helpers.rehearsal import engine_vllm, faults, tool_choice
 from helpers.rehearsal.model import TOOL_CALLER, TOOL_CALLING, link
 
 # vLLM's default (256) is meant for a GPU: a laptop's throughput is flat from 8 sequences on.
@@ -23,21 +23,15 @@ DEFAULT_CONTEXT = 2048
 HTTP_THREADS = 128
 # Prompts that left their slot are kept for a later one like them: llama.cpp's limit is 8 GiB.
 PROMPT_CACHE_MIB = 128
-# Faults of the rehearsal: how vLLM's log ends when it gives up.
-_LAST_WORDS = {
-    "out_of_memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
-    "model_failure": "OSError: We couldn't connect to 'https://huggingface.co' to load the files",
-}
 
 
 def main() -> None:
     """``vllm serve MODEL [--port N] [--max-num-seqs N] [--max-model-len N] [--api-key K] ...``."""
     if fault := os.environ.get("REHEARSAL_FAULT"):
-        sys.exit(_LAST_WORDS[fault])
-    if os.environ["REHEARSAL_VLLM_ENV"]:  # ENGINE=vllm
+        sys.exit(faults.ANSWERS[fault])
+    if os.environ["REHEARSAL_ENGINE"] == "vllm":
         engine_vllm.serve(sys.argv[2:])
     options, *ignored = engine_vllm.parse(sys.argv[2:])
-    _die_with_the_instance()
     model = Path(os.environ["REHEARSAL_MODEL"])
     name = re.sub(r"[.-](Q\d\w*|F16|BF16)$", "", model.stem)
     calls_tools = options.enable_auto_tool_choice and name == TOOL_CALLER
@@ -86,17 +80,6 @@ def _size(params: Any, options: argparse.Namespace) -> None:
     # One thread serves one connection: waiting requests must leave some for /metrics.
     params.n_threads_http = slots + HTTP_THREADS
     params.api_keys = [options.api_key] if options.api_key else []
-
-
-def _die_with_the_instance() -> None:
-    """Exit when the instance's end of an inherited pipe closes, however the instance ended."""
-    descriptor = int(os.environ["REHEARSAL_ALIVE_FD"])
-
-    def watch() -> None:
-        os.read(descriptor, 1)
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _say(line: str) -> None:

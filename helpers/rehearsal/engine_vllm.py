@@ -23,22 +23,16 @@ _LEFT_OUT = (
 )
 _SHORT = {"-q": "--quantization", "-tp": "--tensor-parallel-size"}
 _SHORT |= {"-pp": "--pipeline-parallel-size", "-dp": "--data-parallel-size"}
-# Runs in vLLM's environment. The pipe closes when the machine ends, however it ended; vLLM has
-# processes of its own, so the whole group goes. Python's tracker of shared memory stays out of the
-# group: it outlives the others for a moment and removes what they leave in /dev/shm.
+# Runs in vLLM's environment. vLLM has processes of its own, and when the machine ends, its whole
+# group is killed. Python's tracker of shared memory stays out of the group: it outlives the others
+# for a moment and removes what they leave in /dev/shm.
 _RUN = """
-import os, signal, sys, threading
+import os, sys
 from multiprocessing import resource_tracker
-group, alone = os.getpgrp(), os.getsid(0) == os.getpid()  # alone on a terminal: cannot leave
-if not alone:
-    os.setpgid(0, 0)
+group = os.getpgrp()
+os.setpgid(0, 0)
 resource_tracker.ensure_running()
-if not alone:
-    os.setpgid(0, group)
-def watch():
-    os.read(int(os.environ["REHEARSAL_ALIVE_FD"]), 1)
-    os.killpg(0, signal.SIGKILL)
-threading.Thread(target=watch, daemon=True).start()
+os.setpgid(0, group)
 sys.argv[0] = "vllm"
 from vllm.entrypoints.cli.main import main
 main()
@@ -80,8 +74,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     """
     words = [_SHORT.get(word, word) for word in words]
     parser = argparse.ArgumentParser(prog="vllm serve", add_help=False, allow_abbrev=False)
-    tag = words.pop(0) if words and not words[0].startswith("-") else ""
-    parser.add_argument("--model", default=tag)
+    if not words[0].startswith("-"):  # the model's name may stand first, without its option
+        words.insert(0, "--model")
+    parser.add_argument("--model")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY"))

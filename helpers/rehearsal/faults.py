@@ -17,6 +17,7 @@ from helpers.settings import ASSETS
 with (ASSETS / "rehearsal_faults.csv").open(newline="") as _file:
     _ROWS = {row["name"]: row for row in csv.DictReader(_file)}
 FAULTS = {name: row["what"] for name, row in _ROWS.items()}
+ANSWERS = {name: row["answer"] for name, row in _ROWS.items()}
 
 
 class Faults:

@@ -8,15 +8,13 @@ import asyncio
 import contextlib
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
 import time
-from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from asyncio.subprocess import PIPE
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import asyncssh
 
@@ -42,8 +40,6 @@ class Machine:
         self.home = folder / "root"
         self.config = json.loads((folder / "machine.json").read_text())
         self.sockets = Path(self.config["env"]["LOAD_UNIX_SOCKETS"])
-        # Held open for as long as this process lives: the engine exits when it closes.
-        self.alive_fd, self._hold = os.pipe()
         self.logins: set[Login] = set()
         self.opens = time.monotonic() + self.config["ssh_after_s"]
         if hasattr(os, "sched_setaffinity"):
@@ -58,7 +54,6 @@ class Machine:
         host_key = self.folder / "host_key"
         if not host_key.exists():
             asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(host_key))
-            host_key.chmod(0o600)
 
     def place(self) -> dict[str, Any]:
         """Where its processes run; nothing of the reader's own (their keys!) enters."""
@@ -68,10 +63,9 @@ class Machine:
             "USER": "root",
             "LANG": "C.UTF-8",
             "PATH": os.pathsep.join(programs),
-            "REHEARSAL_ALIVE_FD": str(self.alive_fd),
             **self.config["env"],
         }
-        return {"cwd": self.home, "env": env, "pass_fds": [self.alive_fd]}
+        return {"cwd": self.home, "env": env}
 
     def boot(self) -> None:
         """Run the script that the renter asked for."""
@@ -130,20 +124,14 @@ class Login(asyncssh.SSHServer):
 
 
 async def _serve_session(machine: Machine, process: asyncssh.SSHServerProcess[bytes]) -> None:
-    """Run one command, or a login shell on a terminal, and carry its bytes both ways."""
+    """Run one command, or a login shell, and carry its bytes both ways."""
     shell = ["/bin/sh", "-c", process.command] if process.command else ["/bin/sh", "-i"]
-    if process.get_terminal_type():
-        child, reader, write = await _on_terminal(shell, machine.place())
-        outputs: list[tuple[asyncio.StreamReader | None, Any]] = [(reader, process.stdout)]
-    else:
-        child = await asyncio.create_subprocess_exec(
-            *shell, stdin=PIPE, stdout=PIPE, stderr=PIPE, **machine.place()
-        )
-        stdin = cast(asyncio.StreamWriter, child.stdin)
-        outputs = [(child.stdout, process.stdout), (child.stderr, process.stderr)]
-        write = lambda data: stdin.write(data) if data else stdin.close()  # noqa: E731
+    child = await asyncio.create_subprocess_exec(
+        *shell, stdin=PIPE, stdout=PIPE, stderr=PIPE, **machine.place()
+    )
+    feeding = asyncio.create_task(_feed(process.stdin, child.stdin))
+    outputs = ((child.stdout, process.stdout), (child.stderr, process.stderr))
     pumps = [asyncio.create_task(_pump(source, sink)) for source, sink in outputs]
-    feeding = asyncio.create_task(_feed(process, write))
     status = await child.wait()
     # What it wrote last is still on its way; a process it left behind may hold the pipes for ever.
     await asyncio.wait(pumps, timeout=LAST_WORDS_S)
@@ -152,44 +140,17 @@ async def _serve_session(machine: Machine, process: asyncssh.SSHServerProcess[by
     process.exit(status if status >= 0 else 128 - status)
 
 
-async def _on_terminal(
-    shell: list[str], place: dict[str, Any]
-) -> tuple[Process, asyncio.StreamReader, Callable[[bytes], Any]]:
-    ours, theirs = pty.openpty()
-    # A session of its own, as a terminal needs: it hangs up when this process goes.
-    child = await asyncio.create_subprocess_exec(
-        *shell, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, **place
-    )
-    os.close(theirs)
-    reader = await _reader(os.fdopen(ours, "rb", 0))
-    end_of_input = b"\x04"
-    return child, reader, lambda data: os.write(ours, data or end_of_input)
-
-
-async def _reader(file: IO[Any]) -> asyncio.StreamReader:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), file
-    )
-    return reader
-
-
-async def _pump(source: asyncio.StreamReader | None, sink: asyncssh.SSHWriter[bytes]) -> None:
-    # A terminal says so when its last process has gone, and the client may go at any time.
-    with contextlib.suppress(OSError, asyncssh.Error):
-        while source and (data := await source.read(1 << 16)):
+async def _pump(source: Any, sink: Any) -> None:
+    with contextlib.suppress(OSError, asyncssh.Error):  # either end may go at any time
+        while data := await source.read(1 << 16):
             sink.write(data)
             await sink.drain()
 
 
-async def _feed(process: asyncssh.SSHServerProcess[bytes], write: Callable[[bytes], Any]) -> None:
-    """Carry what the client sends; an empty piece is the end of it."""
-    data = None
-    with contextlib.suppress(OSError, asyncssh.Error):
-        while data != b"":
-            with contextlib.suppress(asyncssh.TerminalSizeChanged, asyncssh.BreakReceived):
-                data = await process.stdin.read(1 << 16)
-                write(data)
+async def _feed(source: Any, sink: Any) -> None:
+    """Carry what the client sends, and then its end."""
+    await _pump(source, sink)
+    sink.close()
 
 
 async def _main(folder: Path) -> None:
@@ -204,15 +165,13 @@ async def _main(folder: Path) -> None:
         sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=bytes(machine.home)),
         password_auth=False,
         kbdint_auth=False,
+        allow_pty=False,  # a shell's lines are edited where they are typed
         encoding=None,
-        line_editor=False,
-        reuse_address=True,
     )
     machine.tell(ssh_port=server.get_port())
     machine.boot()
     # The marketplace holds the other end: it closes when that process ends, however it ends.
-    reader = await _reader(sys.stdin)
-    while await reader.readline():  # "drop": the one thing the marketplace may ask for
+    while await asyncio.to_thread(sys.stdin.readline):  # "drop": all that it may ask for
         for login in list(machine.logins):
             login.conn.abort()
 

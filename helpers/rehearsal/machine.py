@@ -8,13 +8,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from helpers.rehearsal.faults import ANSWERS
+
 if TYPE_CHECKING:
     from helpers.rehearsal.market import Market, Rental
-
-_CUDA_ERROR = (
-    "Error response from daemon: OCI runtime create failed: nvidia-container-cli: "
-    "requirement error: unsatisfied condition: cuda>=13.0"
-)
 
 
 class Machine:
@@ -52,7 +49,7 @@ class Machine:
             market.note(rental, "loading", f"{rental.image}: Pulling fs layer")
             return
         if take("image_failure"):
-            market.note(rental, "created", _CUDA_ERROR)
+            market.note(rental, "created", ANSWERS["image_failure"])
             return
         folder = market.folder(rental.id)
         (folder / "machine.json").write_text(json.dumps(self._config()))
@@ -88,19 +85,17 @@ class Machine:
         """What ``instance.py`` has to know, and what a container finds in its environment."""
         market, rental, settings = self.market, self.rental, self.market.settings
         sockets = market.sockets / str(rental.id)
-        sockets.mkdir(mode=0o700, exist_ok=True)
-        env = {name: text for name, text in rental.env.items() if not name.startswith("-")}
-        env |= {"CONTAINER_ID": str(rental.id), "CONTAINER_API_KEY": rental.api_key}
-        env |= {"RUNPOD_POD_ID": str(rental.id), "RUNPOD_API_KEY": rental.api_key}
-        # Where the machine finds the provider: on a real market its usual address.
-        env |= {"VAST_URL": market.url, "RUNPOD_URL": market.url}
-        env |= {
+        sockets.mkdir(exist_ok=True)
+        own, key = str(rental.id), rental.api_key
+        env = {
+            **rental.env,
+            **{"CONTAINER_ID": own, "CONTAINER_API_KEY": key, "VAST_URL": market.url},
+            **{"RUNPOD_POD_ID": own, "RUNPOD_API_KEY": key, "RUNPOD_URL": market.url},
             "REHEARSAL_CORES": str(len(self.cores)),
             "REHEARSAL_MODEL": str(market.model),
+            "REHEARSAL_VLLM_ENV": str(settings.vllm_env.absolute()),
+            "REHEARSAL_ENGINE": settings.engine,
             "LOAD_UNIX_SOCKETS": str(sockets),
-            "REHEARSAL_VLLM_ENV": (
-                str(settings.vllm_env.absolute()) if settings.engine == "vllm" else ""
-            ),
         }
         for fault in ("model_failure", "out_of_memory"):
             if market.faults.take(fault):

@@ -1,6 +1,7 @@
 """The rehearsal's marketplace behind any API: offers, rentals, a pretend balance."""
 
 import asyncio
+import re
 import secrets
 import shutil
 import tempfile
@@ -31,9 +32,6 @@ class Contract(BaseModel):
     ports: list[str] = []
     disk_gb: float = Field(10, ge=8, validation_alias=AliasChoices("disk_gb", "disk"))
     price: float | None = Field(None, ge=0.001, le=128)  # a bid: others may bid more
-    template: str | None = Field(
-        None, validation_alias=AliasChoices("template", "template_hash_id", "templateId")
-    )
 
 
 class Rental(Contract):
@@ -61,8 +59,9 @@ class Books(BaseModel):
 
     credit: float = START_CREDIT_USD
     public_keys: list[str] = []
-    templates: list[dict[str, Any]] = []
-    rentals: list[Rental] = []
+    vast_templates: list[dict[str, Any]] = []
+    runpod_templates: list[dict[str, Any]] = []
+    rentals: dict[str, Rental] = {}  # by their numbers
     next_id: int = 7001
 
 
@@ -96,23 +95,17 @@ class Market:
         """Write the books so that a crash leaves the old or the new ones, never half of them."""
         part = self._file.with_suffix(".part")
         part.write_text(self.books.model_dump_json(indent=1))
-        part.chmod(0o600)
         part.replace(self._file)
-
-    def new_id(self) -> int:
-        """A number never given before."""
-        self.books.next_id += 1
-        return self.books.next_id - 1
 
     def meter(self) -> None:
         """Bill the seconds since the last call: GPU while running, disk from first to last."""
         now = time.time()
         hours, self._metered = (now - self._metered) / 3600, now
-        for rental in self.books.rentals:
+        for rental in self.books.rentals.values():
             gpu = rental.gpu_usd_per_hour if rental.status == "running" else 0.0
             self.books.credit -= (gpu + rental.disk_usd_per_hour) * hours
         if self.books.credit <= 0:
-            for rental in self.books.rentals:
+            for rental in self.books.rentals.values():
                 if rental.intended == "running":
                     self.stop(rental, "stopped: credit is used up")
 
@@ -130,40 +123,29 @@ class Market:
             self.save()
         return self.books.public_keys.index(text) + 1
 
-    def add_template(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Keep a template of the reader's own."""
-        if not body.get("name") or not body.get("image"):
-            raise Refusal(400, "invalid_args", "a template needs a name and an image")
-        self.books.templates.append(body)
-        self.save()
-        return body
-
     # -- rentals ---------------------------------------------------------------------------
 
     def free_offers(self) -> dict[int, dict[str, Any]]:
         """Offers that nobody has rented, by their ids."""
-        taken = {rental.offer_id for rental in self.books.rentals}
+        taken = {rental.offer_id for rental in self.books.rentals.values()}
         return {number: offer for number, offer in self.offers.items() if number not in taken}
 
-    def find(self, number: object) -> Rental:
+    def find(self, number: str) -> Rental:
         """The rental of that number.
 
         Raises:
             Refusal: when there is none.
         """
-        for rental in self.books.rentals:
-            if str(rental.id) == str(number):
-                return rental
-        raise Refusal(404, "no_such_instance", f"there is no instance {number}")
+        if number not in self.books.rentals:
+            raise Refusal(404, "no_such_instance", f"there is no instance {number}")
+        return self.books.rentals[number]
 
     def check_credit(self) -> None:
         """Refuse to rent to an account that cannot pay."""
         if self.books.credit <= 0 or self.faults.take("no_credit"):
             raise Refusal(402, "insufficient_credit", "Your account lacks credit")
 
-    def rent(
-        self, offer_id: int, contract: Contract, gpu_usd: float, disk_usd: float, keys: list[str]
-    ) -> Rental:
+    def rent(self, offer_id: int, contract: Contract, gpu_usd: float, disk_usd: float) -> Rental:
         """Make the contract and begin to load the machine.
 
         Args:
@@ -171,19 +153,19 @@ class Market:
             contract: what to run on it.
             gpu_usd: price of the GPU, dollars an hour.
             disk_usd: price of each GB of disk, dollars a month.
-            keys: public keys that may log in.
         """
         rental = Rental(
             **contract.model_dump(),
-            id=self.new_id(),
+            id=self.books.next_id,
             offer_id=offer_id,
             gpu_usd_per_hour=gpu_usd,
             disk_usd_per_hour=disk_usd * contract.disk_gb / HOURS_PER_MONTH,
         )
-        self.books.rentals.append(rental)
+        self.books.next_id += 1
+        self.books.rentals[str(rental.id)] = rental
         folder = self.folder(rental.id)
-        folder.mkdir(parents=True, mode=0o700)
-        (folder / "authorized_keys").write_text("".join(f"{key}\n" for key in keys))
+        folder.mkdir(parents=True)
+        (folder / "authorized_keys").write_text("\n".join(self.books.public_keys))
         self.run(rental)
         return rental
 
@@ -219,7 +201,7 @@ class Market:
         """End the contract: the machine and its disk are gone, both meters stop."""
         self.meter()
         self._end(rental.id)
-        self.books.rentals.remove(rental)
+        del self.books.rentals[str(rental.id)]
         shutil.rmtree(self.folder(rental.id), ignore_errors=True)
         self.save()
 
@@ -230,14 +212,14 @@ class Market:
 
     def resume(self) -> None:
         """After a crash of the marketplace: boot what was running, as a host does."""
-        for rental in self.books.rentals:
+        for rental in self.books.rentals.values():
             if rental.intended == "running":
                 self.run(rental)
 
     async def close(self) -> None:
         """End every rental and every process."""
         lives = [machine.life for machine in self.machines.values()]
-        for rental in list(self.books.rentals):
+        for rental in list(self.books.rentals.values()):
             self.destroy(rental)
         await asyncio.gather(*lives, return_exceptions=True)
         self.save()
@@ -248,7 +230,7 @@ class Market:
         if not FAULTS[fault].startswith("now"):
             self.faults.armed[fault] += 1
             return
-        for rental in [r for r in self.books.rentals if r.status == "running"]:
+        for rental in [r for r in self.books.rentals.values() if r.status == "running"]:
             if fault == "tunnel_drop":
                 self.machines[rental.id].drop_connections()
             elif fault == "host_key":
@@ -270,8 +252,7 @@ def public_key(text: object) -> str:
     Raises:
         Refusal: when it is none.
     """
-    line = text.strip() if isinstance(text, str) else ""
-    words = [] if "\n" in line else line.split()
-    if len(words) < 2 or not words[0].startswith(("ssh-", "ecdsa-", "sk-")):
+    line = str(text).strip()
+    if not re.fullmatch(r"(ssh|ecdsa|sk)-\S+ \S+.*", line):
         raise Refusal(400, "invalid_args", "not an OpenSSH public key")
     return line

@@ -48,8 +48,6 @@ class RunPodAPI:
 
     async def graphql(self, request: web.Request) -> web.Response:
         """The one question that REST v2 cannot answer: the balance."""
-        if "clientBalance" not in str((await json_object(request)).get("query")):
-            return reply({"errors": [{"message": "only clientBalance is answered"}]})
         credit = {"clientBalance": round(self.market.books.credit, 6)}
         return reply({"data": {"myself": credit}})
 
@@ -70,16 +68,13 @@ class RunPodAPI:
         """GPU types with prices and stock, from the market's offers."""
         count, cloud = int(request.query.get("count", 1)), request.query.get("cloud", "SECURE")
         cuda = request.query.get("minCudaVersion", 0)
-        kinds = {offer["runpod_id"]: None for offer in self._offers()}
+        kinds = {offer["runpod_id"]: None for offer in self.market.offers.values()}
         types = [self._type(kind, self._free(kind, count, cloud, cuda)) for kind in kinds]
         return reply({"gpus": types})
 
-    def _offers(self) -> list[dict[str, Any]]:
-        return list(self.market.offers.values())
-
     def _type(self, gpu_id: str, free: list[dict[str, Any]]) -> dict[str, Any]:
         """One GPU type as the API shows it, with the offers of it that are free."""
-        rows = [offer for offer in self._offers() if offer["runpod_id"] == gpu_id]
+        rows = [offer for offer in self.market.offers.values() if offer["runpod_id"] == gpu_id]
         secure = max((offer["num_gpus"] for offer in rows if offer["verified"]), default=0)
         price = self._price(gpu_id)
         return {
@@ -95,7 +90,7 @@ class RunPodAPI:
 
     def _price(self, gpu_id: str) -> float:
         """RunPod has one list price for a GPU type, $/h."""
-        rows = (offer for offer in self._offers() if offer["runpod_id"] == gpu_id)
+        rows = [offer for offer in self.market.offers.values() if offer["runpod_id"] == gpu_id]
         return min(offer["dph_base"] / offer["num_gpus"] for offer in rows)
 
     def _free(self, gpu_id: str, count: int, cloud: str, cuda: float | str) -> list[dict[str, Any]]:
@@ -115,17 +110,14 @@ class RunPodAPI:
 
     async def own_templates(self, request: web.Request) -> web.Response:
         """The reader's own templates."""
-        return reply({"templates": self._own_templates()})
-
-    def _own_templates(self) -> list[dict[str, Any]]:
-        return [row for row in self.market.books.templates if "hash_id" not in row]
+        return reply({"templates": self.market.books.runpod_templates})
 
     async def add_template(self, request: web.Request) -> web.Response:
         """Keep a template of the reader's own."""
-        marks = {"id": secrets.token_hex(5)}
-        row = self.market.add_template(
-            FIXED["runpod_template"] | await json_object(request) | marks
-        )
+        body = await json_object(request)
+        row = FIXED["runpod_template"] | body | {"id": secrets.token_hex(5)}
+        self.market.books.runpod_templates.append(row)
+        self.market.save()
         return reply(row, status=201)
 
     # -- pods ------------------------------------------------------------------------------
@@ -144,22 +136,19 @@ class RunPodAPI:
             raise Refusal(400, "", "There are no instances currently available with that GPU.")
         self.market.check_credit()
         price = self._price(gpu["id"]) * free[0]["num_gpus"]
-        keys = self.market.books.public_keys if body.get("startSsh") else []
-        rental = self.market.rent(free[0]["id"], contract, price, DISK_USD_PER_GB_MONTH, keys)
+        rental = self.market.rent(free[0]["id"], contract, price, DISK_USD_PER_GB_MONTH)
         return reply(self._pod(rental), status=201)
 
     def _with_template(self, template_id: str, body: dict[str, Any]) -> dict[str, Any]:
         """The template's values, overruled by what the caller gave."""
-        rows = [row for row in (_course_template(), *self._own_templates())]
-        row = next((row for row in rows if row["id"] == template_id), None)
-        if row is None:
-            raise Refusal(404, "", f"no template {template_id}")
+        rows = {row["id"]: row for row in (_course_template(), *self.market.books.runpod_templates)}
+        row = rows[template_id]
         base = {key: row[key] for key in ("image", "args", "disk", "ports")}
         return {**base, **body, "env": row["env"] | body.get("env", {})}
 
     async def list_pods(self, request: web.Request) -> web.Response:
         """Everything that is rented."""
-        return reply({"pods": [self._pod(rental) for rental in self.market.books.rentals]})
+        return reply({"pods": [self._pod(rental) for rental in self.market.books.rentals.values()]})
 
     async def show(self, request: web.Request) -> web.Response:
         """One pod."""
@@ -213,7 +202,6 @@ class RunPodAPI:
         status = _STATUS.get(rental.status, "ERROR")
         running, cost = status == "RUNNING", rental.gpu_usd_per_hour + rental.disk_usd_per_hour
         direct = {"host": "127.0.0.1", "port": port, "username": "root"}
-        direct["command"] = f"ssh root@127.0.0.1 -p {port}"
         mapped = [{"private": 22, "public": port, "type": "tcp", "ip": "127.0.0.1"}]
         return {
             **FIXED["runpod_pod"],
@@ -231,9 +219,8 @@ class RunPodAPI:
             "cloud": "SECURE" if offer["verified"] else "COMMUNITY",
             "cudaVersion": str(offer["cuda_max_good"]),
             "ssh": {"proxy": None, "direct": direct if running else None},
-            "template": rental.template,
             "cost": 0.0 if status == "EXITED" else cost,
-            "runtime": {"uptime": 0, "ports": mapped} if running else None,
+            "runtime": {"ports": mapped} if running else None,
             "createdAt": _time(rental.created),
             "startedAt": _time(rental.started) if running else None,
         }

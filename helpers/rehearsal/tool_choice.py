@@ -29,7 +29,7 @@ def forced(body: dict[str, Any]) -> dict[str, Any]:
         body: as a client sent it: ``tools``, ``tool_choice`` and ``parallel_tool_calls`` count.
 
     Raises:
-        ValueError: the choice is none of the API's, or names a tool that is not there.
+        ValueError: the choice demands a tool that is not there.
 
     >>> tools = [{"type": "function", "function": {"name": "ping"}}]
     >>> ping = {"type": "function", "function": {"name": "ping"}}
@@ -42,14 +42,10 @@ def forced(body: dict[str, Any]) -> dict[str, Any]:
     made = dict(body)
     if isinstance(choice, dict):
         name = choice["function"]["name"]
-        made["tools"] = [tool for tool in tools if tool["function"]["name"] == name]
-        if not made["tools"]:
-            raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
-    elif choice not in ("auto", "none", "required"):
-        raise ValueError(f"tool_choice is {choice!r}")
-    elif choice == "required" and not tools:
-        raise ValueError("tool_choice is 'required' without tools")
-    if choice not in ("auto", "none"):
+        tools = made["tools"] = [tool for tool in tools if tool["function"]["name"] == name]
+    if isinstance(choice, dict) or choice == "required":
+        if not tools:
+            raise ValueError(f"there is no tool for the tool_choice {choice!r}")
         made["messages"] = [*body["messages"], {"role": "assistant", "content": CALL}]
         made["tool_choice"] = "required"
     if tools and (isinstance(choice, dict) or body.get("parallel_tool_calls") is False):
@@ -71,12 +67,9 @@ def serve(socket: Path, engine: Path) -> None:
         if request.path.endswith("/chat/completions"):
             try:
                 body = json.dumps(forced(json.loads(body))).encode()
-            except (LookupError, TypeError, AttributeError) as error:
-                return _refusal(f"the request's tools or tool_choice lack something: {error!r}")
-            except json.JSONDecodeError:
-                pass  # llama.cpp says it
-            except ValueError as error:
-                return _refusal(str(error))
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
+                told = {"message": f"cannot be read: {error}", "type": "BadRequestError"}
+                return web.json_response({"error": told | {"code": 400}}, status=400)
         return await forward(request, engine, request.path.removeprefix("/"), body)
 
     app = web.Application(client_max_size=2**26)
@@ -86,8 +79,3 @@ def serve(socket: Path, engine: Path) -> None:
         app, path=str(socket), print=None, access_log=None,
         handle_signals=False, handler_cancellation=True,
     )  # fmt: skip
-
-
-def _refusal(what: str) -> web.Response:
-    told = {"message": what, "type": "BadRequestError", "code": 400}
-    return web.json_response({"error": told}, status=400)

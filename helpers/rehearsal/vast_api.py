@@ -66,15 +66,16 @@ class VastAPI:
 
     async def list_keys(self, request: web.Request) -> web.Response:
         """The account's public keys: a bare list."""
-        return reply([_key(number, key) for number, key in enumerate(self._keys(), start=1)])
+        return reply(self._keys())
 
     async def add_key(self, request: web.Request) -> web.Response:
         """Register a public key for instances created from now on."""
         number = self.market.add_key((await json_object(request)).get("ssh_key"))
-        return reply({"success": True, "key": _key(number, self._keys()[number - 1])})
+        return reply({"success": True, "key": self._keys()[number - 1]})
 
-    def _keys(self) -> list[str]:
-        return self.market.books.public_keys
+    def _keys(self) -> list[dict[str, Any]]:
+        keys = enumerate(self.market.books.public_keys, start=1)
+        return [{"id": number, "user_id": 1, "public_key": key} for number, key in keys]
 
     # -- offers and templates --------------------------------------------------------------
 
@@ -95,13 +96,14 @@ class VastAPI:
         return reply({"templates": [t for t in self._templates() if matches(t, filters)]})
 
     def _templates(self) -> list[dict[str, Any]]:
-        # Templates made at the market's other door (runpod_api) have no hash.
-        return [course_template(), *(t for t in self.market.books.templates if "hash_id" in t)]
+        return [course_template(), *self.market.books.vast_templates]
 
     async def add_template(self, request: web.Request) -> web.Response:
         """Keep a template of the reader's own."""
         marks = {"creator_id": 1, "hash_id": secrets.token_hex(16)}
-        template = self.market.add_template(await json_object(request) | marks)
+        template = await json_object(request) | marks
+        self.market.books.vast_templates.append(template)
+        self.market.save()
         return reply({"success": True, "template": template})
 
     # -- instances -------------------------------------------------------------------------
@@ -122,7 +124,7 @@ class VastAPI:
         if bid is not None and bid < offer["min_bid"]:
             raise Refusal(400, "invalid_price", f"bid {bid} is under {offer['min_bid']}")
         price, disk = offer["dph_base"] if bid is None else bid, offer["storage_cost"]
-        rental = self.market.rent(offer["id"], contract, price, disk, self._keys())
+        rental = self.market.rent(offer["id"], contract, price, disk)
         return reply({"success": True, "new_contract": rental.id})
 
     def _template(self, hash_id: str) -> dict[str, Any]:
@@ -136,20 +138,17 @@ class VastAPI:
 
     async def list_instances(self, request: web.Request) -> web.Response:
         """Every instance, on one page."""
-        filters = json.loads(request.query.get("select_filters") or "{}")
-        rows = [self._row(rental) for rental in self.market.books.rentals]
-        rows = [row for row in rows if matches(row, filters)]
-        counts = {"instances_found": len(rows), "total_instances": len(rows)}
-        return reply({"success": True, **counts, "instances": rows, "next_token": None})
+        rows = [self._row(rental) for rental in self.market.books.rentals.values()]
+        return reply({"success": True, "instances": rows, "next_token": None})
 
     async def show(self, request: web.Request) -> web.Response:
         """One instance; null when it is gone."""
-        rows = [self._row(r) for r in self.market.books.rentals if str(r.id) == _id(request)]
-        return reply({"instances": rows[0] if rows else None})
+        rental = self.market.books.rentals.get(request.match_info["id"])
+        return reply({"instances": self._row(rental) if rental else None})
 
     async def manage(self, request: web.Request) -> web.Response:
         """Stop or start."""
-        rental = self.market.find(_id(request))
+        rental = self.market.find(request.match_info["id"])
         wanted = (await json_object(request)).get("state")
         if wanted == "stopped" and rental.intended != "stopped":
             self.market.stop(rental)
@@ -159,15 +158,15 @@ class VastAPI:
 
     async def destroy(self, request: web.Request) -> web.Response:
         """End the contract."""
-        self.market.destroy(self.market.find(_id(request)))
+        self.market.destroy(self.market.find(request.match_info["id"]))
         return reply({"success": True})
 
     async def request_logs(self, request: web.Request) -> web.Response:
         """Prepare the log and answer the link under which it will be found."""
         lines = int((await json_object(request)).get("tail") or 1000)
         link = f"{secrets.token_urlsafe(24)}.log"
-        log = self.market.log(self.market.find(_id(request)), lines)
-        self._logs[link] = "".join(f"{line}\n" for line in log)
+        log = self.market.log(self.market.find(request.match_info["id"]), lines)
+        self._logs[link] = "\n".join(log)
         return reply({"success": True, "result_url": f"{self.market.url}/logs/{link}"})
 
     async def read_logs(self, request: web.Request) -> web.Response:
@@ -178,15 +177,28 @@ class VastAPI:
         return web.Response(text=text)
 
     def _row(self, rental: Rental) -> dict[str, Any]:
-        return instance_row(self.market.offers[rental.offer_id], rental)
-
-
-def _id(request: web.Request) -> str:
-    return request.match_info["id"]
-
-
-def _key(number: int, key: str) -> dict[str, Any]:
-    return {"id": number, "user_id": 1, "public_key": key}
+        """One machine as the API shows it."""
+        offer = self.market.offers[rental.offer_id]
+        port = [{"HostIp": "127.0.0.1", "HostPort": str(rental.ssh_port)}]
+        return {
+            **offer_row(offer, rental.disk_gb, rental.price is not None),
+            **FIXED["vast_instance"],
+            "id": rental.id,
+            "label": rental.label,
+            "actual_status": rental.status,
+            "intended_status": rental.intended,
+            "cur_state": rental.intended,
+            "status_msg": rental.message,
+            "image_uuid": rental.image,
+            "ssh_port": rental.ssh_port,
+            "ports": {"22/tcp": port} if rental.ssh_port else {},
+            "start_date": rental.created,
+            "uptime_mins": (time.time() - rental.started) / 60,
+            "dph_base": rental.gpu_usd_per_hour,
+            "dph_total": rental.gpu_usd_per_hour + rental.disk_usd_per_hour,
+            "storage_total_cost": rental.disk_usd_per_hour,
+            "disk_space": rental.disk_gb,
+        }
 
 
 def matches(row: Mapping, filters: Mapping, skip: Collection[str] = ()) -> bool:
@@ -203,11 +215,8 @@ def _like(value: Any, wanted: Any) -> Any:
     """The wanted value in the type of the row's: the SDK sends numbers as strings."""
     if isinstance(wanted, list):
         return [_like(value, item) for item in wanted]
-    if isinstance(value, bool) and isinstance(wanted, str):
-        return wanted.lower() in ("true", "1")
-    if isinstance(value, (int, float)) and isinstance(wanted, str):
-        return float(wanted)
-    return wanted
+    number = isinstance(value, (bool, int, float)) and isinstance(wanted, str)
+    return json.loads(wanted.lower()) if number else wanted
 
 
 def offer_row(offer: Mapping, disk_gb: float, bid: bool) -> dict[str, Any]:
@@ -223,32 +232,6 @@ def offer_row(offer: Mapping, disk_gb: float, bid: bool) -> dict[str, Any]:
         "reliability2": offer["reliability"],
         "verification": "verified" if offer["verified"] else "unverified",
         "is_bid": bid,
-    }
-
-
-def instance_row(offer: Mapping, rental: Rental) -> dict[str, Any]:
-    """One machine as the API shows it."""
-    port = [{"HostIp": "127.0.0.1", "HostPort": str(rental.ssh_port)}]
-    return {
-        **offer_row(offer, rental.disk_gb, rental.price is not None),
-        **FIXED["vast_instance"],
-        "id": rental.id,
-        "label": rental.label,
-        "actual_status": rental.status,
-        "intended_status": rental.intended,
-        "cur_state": rental.intended,
-        "status_msg": rental.message,
-        "image_uuid": rental.image,
-        "template_hash_id": rental.template,
-        "extra_env": list(rental.env.items()),
-        "ssh_port": rental.ssh_port,
-        "ports": {"22/tcp": port} if rental.ssh_port else {},
-        "start_date": rental.created,
-        "uptime_mins": (time.time() - rental.started) / 60,
-        "dph_base": rental.gpu_usd_per_hour,
-        "dph_total": rental.gpu_usd_per_hour + rental.disk_usd_per_hour,
-        "storage_total_cost": rental.disk_usd_per_hour,
-        "disk_space": rental.disk_gb,
     }
 
 

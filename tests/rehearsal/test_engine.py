@@ -23,7 +23,7 @@ def test_an_engine_that_does_not_exist_is_a_wrong_setting(monkeypatch):
     ("there", "local_model", "told"),
     [
         ([], "", "there is no vLLM in .*vllm_env.sh"),
-        (["bin/vllm"], "", "no config.json.*vllm_env.sh writes it there"),
+        (["bin/vllm"], "", "no config.json.*vllm_env.sh .* writes one"),
         (["bin/vllm", "model/config.json"], "/no/such", "no config.json.*set LOCAL_MODEL"),
         (["bin/vllm", "model/config.json"], "weights.gguf", "no config.json.*set LOCAL_MODEL"),
     ],
