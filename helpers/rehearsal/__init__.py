@@ -8,9 +8,9 @@ its offers, contracts and pretend money, and two doors to it: ``vast_api`` (with
 bad luck to order.
 """
 
-import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -130,8 +130,7 @@ def stop(settings: Settings) -> bool:
     server = running(settings)
     if server is None:
         return False
-    with contextlib.suppress(requests.RequestException):
-        server.call("POST", "/rehearsal/stop")
+    os.kill(server.pid, signal.SIGTERM)
     try:
         with FileLock(settings.rehearsal_home / "server.lock", timeout=STOP_TIMEOUT_S):
             return True  # its process held this until it had ended all that it had started

@@ -9,8 +9,8 @@ its port to it, and there is no other way in.
 import argparse
 import os
 import re
+import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,11 @@ def main() -> None:
         params.lora_adapters = [adapter]
         params.chat_template = (TOOL_CALLING / "hermes.jinja").read_text()
         params.use_jinja = True
-    server = xllamacpp.Server(params)
+    _server = xllamacpp.Server(params)  # runs in threads of its own until the process ends
     _say(f"rehearsal: ready on port {options.port} of this instance, {params.n_parallel} slots")
     if calls_tools:
         tool_choice.serve(socket, listens)
-    threading.Event().wait()  # the server runs in threads of its own until the process ends
-    del server
+    signal.pause()
 
 
 def _size(params: Any, options: argparse.Namespace) -> None:

@@ -41,8 +41,8 @@ class Faults:
             return _cut(request)
         for name, row in _ROWS.items():
             if row["status"] and self.take(name):
-                status, again = int(row["status"]), {"Retry-After": "1"}
-                return web.Response(status=status, text=row["answer"], headers=again)
+                again = {"Retry-After": "1"}
+                return web.Response(status=int(row["status"]), text=row["answer"], headers=again)
         return None
 
     def after(self, request: web.Request) -> None:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ class Machine:
         self.sockets = Path(self.config["env"]["LOAD_UNIX_SOCKETS"])
         self.logins: set[Login] = set()
         self.opens = time.monotonic() + self.config["ssh_after_s"]
+
+    def boot(self) -> None:
+        """Lay out the home directory, the ``vllm`` command and the host key; run the script."""
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self.config["cores"])  # all that it starts stays there
-
-    def prepare(self) -> None:
-        """Lay out the home directory, the ``vllm`` command and the host key."""
         shim = self.home / "bin" / "vllm"
         shim.parent.mkdir(parents=True, exist_ok=True)
         shim.write_text(SHIM.format(python=sys.executable))
@@ -54,6 +54,12 @@ class Machine:
         host_key = self.folder / "host_key"
         if not host_key.exists():
             asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(host_key))
+        script = self.home / "onstart.sh"
+        script.write_text(self.config["onstart"])
+        with (self.folder / "container.log").open("ab") as log:
+            subprocess.Popen(
+                ["/bin/sh", script.name], stdin=DEVNULL, stdout=log, stderr=log, **self.place()
+            )
 
     def place(self) -> dict[str, Any]:
         """Where its processes run; nothing of the reader's own (their keys!) enters."""
@@ -66,19 +72,6 @@ class Machine:
             **self.config["env"],
         }
         return {"cwd": self.home, "env": env}
-
-    def boot(self) -> None:
-        """Run the script that the renter asked for."""
-        script = self.home / "onstart.sh"
-        script.write_text(self.config["onstart"])
-        with (self.folder / "container.log").open("ab") as log:
-            subprocess.Popen(
-                ["/bin/sh", script.name],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                **self.place(),
-            )
 
     def tell(self, **state: int) -> None:
         """One JSON line to the marketplace."""
@@ -155,7 +148,7 @@ async def _feed(source: Any, sink: Any) -> None:
 
 async def _main(folder: Path) -> None:
     machine = Machine(folder)
-    machine.prepare()
+    machine.boot()
     server = await asyncssh.create_server(
         lambda: Login(machine),
         "127.0.0.1",
@@ -169,7 +162,6 @@ async def _main(folder: Path) -> None:
         encoding=None,
     )
     machine.tell(ssh_port=server.get_port())
-    machine.boot()
     # The marketplace holds the other end: it closes when that process ends, however it ends.
     while await asyncio.to_thread(sys.stdin.readline):  # "drop": all that it may ask for
         for login in list(machine.logins):

@@ -63,7 +63,11 @@ class Machine:
                 start_new_session=True,  # a process group of its own, killed as one
             )
         try:
-            await self._listen(process)
+            while process.stdout and (line := await process.stdout.readline()):
+                event = json.loads(line)
+                if port := event.get("ssh_port"):
+                    market.note(rental, "running", f"success, running {rental.image}/ssh", port)
+                self.connections = event.get("connections", 0)
             # Nobody stopped it: it died.
             status = await process.wait()
             market.note(rental, "exited", f"machine ended by itself (exit status {status})")
@@ -71,15 +75,6 @@ class Machine:
             self.connections = 0
             _kill_group(process.pid)  # it may still hold what the machine had started
             await process.wait()
-
-    async def _listen(self, process: asyncio.subprocess.Process) -> None:
-        """Write down what the machine tells of itself, until it falls silent."""
-        rental = self.rental
-        while process.stdout and (line := await process.stdout.readline()):
-            event = json.loads(line)
-            if port := event.get("ssh_port"):
-                self.market.note(rental, "running", f"success, running {rental.image}/ssh", port)
-            self.connections = event.get("connections", 0)
 
     def _config(self) -> dict[str, Any]:
         """What ``instance.py`` has to know, and what a container finds in its environment."""

@@ -140,11 +140,6 @@ class Market:
             raise Refusal(404, "no_such_instance", f"there is no instance {number}")
         return self.books.rentals[number]
 
-    def check_credit(self) -> None:
-        """Refuse to rent to an account that cannot pay."""
-        if self.books.credit <= 0 or self.faults.take("no_credit"):
-            raise Refusal(402, "insufficient_credit", "Your account lacks credit")
-
     def rent(self, offer_id: int, contract: Contract, gpu_usd: float, disk_usd: float) -> Rental:
         """Make the contract and begin to load the machine.
 
@@ -153,7 +148,12 @@ class Market:
             contract: what to run on it.
             gpu_usd: price of the GPU, dollars an hour.
             disk_usd: price of each GB of disk, dollars a month.
+
+        Raises:
+            Refusal: when the account cannot pay.
         """
+        if self.books.credit <= 0 or self.faults.take("no_credit"):
+            raise Refusal(402, "insufficient_credit", "Your account lacks credit")
         rental = Rental(
             **contract.model_dump(),
             id=self.books.next_id,
@@ -182,14 +182,11 @@ class Market:
     def run(self, rental: Rental) -> None:
         """Start the machine (again)."""
         rental.intended, rental.status, rental.started = "running", None, time.time()
-        cores = self._cores(self.offers[rental.offer_id]["cpu_cores_effective"])
-        self.machines[rental.id] = Machine(self, rental, cores)
-        self.save()
-
-    def _cores(self, count: int) -> list[int]:
-        """So many cores of this computer, those first that fewest machines use."""
         used = Counter(core for machine in self.machines.values() for core in machine.cores)
-        return sorted(offers.cores(), key=lambda core: used[core])[:count]
+        cores = sorted(offers.cores(), key=lambda core: used[core])  # the least used ones first
+        count = self.offers[rental.offer_id]["cpu_cores_effective"]
+        self.machines[rental.id] = Machine(self, rental, cores[:count])
+        self.save()
 
     def stop(self, rental: Rental, message: str = "stopped") -> None:
         """Stop the machine; its disk stays, and stays billed."""

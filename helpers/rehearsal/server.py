@@ -56,7 +56,7 @@ class Rehearsal:
         await runner.cleanup()
 
     async def _until_finished(self) -> None:
-        """Bill each second, until a signal, a request, or too long without use."""
+        """Bill each second, until a signal or too long without use."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self.finished.set)
@@ -74,7 +74,6 @@ class Rehearsal:
         return routes(
             {
                 "GET /rehearsal": self.health,
-                "POST /rehearsal/stop": self.stop,
                 "POST /rehearsal/faults/{name}": self.arm,
             }
         )
@@ -121,11 +120,6 @@ class Rehearsal:
         """That it runs, and which bad luck is armed."""
         armed = dict(+self.market.faults.armed)
         return reply({"rehearsal": True, "pid": os.getpid(), "armed": armed})
-
-    async def stop(self, request: web.Request) -> web.Response:
-        """End it."""
-        self.finished.set()
-        return reply({"success": True})
 
     async def arm(self, request: web.Request) -> web.Response:
         """Arm a fault; see ``faults.py``."""

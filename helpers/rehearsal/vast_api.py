@@ -119,7 +119,6 @@ class VastAPI:
         if offer is None or self.market.faults.take("offer_taken"):
             what = f"error 404/3603: no_such_ask Instance type by id {number} is not available."
             raise Refusal(404, "invalid_args", what)
-        self.market.check_credit()
         bid = contract.price
         if bid is not None and bid < offer["min_bid"]:
             raise Refusal(400, "invalid_price", f"bid {bid} is under {offer['min_bid']}")

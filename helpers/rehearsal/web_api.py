@@ -13,8 +13,6 @@ from helpers.settings import ASSETS
 
 # Fields of the real APIs' answers that are always the same in the rehearsal.
 FIXED = json.loads((ASSETS / "rehearsal_answers.json").read_text())
-# Headers that are about one hop only.
-_ONE_HOP = {"host", "connection", "keep-alive", "transfer-encoding", "content-length"}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -72,23 +70,22 @@ async def forward(
     """
     connector = aiohttp.UnixConnector(path=str(socket))
     async with (
-        aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
+        aiohttp.ClientSession(connector=connector) as session,
         session.request(
             request.method,
             f"http://machine/{path}",
             params=request.query,
-            headers=_end_to_end(request.headers),
+            headers=_passed_on(request.headers),
             data=await request.read() if body is None else body,
             timeout=aiohttp.ClientTimeout(total=None),
         ) as answer,
     ):
-        response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
+        response = web.StreamResponse(status=answer.status, headers=_passed_on(answer.headers))
         await response.prepare(request)
         async for piece in answer.content.iter_any():
             await response.write(piece)
         return response
 
 
-def _end_to_end(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers that are not about one hop only."""
-    return {name: value for name, value in headers.items() if name.lower() not in _ONE_HOP}
+def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in headers.items() if k.lower() in ("authorization", "content-type")}

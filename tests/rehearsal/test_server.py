@@ -30,7 +30,7 @@ def test_stop_leaves_no_process(own_rehearsal):
     _rent(own_rehearsal)
     assert len(_group(own_rehearsal)) >= 3
     assert rehearsal.stop(own_rehearsal)
-    assert _group(own_rehearsal) == []
+    assert eventually(lambda: not _group(own_rehearsal))
     assert not list((own_rehearsal.rehearsal_home / "instances").iterdir())
 
 
