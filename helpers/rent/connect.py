@@ -14,6 +14,9 @@ from helpers.rent.runpod import RunPod
 from helpers.rent.vast import Vast
 from helpers.settings import Settings
 
+Say = Callable[[str], None]
+"""What shows a line of progress."""
+
 
 def connect(settings: Settings) -> Provider:
     """The provider that the settings name; the rehearsal is started when it does not run yet.
@@ -78,11 +81,7 @@ def frame(records: Iterable[Offer | Instance]) -> pd.DataFrame:
 
 
 def wait_running(
-    provider: Provider,
-    instance_id: str,
-    *,
-    timeout_s: float = 1800,
-    progress: Callable[[str], None] = print,
+    provider: Provider, instance_id: str, *, timeout_s: float = 1800, progress: Say = print
 ) -> Instance:
     """Wait until the machine runs and its SSH address is known.
 

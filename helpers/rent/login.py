@@ -61,18 +61,13 @@ def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClie
 def _told(error: Exception, instance: Instance, settings: Settings) -> tuple[str, str]:
     """A failed login: what, and what to do."""
     if isinstance(error, paramiko.BadHostKeyException):
-        return (
-            f"the host key of {alias(instance)} has changed: this may be another machine",
-            "do not send it anything; destroy the instance and rent another one "
-            f"(a host that was reinstalled: delete its line in {known_hosts(settings)})",
-        )
+        what = f"the host key of {alias(instance)} has changed: this may be another machine"
+        return what, "do not send it anything; destroy the instance and rent another one"
     if isinstance(error, paramiko.PasswordRequiredException):
         what = f"{settings.ssh_key} is protected by a passphrase"
         return what, "load it into the agent (ssh-add) or set SSH_PASSPHRASE in .env"
     if isinstance(error, paramiko.AuthenticationException):
-        return (
-            f"Permission denied (publickey): {instance.id} does not know {settings.ssh_key}.pub",
-            "register the key before renting: a machine keeps the keys it was made with",
-        )
+        what = f"Permission denied (publickey): {instance.id} does not know {settings.ssh_key}.pub"
+        return what, "register the key before renting: a machine keeps the keys it was made with"
     what = f"SSH to {instance.ssh_host}:{instance.ssh_port} failed: {error}"
     return what, "a fresh machine may refuse for half a minute; its port may be another one by now"

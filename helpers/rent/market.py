@@ -40,7 +40,8 @@ class OfferFilter:
         min_download_mbps: measured download speed of the host, in Mbit/s.
         min_cuda: newest CUDA version the host's driver supports; vLLM's image asks for 13.0
             since vLLM 0.20.
-        min_compute_capability: 8.0 (Ampere) brings BF16; AWQ alone would run on 7.5.
+        min_compute_capability: 8.0 (Ampere) brings BF16; AWQ alone would run on 7.5. RunPod does
+            not say: there it means no V100.
         disk_gb: disk that will be rented with it, in GB.
         interruptible: machines rented by bid: cheaper, and paused as soon as somebody bids more.
     """
@@ -83,7 +84,6 @@ class Offer:
     min_bid_usd_per_hour: float | None = None
     bandwidth_gb_s: float | None = None
     reliability: float | None = None
-    cuda: float | None = None
     location: str = ""
 
 
@@ -111,11 +111,6 @@ class Instance:
     ssh_port: int | None = None
     ssh_user: str = "root"
     cpu_cores: float | None = None
-
-    @property
-    def hours(self) -> float:
-        """Hours since the contract was made."""
-        return (time.time() - self.created) / 3600
 
     @property
     def hardware(self) -> str:

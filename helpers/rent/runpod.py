@@ -9,7 +9,6 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-import gpuhunt
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
@@ -103,7 +102,6 @@ class RunPod(Provider):
             gpu_count=wanted.gpu_count,
             vram_gb=row["memory"],
             usd_per_hour=row["price"]["secure"] * wanted.gpu_count + disk,
-            cuda=wanted.min_cuda,
             location=", ".join(place["id"] for place in row.get("dataCenters") or []),
         )
 
@@ -112,7 +110,8 @@ class RunPod(Provider):
         """Send the one request that rents, and never a second: ``launch`` calls it."""
         if "bid_usd_per_hour" in terms:
             raise CourseError("RunPod's API rents nothing by bid", "launch it without a bid")
-        gpu = {"id": offer.id, "count": offer.gpu_count, "minCudaVersion": str(offer.cuda)}
+        cuda = str(OfferFilter.min_cuda)  # what our image asks for
+        gpu = {"id": offer.id, "count": offer.gpu_count, "minCudaVersion": cuda}
         body = {"name": label, "cloud": "SECURE", "gpu": gpu, "startSsh": True}
         body["disk"] = spec.disk_gb
         if template := terms.get("template_id"):
@@ -219,25 +218,22 @@ class RunPod(Provider):
     @RUNPOD.told("creating the template")
     def create_template(self, spec: ServingSpec, name: str) -> str:
         """Keep a spec as a template of one's own, without the keys in its environment."""
-        body = {"name": name, "disk": spec.disk_gb, **container(spec, secret=False)}
+        body = {"name": name, "disk": spec.disk_gb, **container(spec)}
+        body["env"] = {k: v for k, v in body["env"].items() if not market.is_secret(k)}
         return self._send("POST", "/v2/templates", body)["id"]
 
 
-def container(
-    spec: ServingSpec, secret: bool = True, lifetime_s: float = deadman.LIFETIME_S
-) -> dict[str, Any]:
+def container(spec: ServingSpec, lifetime_s: float = deadman.LIFETIME_S) -> dict[str, Any]:
     """The part of a pod or template that says what runs: image, arguments, ports, environment.
 
     Args:
         spec: what to serve.
-        secret: put keys into the environment; a template must hold none.
         lifetime_s: seconds after which a pod with a shell terminates itself.
     """
-    env = {k: v for k, v in spec.env.items() if secret or not market.is_secret(k)}
+    env = dict(spec.env)
     if spec.host == "0.0.0.0":  # noqa: S104
-        if secret:
-            # In the environment, not as --api-key: vLLM prints its arguments into the log.
-            env.setdefault("VLLM_API_KEY", secrets.token_urlsafe(32))
+        # In the environment, not as --api-key: vLLM prints its arguments into the log.
+        env.setdefault("VLLM_API_KEY", secrets.token_urlsafe(32))
         args, image, ports = spec.vllm_args(), spec.image, [f"{spec.port}/http"]
     else:
         version = spec.image.rpartition(":")[2].removeprefix("v")
@@ -253,7 +249,6 @@ def container(
 
 def _suits(row: dict[str, Any], wanted: OfferFilter) -> bool:
     """Does a GPU type pass the filter?"""
-    capability = _compute_capability(row["name"])
     return bool(
         row["manufacturer"] == "NVIDIA"
         and row["secure"]
@@ -261,13 +256,5 @@ def _suits(row: dict[str, Any], wanted: OfferFilter) -> bool:
         and row["maxCount"]["secure"] >= wanted.gpu_count
         and row["memory"] >= wanted.min_vram_gb
         and (not wanted.gpu or {row["name"], row["id"]} & set(wanted.gpu))
-        and (capability is None or capability >= wanted.min_compute_capability)
+        and "V100" not in row["name"]  # the only one there that is older than Ampere
     )
-
-
-def _compute_capability(name: str) -> float | None:
-    """From gpuhunt's table, since RunPod does not say; None for a GPU it does not know."""
-    words = name.removeprefix("Tesla ").removeprefix("NVIDIA ")
-    tried = [words.replace(" ", ""), words.replace("RTX A", "A"), words.split()[0]]
-    known = gpuhunt.find_accelerators(names=tried, vendors=[gpuhunt.AcceleratorVendor.NVIDIA])
-    return min((float("{}.{}".format(*gpu.compute_capability)) for gpu in known), default=None)

@@ -5,7 +5,6 @@ when none do. No dead-man's switch of ours is on them: what stands between the r
 surprise bill are the numbers of :class:`Service`, and :func:`destroy`.
 """
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +84,7 @@ def create(vast: Vast, service: Service) -> int:
         made = agreed(vast.once.create_endpoint(**service.endpoint()))
         agreed(vast.once.create_workergroup(**service.workergroup()))
     except BaseException:
-        with contextlib.suppress(CourseError):
-            destroy(vast, service.name)
+        destroy(vast, service.name)
         raise
     return made["result"]
 

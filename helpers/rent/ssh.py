@@ -11,22 +11,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.rent.keys import ensure_key, passphrase, read_public_key
+from helpers.rent.keys import ensure_key as ensure_key
+from helpers.rent.keys import passphrase
+from helpers.rent.keys import read_public_key as read_public_key
 from helpers.rent.login import alias, connect, known_hosts
 from helpers.rent.market import Instance
 from helpers.serve import ready
 from helpers.settings import Settings
 
-__all__ = [
-    "Tunnel", "command", "connect", "ensure_key", "known_hosts", "read_public_key", "run",
-    "stock_tunnel", "tunnel", "wait_login",
-]  # fmt: skip
-
-LOGIN_TIMEOUT_S = 120.0
+LOGIN_TIMEOUT_S, OPEN_TIMEOUT_S = 120.0, 60.0
 PROCESS = Path(__file__).with_name("tunnel.py")
 
 
@@ -112,21 +109,13 @@ class Tunnel:
         command: the stock ``ssh`` command that does the same.
         program: the command line of the process, which writes ``up`` when it is through.
         told: what the process reads from its standard input.
-        timeout_s: give up when it is not through after so many seconds.
 
     Raises:
-        CourseError: when it is not, with the last reason.
+        CourseError: when it is not through after a minute, with the last reason.
     """
 
     def __init__(
-        self,
-        instance: Instance,
-        local_port: int,
-        command: str,
-        program: list[str],
-        *,
-        told: str = "",
-        timeout_s: float,
+        self, instance: Instance, local_port: int, command: str, program: list[str], told: str = ""
     ) -> None:
         self.instance, self.local_port, self.command = instance, local_port, command
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  closed with the tunnel
@@ -138,9 +127,8 @@ class Tunnel:
             text=True,
             start_new_session=True,  # Ctrl-C in a notebook stops the cell, not the tunnel
         )
-        cast(IO[str], self.process.stdin).write(told)
-        cast(IO[str], self.process.stdin).flush()
-        deadline = time.monotonic() + timeout_s
+        print(told, file=self.process.stdin, flush=True)
+        deadline = time.monotonic() + OPEN_TIMEOUT_S
         try:
             while not self.up:
                 if self.process.poll() is not None or time.monotonic() > deadline:
@@ -197,16 +185,14 @@ class Tunnel:
         self.close()
 
 
-def tunnel(
-    instance: Instance, settings: Settings, remote_port: int = 8000, timeout_s: float = 60
-) -> Tunnel:
+def tunnel(instance: Instance, settings: Settings, remote_port: int = 8000) -> Tunnel:
     """Forward a free local port to ``127.0.0.1:remote_port`` of the instance.
 
     Its own process carries the bytes, so that the load generator does not pay for encryption;
     it reconnects when the line drops and ends with the process that opened it.
 
     Raises:
-        CourseError: when the tunnel is not up after ``timeout_s`` seconds, with the last reason.
+        CourseError: when the tunnel is not up after a minute, with the last reason.
     """
     with connect(instance, settings):
         pass  # pins the host key at first contact, and tells a wrong key at once
@@ -223,22 +209,21 @@ def tunnel(
     # Through the pipe, not the command line: other users can read a command line.
     task = json.dumps({"login": login, "local_port": port, "remote_port": remote_port})
     shown = command(instance, settings, port, remote_port)
-    program = [sys.executable, "-P", str(PROCESS)]
-    return Tunnel(instance, port, shown, program, told=f"{task}\n", timeout_s=timeout_s)
+    return Tunnel(instance, port, shown, [sys.executable, "-P", str(PROCESS)], told=task)
 
 
 def stock_tunnel(instance: Instance, settings: Settings, remote_port: int = 8000) -> Tunnel:
     """The same through OpenSSH's own ``ssh -N -L``, to compare with; it does not reconnect.
 
     Raises:
-        CourseError: when it is not up after 15 seconds, with the last reason.
+        CourseError: when it is not up after a minute, with the last reason.
     """
     port = _free_port()
     shown = command(instance, settings, port, remote_port)
     *words, destination = shlex.split(shown)
     words += ["-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"]
     words += ["-o", "PermitLocalCommand=yes", "-o", "LocalCommand=echo up", destination]
-    return Tunnel(instance, port, shown, words, timeout_s=15)
+    return Tunnel(instance, port, shown, words)
 
 
 def _free_port() -> int:

@@ -50,19 +50,14 @@ class Vast(Provider):
     @VAST.told("searching offers")
     def offers(self, wanted: OfferFilter) -> list[Offer]:
         """Machines that match, the cheapest first (price includes the disk)."""
-        query: dict[str, Any] = {
-            "num_gpus": {"eq": wanted.gpu_count},
-            # Vendors' "24 GB" is 24,564 MB here and 24,576 MB there.
-            "gpu_ram": {"gte": wanted.min_vram_gb * 1000},
-            "reliability": {"gte": wanted.min_reliability},
-            "inet_down": {"gte": wanted.min_download_mbps},
-            "cuda_max_good": {"gte": wanted.min_cuda},
-            "compute_cap": {"gte": round(wanted.min_compute_capability * 100)},
-            "disk_space": {"gte": wanted.disk_gb},
-            "direct_port_count": {"gte": 1},
-        }
+        query = (
+            f"num_gpus={wanted.gpu_count} gpu_ram>={wanted.min_vram_gb:g} direct_port_count>=1 "
+            f"reliability>={wanted.min_reliability} inet_down>={wanted.min_download_mbps} "
+            f"cuda_max_good>={wanted.min_cuda} disk_space>={wanted.disk_gb} "
+            f"compute_cap>={wanted.min_compute_capability * 100:.0f}"
+        )
         if wanted.gpu:
-            query["gpu_name"] = {"in": list(wanted.gpu)}
+            query += f" gpu_name in [{','.join(wanted.gpu)}]".replace(" ", "_")
         kind = "bid" if wanted.interruptible else "on-demand"
         rows = self.sdk.search_offers(query, kind, "dph_total", storage=wanted.disk_gb)
         return wanted.cheapest([self._offer(row, wanted.interruptible) for row in rows])
@@ -79,7 +74,6 @@ class Vast(Provider):
             min_bid_usd_per_hour=row.get("min_bid"),
             bandwidth_gb_s=row.get("gpu_mem_bw"),
             reliability=row.get("reliability2"),
-            cuda=row.get("cuda_max_good"),
             location=row.get("geolocation") or "",
         )
 
@@ -92,15 +86,14 @@ class Vast(Provider):
                 "pass bid_usd_per_hour=..., or search without interruptible=True",
             )
         switch = deadman.script("vast", terms.get("lifetime_s", deadman.LIFETIME_S))
-        options = {"label": label, "disk": spec.disk_gb, "env": spec.env}
+        options: dict[str, Any] = {"image": spec.image, "onstart_cmd": spec.onstart(switch)}
+        options |= {"ssh": True, "direct": True}
         if template := terms.get("template_id"):
             # The switch runs before the template's own script, which is sent along with it.
             rows = self.sdk.search_templates({"hash_id": {"eq": template}})
             script = f"{switch}\n{rows[0].get('onstart') or '' if rows else ''}"
-            options |= {"template_hash": template, "onstart_cmd": script}
-        else:
-            options |= {"image": spec.image, "onstart_cmd": spec.onstart(switch)}
-            options |= {"ssh": True, "direct": True}
+            options = {"template_hash": template, "onstart_cmd": script}
+        options |= {"label": label, "disk": spec.disk_gb, "env": spec.env}
         answer = self.once.create_instance(
             int(offer.id), bid_price=terms.get("bid_usd_per_hour"), cancel_unavail=True, **options
         )
@@ -172,16 +165,12 @@ class Vast(Provider):
         store it.
         """
         mine = self.sdk.show_user()["id"]
-        rows = self.sdk.search_templates({"creator_id": {"eq": mine}})
-        rows += self.sdk.search_templates({"name": {"in": ["vLLM", "vllm"]}})
+        found = self.sdk.search_templates({"creator_id": {"eq": mine}})
+        found += self.sdk.search_templates({"name": {"in": ["vLLM", "vllm"]}})
+        rows = {row["hash_id"]: row for row in found}
         return [
-            Template(
-                id=number,
-                name=row["name"],
-                image=f"{row['image']}:{row['tag']}" if row.get("tag") else row["image"],
-                own=row.get("creator_id") == mine,
-            )
-            for number, row in {row["hash_id"]: row for row in rows}.items()
+            Template(id=number, name=row["name"], image=row["image"], own=row["creator_id"] == mine)
+            for number, row in rows.items()
         ]
 
     @VAST.told("creating the template")
@@ -219,6 +208,4 @@ def _ssh_address(row: dict[str, Any]) -> tuple[str | None, int | None]:
     mapped = (row.get("ports") or {}).get("22/tcp")
     if mapped and row.get("public_ipaddr"):
         return row["public_ipaddr"].strip(), int(mapped[0]["HostPort"])
-    if row.get("ssh_host") and row.get("ssh_port"):
-        return row["ssh_host"], int(row["ssh_port"])
-    return None, None
+    return row.get("ssh_host"), int(row.get("ssh_port") or 0) or None

@@ -76,7 +76,7 @@ def test_a_rental_from_the_balance_to_the_end(market, settings, sent):
     instance = rent.wait_running(market, launched.id, progress=quiet)
     assert instance.usd_per_hour == pytest.approx(offers[0].usd_per_hour, rel=0.02)
     assert instance.stopped_usd_per_hour < instance.usd_per_hour
-    assert instance.gpu and instance.hardware.endswith("CPU cores") and instance.hours < 0.1
+    assert instance.gpu and instance.hardware.endswith("CPU cores")
 
     ssh.wait_login(instance, settings, progress=quiet)
     with ssh.tunnel(instance, settings) as tunnel:
