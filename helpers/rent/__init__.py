@@ -12,16 +12,6 @@ from helpers.rent.connect import configured, connect, frame, preflight, wait_run
 from helpers.rent.market import Instance, Offer, OfferFilter
 
 __all__ = [
-    "Instance",
-    "Offer",
-    "OfferFilter",
-    "configured",
-    "connect",
-    "frame",
-    "guard",
-    "preflight",
-    "serverless",
-    "skypilot",
-    "ssh",
-    "wait_running",
-]
+    "Instance", "Offer", "OfferFilter", "configured", "connect", "frame", "guard", "preflight",
+    "serverless", "skypilot", "ssh", "wait_running",
+]  # fmt: skip

@@ -1,21 +1,16 @@
-"""Calls to a marketplace: brief trouble is waited out, an error is told with what to do next."""
+"""Errors of a marketplace: each is told in a sentence, with what to do next."""
 
-import functools
-import time
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
 import requests
 
 from helpers.errors import CourseError
 from helpers.rent.market import NoAnswer, NotFound, OfferGone
 
-ATTEMPTS = 5
-PASSING = (429, 502, 503, 504)  # too many requests, or a gateway without its service
 MISFITS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +24,14 @@ class Service:
     key: str
     keys_url: str
     billing_url: str
-    status_url: str
     taken: Mapping[int, tuple[str, ...]]
 
-    def told(
-        self, doing: str, *, again: bool = True, missing_ok: bool = False
-    ) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    @contextlib.contextmanager
+    def told(self, doing: str, *, missing_ok: bool = False) -> Iterator[None]:
         """Decorate a function that sends a request with ``requests`` and reads the answer.
 
         Args:
             doing: what for, in words; errors begin with it.
-            again: repeat it after a lost answer or a rate limit. Never for what costs money.
             missing_ok: return None when the service knows no such thing.
 
         Raises:
@@ -47,36 +39,20 @@ class Service:
             NotFound, OfferGone: when it knows no such thing, or no longer.
             CourseError: when it refused. No message holds the request, which carries the key.
         """
-
-        def decorate(work: Callable[P, T]) -> Callable[P, T]:
-            @functools.wraps(work)
-            def call(*args: P.args, **options: P.kwargs) -> T:
-                left = ATTEMPTS if again else 1
-                while True:
-                    try:
-                        return work(*args, **options)
-                    except (requests.RequestException, *MISFITS) as error:
-                        left, wait_s = left - 1, _wait_s(error)
-                        if wait_s is None or not left:
-                            trouble = self._error(doing, error)
-                            if missing_ok and isinstance(trouble, NotFound):
-                                return cast(T, None)
-                            raise trouble from None
-                        time.sleep(wait_s)
-
-            return call
-
-        return decorate
+        try:
+            yield
+        except (requests.RequestException, *MISFITS) as error:
+            trouble = self._error(doing, error)
+            if not (missing_ok and isinstance(trouble, NotFound)):
+                raise trouble from None
 
     def _error(self, doing: str, error: Exception) -> CourseError:
         if isinstance(error, requests.HTTPError):
             return self._refusal(doing, error.response)
+        what = f"did not answer ({type(error).__name__})"
         if isinstance(error, MISFITS):
             what = f"sent an answer that does not fit its API ({error!r})"
-            hint = "run the cell again; if it stays, look for a newer version of the course"
-        else:
-            what = f"did not answer ({type(error).__name__})"
-            hint = "check the network; `python -m helpers status` shows what is rented"
+        hint = "check the network; `python -m helpers status` shows what is rented"
         return NoAnswer(f"{doing}: {self.name} {what}", hint)
 
     def _refusal(self, doing: str, answer: requests.Response) -> CourseError:
@@ -85,7 +61,7 @@ class Service:
         except ValueError:  # a rate limit, for one, comes as plain text
             words = answer.text[:200]
         status, lower = answer.status_code, words.lower()
-        kind, hint = CourseError, f"run the cell again; {self.status_url} tells of any trouble"
+        kind, hint = CourseError, "wait a minute and run the cell again"
         if status >= 500:
             kind = NoAnswer  # a gateway that gives up does not know what its service did
         elif any(word in lower for word in self.taken.get(status, ())):
@@ -96,8 +72,6 @@ class Service:
         elif status == 401:
             words = f"{self.name} does not accept {self.key} ({words})"
             hint = f"create a key at {self.keys_url} and put it into .env"
-        elif status == 429:
-            hint = "too many requests: wait a minute and run the cell again"
         elif status == 402 or any(word in lower for word in ("credit", "billing", "balance")):
             hint = f"top up at {self.billing_url}"
         return kind(f"{doing}: HTTP {status}, {words}", hint)
@@ -108,7 +82,6 @@ VAST = Service(
     key="VAST_API_KEY",
     keys_url="https://cloud.vast.ai/manage-keys/",
     billing_url="https://cloud.vast.ai/billing/",
-    status_url="https://status.vast.ai",
     taken=dict.fromkeys((400, 404, 410), ("no_such_ask",)),
 )
 RUNPOD = Service(
@@ -116,7 +89,6 @@ RUNPOD = Service(
     key="RUNPOD_API_KEY",
     keys_url="https://console.runpod.io/user/settings",
     billing_url="https://console.runpod.io/user/billing",
-    status_url="https://uptime.runpod.io",
     taken={400: ("capacity", "no longer available", "no instances", "not available", "resources")},
 )
 
@@ -125,9 +97,8 @@ def reason(body: object) -> str:
     """What an answer says about itself, wherever it says it."""
     if not isinstance(body, dict):
         return str(body)[:300]
-    words = [body.get(name) for name in ("error", "msg", "message", "title", "detail")]
-    errors = body.get("errors")
-    words += errors if isinstance(errors, list) else []
+    names = ("error", "msg", "message", "title", "detail", "errors")
+    words = (body.get(name) for name in names)
     return " ".join(dict.fromkeys(str(word) for word in words if word))[:300] or "no reason given"
 
 
@@ -136,14 +107,3 @@ def agreed(answer: dict[str, Any]) -> dict[str, Any]:
     if not answer.get("success"):
         raise CourseError(f"Vast.ai refused: {reason(answer)}", "change what it names, or wait")
     return answer
-
-
-def _wait_s(error: Exception) -> float | None:
-    """Seconds until it may be tried again; None when that is of no use."""
-    if isinstance(error, requests.HTTPError):
-        if error.response.status_code not in PASSING:
-            return None
-        after = error.response.headers.get("Retry-After", "")
-        # Without a word: Vast.ai's limits are 1 to 4.5 seconds a kind of call.
-        return min(float(after), 60.0) if after.replace(".", "", 1).isdecimal() else 5.0
-    return None if isinstance(error, MISFITS) else 1.0

@@ -1,8 +1,8 @@
 """From the settings to a provider, and from a rental to a machine that runs."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 
 import pandas as pd
 
@@ -13,6 +13,9 @@ from helpers.rent.market import Instance, Offer, Provider
 from helpers.rent.runpod import RunPod
 from helpers.rent.vast import Vast
 from helpers.settings import Settings
+
+Say = Callable[[str], None]
+"""What shows a line of progress."""
 
 
 def connect(settings: Settings) -> Provider:
@@ -35,17 +38,14 @@ def configured(settings: Settings) -> list[Provider]:
 
     Those whose key is set, and the rehearsal when something is rented there (also after a crash).
     """
-    found = []
+    names = [name for name in ("vast", "runpod") if getattr(settings, f"{name}_api_key")]
+    chosen = [settings.model_copy(update={"provider": name}) for name in names]
     if rehearsal.holds_rentals(settings):
         running = rehearsal.running(settings)  # whatever ENGINE is now, its machines are ours
         engine = running.engine if running else settings.engine
-        found.append(
-            connect(settings.model_copy(update={"provider": "rehearsal", "engine": engine}))
-        )
-    for name in ("vast", "runpod"):
-        if getattr(settings, f"{name}_api_key") is not None:
-            found.append(connect(settings.model_copy(update={"provider": name})))
-    return found
+        update = {"provider": "rehearsal", "engine": engine}
+        chosen.insert(0, settings.model_copy(update=update))
+    return [connect(each) for each in chosen]
 
 
 def preflight(settings: Settings) -> str:
@@ -63,31 +63,25 @@ def preflight(settings: Settings) -> str:
         credit = f"credit: ${connect(settings).balance_usd():.2f}" if asked else "not started yet"
     except CourseError as error:
         credit = error.what if pretend else f"{error.what} (its instances are not counted)"
-    total, where = 0, []
+    counts, unknown = {}, []
     for provider in configured(settings):
         try:
-            count = len(provider.instances())
+            counts[provider.name] = len(provider.instances())
         except CourseError as error:
-            where.append(f"{provider.name} cannot be asked: {error.what}")
-        else:
-            total += count
-            where += [f"{count} on {provider.name}"] if count else []
+            unknown.append(f"{provider.name} cannot be asked: {error.what}")
+    where = [f"{count} on {name}" for name, count in counts.items() if count] + unknown
     money = "pretend money" if pretend else "real money"
-    now = f"{total} ({', '.join(where)})" if where else "0"
+    now = f"{sum(counts.values())} ({', '.join(where)})" if where else "0"
     return f"provider: {settings.provider} ({money}), {credit}, your instances now: {now}"
 
 
 def frame(records: Iterable[Offer | Instance]) -> pd.DataFrame:
     """Offers or instances as a table, one row each."""
-    return pd.DataFrame([asdict(record) for record in records])
+    return pd.DataFrame(list(records))
 
 
 def wait_running(
-    provider: Provider,
-    instance_id: str,
-    *,
-    timeout_s: float = 1800,
-    progress: Callable[[str], None] = print,
+    provider: Provider, instance_id: str, *, timeout_s: float = 1800, progress: Say = print
 ) -> Instance:
     """Wait until the machine runs and its SSH address is known.
 
@@ -110,16 +104,12 @@ def wait_running(
             return instance
         elapsed_s = time.monotonic() - began
         if instance.status in ("failed", "stopped") or elapsed_s > timeout_s:
-            told = f"{instance.detail or 'no message'}\n{_log_tail(provider, instance_id)}".strip()
+            log = ""
+            with contextlib.suppress(CourseError):
+                log = provider.logs(instance_id, lines=5).strip()
+            told = f"{instance.detail or 'no message'}\n{log}".strip()
             raise CourseError(
                 f"instance {instance_id} is {instance.status} after {elapsed_s:.0f} s: {told}",
                 "destroy it and rent another offer: `python -m helpers destroy`",
             )
         time.sleep(provider.poll_s)
-
-
-def _log_tail(provider: Provider, instance_id: str) -> str:
-    try:
-        return provider.logs(instance_id, lines=5).strip()
-    except CourseError as error:
-        return f"(no log: {error.what})"

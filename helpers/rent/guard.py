@@ -1,6 +1,7 @@
 """What stands between the reader and a surprise bill."""
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from helpers.rent.market import LABEL_PREFIX, Instance, Offer, OfferFilter, Offe
 from helpers.serve.spec import ServingSpec
 from helpers.settings import Settings
 
-GONE_TIMEOUT_S = 120.0
 HOSTS_TRIED = 3
+PRETEND = "pretend money: `python -m helpers rehearse --reset`"
 
 
 class Ledger:
@@ -79,14 +80,12 @@ def check(offer: Offer, settings: Settings, balance_usd: float, spent_usd: float
         raise CourseError(
             f"{hours:g} h of {offer.gpu} at ${price:.2f}/h and ${spent_usd:.2f} already spent "
             f"are more than your budget of ${settings.budget_usd:.2f}",
-            "lower LIFETIME_HOURS or raise BUDGET_USD in .env "
-            "(pretend money: python -m helpers rehearse --reset)",
+            f"lower LIFETIME_HOURS or raise BUDGET_USD in .env ({PRETEND})",
         )
     if price > balance_usd:
         raise CourseError(
             f"${balance_usd:.2f} of credit do not pay one hour at ${price:.2f}",
-            "top up (on Vast.ai: https://cloud.vast.ai/billing/, pretend money: "
-            "python -m helpers rehearse --reset) or choose a cheaper offer",
+            f"top up at your provider ({PRETEND}), or choose a cheaper offer",
         )
 
 
@@ -96,20 +95,16 @@ def confirm(offer: Offer, settings: Settings, balance_usd: float) -> None:
     Raises:
         CourseError: when the answer is not yes, or nobody is there to answer.
     """
-    total = offer.usd_per_hour * settings.lifetime_hours
+    price, hours = offer.usd_per_hour, settings.lifetime_hours
     question = (
-        f"Rent {offer.gpu_count}x {offer.gpu} on {offer.provider} at ${offer.usd_per_hour:.3f}/h, "
-        f"${total:.2f} in all if it runs for {settings.lifetime_hours:g} h; "
+        f"Rent {offer.gpu_count}x {offer.gpu} on {offer.provider} at ${price:.3f}/h, "
+        f"${price * hours:.2f} in all if it runs for {hours:g} h; "
         f"your credit is ${balance_usd:.2f}. Type yes to rent: "
     )
-    answer = ""
     with contextlib.suppress(EOFError, RuntimeError, NotImplementedError):  # nobody can answer
-        answer = input(question)
-    if answer.strip().lower() not in ("y", "yes"):
-        raise CourseError(
-            "nothing was rented: it was not confirmed",
-            "run it again and type yes, or set CONFIRM=no in .env",
-        )
+        if input(question).strip().lower() in ("y", "yes"):
+            return
+    raise CourseError("nothing was rented: it was not confirmed", "type yes, or set CONFIRM=no")
 
 
 # -- renting -------------------------------------------------------------------------------
@@ -151,54 +146,50 @@ def rent(
     def come_up(new: Instance) -> Instance:
         up = wait_running(provider, new.id, timeout_s=loading_timeout_s, progress=say)
         ssh.wait_login(up, settings, progress=say)
+        say(f"running: {up.gpu_count}x {up.gpu}, ${up.usd_per_hour:.3f}/h")
         return up
 
     settings.rehearsal_home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(settings.rehearsal_home / f"rent-{provider.name}.lock"):  # two may ask at once
         instance = find(provider, label)
-        if instance is not None and instance.status == "failed":
-            say(f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
-            destroy(provider, instance.id)
-            instance = None
-        if instance is not None:
+        if instance is not None and instance.status != "failed":
             say(f"found instance {instance.id} by its label, nothing is rented")
             if instance.status == "stopped":
                 provider.start(instance.id)
-            instance = come_up(instance)
-        else:
-            wanted = wanted or OfferFilter(gpu_count=spec.gpus)
-            instance = _rent_anew(provider, spec, label, settings, wanted, come_up=come_up, say=say)
-    say(f"running: {instance.gpu_count}x {instance.gpu}, ${instance.usd_per_hour:.3f}/h")
-    return instance
+            return come_up(instance)
+        if instance is not None:
+            say(f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
+            destroy(provider, instance.id)
+        launch = functools.partial(
+            provider.launch, spec=spec, label=label, lifetime_s=settings.lifetime_hours * 3600
+        )
+        wanted = wanted or OfferFilter(gpu_count=spec.gpus)
+        return _rent_anew(provider, settings, wanted, launch, come_up, say)
 
 
 def _rent_anew(
     provider: Provider,
-    spec: ServingSpec,
-    label: str,
     settings: Settings,
     wanted: OfferFilter,
-    *,
+    launch: Callable[[Offer], Instance],
     come_up: Callable[[Instance], Instance],
     say: Callable[[str], None],
 ) -> Instance:
+    """The cheapest offer within the limits whose machine comes up."""
     ledger = Ledger(settings, provider)
     ledger.close_gone({i.id for i in provider.instances()})
     provider.register_key(ssh.ensure_key(settings))
     balance, offers = provider.balance_usd(), provider.offers(wanted)
     if not offers:
         raise CourseError("no offer matches the filter", "loosen it: less VRAM, a higher ceiling")
-    agreed = provider.rehearsal or not settings.confirm
     failures: list[str] = []
-    for offer in offers:
+    for number, offer in enumerate(offers):
         check(offer, settings, balance, ledger.spent_usd())
-        if not agreed:
+        if number == 0 and settings.confirm and not provider.rehearsal:
             confirm(offer, settings, balance)
-            agreed = True
         say(f"renting {offer.gpu} at ${offer.usd_per_hour:.3f}/h")
-        lifetime_s = settings.lifetime_hours * 3600
         try:
-            instance = provider.launch(offer, spec, label, lifetime_s=lifetime_s)
+            instance = launch(offer)
         except OfferGone:
             say(f"{offer.gpu} was taken by somebody else, trying the next offer")
             continue
@@ -239,10 +230,8 @@ def extend(instance: Instance, settings: Settings, hours: float) -> datetime:
         CourseError: when it cannot be reached, or more is asked for than the reader allowed.
     """
     if not 0 < hours <= settings.lifetime_hours:
-        raise CourseError(
-            f"{hours:g} h are not within the {settings.lifetime_hours:g} h you allow at once",
-            "ask for less, or raise LIFETIME_HOURS in .env",
-        )
+        most = f"{settings.lifetime_hours:g} h"
+        raise CourseError(f"{hours:g} h: {most} are what you allow at once", "see LIFETIME_HOURS")
     answer = ssh.run(instance, settings, deadman.extend_command(hours * 3600))
     return datetime.fromtimestamp(int(answer))
 
@@ -250,7 +239,7 @@ def extend(instance: Instance, settings: Settings, hours: float) -> datetime:
 # -- ending --------------------------------------------------------------------------------
 
 
-def destroy(provider: Provider, instance_id: str, timeout_s: float = GONE_TIMEOUT_S) -> None:
+def destroy(provider: Provider, instance_id: str, timeout_s: float = 120) -> None:
     """Destroy an instance and return only when the provider no longer knows it.
 
     Stopped is not gone: a stopped instance's disk is billed until it is destroyed.
@@ -278,8 +267,7 @@ def rented(
     try:
         yield rent(provider, spec, label, settings, **options)
     finally:
-        instance = find(provider, label)
-        if instance is not None:
+        if instance := find(provider, label):
             destroy(provider, instance.id)
 
 
@@ -290,10 +278,9 @@ def status(provider: Provider) -> pd.DataFrame:
         One row an instance; ``about_usd`` is hours times the present price, an upper bound for
         machines that were stopped or loading for a while.
     """
-    instances = provider.instances()
     shown = ["provider", "id", "label", "status", "gpu_count", "gpu"]
-    shown += ["usd_per_hour", "stopped_usd_per_hour"]
-    table = frame(instances).reindex(columns=shown)
-    table["hours"] = [instance.hours for instance in instances]
+    shown += ["usd_per_hour", "stopped_usd_per_hour", "created"]
+    table = frame(provider.instances()).reindex(columns=shown)
+    table["hours"] = (time.time() - table.pop("created")) / 3600
     table["about_usd"] = table.hours * table.usd_per_hour
     return table.round({"usd_per_hour": 3, "stopped_usd_per_hour": 4, "hours": 2, "about_usd": 3})

@@ -21,7 +21,7 @@ def ensure_key(settings: Settings) -> str:
         CourseError: when the files are not a usable pair.
     """
     private = settings.ssh_key
-    public = _public_path(private)
+    public = Path(f"{private}.pub")
     if not private.exists() and not public.exists():
         private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = asyncssh.generate_private_key("ssh-ed25519", comment="llm-serving-course")
@@ -53,7 +53,7 @@ def read_public_key(path: Path) -> str:
     if "PRIVATE KEY" in text:
         raise CourseError(
             f"{path} holds a private key: it never leaves this machine",
-            f"use the file that ends in .pub ({_public_path(path)})",
+            f"use the file that ends in .pub ({path}.pub)",
         )
     try:
         asyncssh.import_public_key(text)
@@ -63,7 +63,3 @@ def read_public_key(path: Path) -> str:
             "it is one line that starts with ssh-ed25519 or ssh-rsa",
         ) from None
     return text
-
-
-def _public_path(private: Path) -> Path:
-    return private.with_name(private.name + ".pub")

@@ -13,7 +13,7 @@ from helpers.rent.keys import passphrase
 from helpers.rent.market import Instance
 from helpers.settings import Settings
 
-CONNECT_TIMEOUT_S = 15.0
+TIMEOUT_S = 15.0
 
 
 def known_hosts(settings: Settings) -> Path:
@@ -33,51 +33,41 @@ def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClie
     Raises:
         CourseError: when the login fails, with the usual reason and its remedy.
     """
+    known = known_hosts(settings)
+    address = (instance.ssh_host, instance.ssh_port)
     with paramiko.SSHClient() as client:
+        # Asked at first contact only: the key is written down then, and no other accepted later.
+        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
         try:
-            _log_in(client, instance, settings)
-        except paramiko.BadHostKeyException:
-            raise CourseError(
-                f"the host key of {alias(instance)} has changed: this may be another machine",
-                "do not send it anything; destroy the instance and rent another one "
-                f"(a host that was reinstalled: delete its line in {known_hosts(settings)})",
-            ) from None
-        except paramiko.PasswordRequiredException:
-            raise CourseError(
-                f"{settings.ssh_key} is protected by a passphrase",
-                "load it into the agent (ssh-add) or set SSH_PASSPHRASE in .env",
-            ) from None
-        except paramiko.AuthenticationException:
-            raise CourseError(
-                f"Permission denied (publickey): {instance.id} does not know "
-                f"{settings.ssh_key}.pub",
-                "register the key before renting (provider.register_key); a machine that runs "
-                "already keeps the keys it was made with",
-            ) from None
+            with FileLock(f"{known}.lock"):  # two notebooks may meet two machines at once
+                known.touch(0o600)
+                client.load_host_keys(str(known))
+                client.connect(
+                    alias(instance),  # what its key is looked up by: the address is the socket's
+                    username=instance.ssh_user,
+                    sock=socket.create_connection(address, TIMEOUT_S),
+                    key_filename=str(settings.ssh_key),
+                    passphrase=passphrase(settings),
+                    look_for_keys=False,
+                    timeout=TIMEOUT_S,
+                    banner_timeout=TIMEOUT_S,
+                    auth_timeout=TIMEOUT_S,
+                )
         except (OSError, paramiko.SSHException) as error:
-            raise CourseError(
-                f"SSH to {instance.ssh_host}:{instance.ssh_port} failed: {error}",
-                "a fresh machine may refuse for half a minute; its port may be another one by now",
-            ) from None
+            raise CourseError(*_told(error, instance, settings)) from None
         yield client
 
 
-def _log_in(client: paramiko.SSHClient, instance: Instance, settings: Settings) -> None:
-    """Log in; the host key is written down at first contact, and no other one accepted later."""
-    known = known_hosts(settings)
-    address = (instance.ssh_host, instance.ssh_port)
-    client.set_missing_host_key_policy(paramiko.AutoAddPolicy())  # asked at first contact only
-    with FileLock(f"{known}.lock"):  # two notebooks may meet two machines at once
-        known.touch(0o600)
-        client.load_host_keys(str(known))
-        client.connect(
-            alias(instance),  # the name to look its host key up by: the address is the socket's
-            username=instance.ssh_user,
-            sock=socket.create_connection(address, CONNECT_TIMEOUT_S),
-            key_filename=str(settings.ssh_key),
-            passphrase=passphrase(settings),
-            look_for_keys=False,
-            timeout=CONNECT_TIMEOUT_S,
-            banner_timeout=CONNECT_TIMEOUT_S,
-            auth_timeout=CONNECT_TIMEOUT_S,
-        )
+def _told(error: Exception, instance: Instance, settings: Settings) -> tuple[str, str]:
+    """A failed login: what, and what to do."""
+    if isinstance(error, paramiko.BadHostKeyException):
+        what = f"the host key of {alias(instance)} has changed: this may be another machine"
+        return what, "do not send it anything; destroy the instance and rent another one"
+    if isinstance(error, paramiko.PasswordRequiredException):
+        what = f"{settings.ssh_key} is protected by a passphrase"
+        return what, "load it into the agent (ssh-add) or set SSH_PASSPHRASE in .env"
+    if isinstance(error, paramiko.AuthenticationException):
+        what = f"Permission denied (publickey): {instance.id} does not know {settings.ssh_key}.pub"
+        return what, "register the key before renting: a machine keeps the keys it was made with"
+    what = f"SSH to {instance.ssh_host}:{instance.ssh_port} failed: {error}"
+    return what, "a fresh machine may refuse for half a minute; its port may be another one by now"

@@ -38,13 +38,12 @@ class OfferFilter:
         max_usd_per_hour: price ceiling with disk, in dollars an hour; None for no ceiling.
         min_reliability: share of time the host was up, 0 to 1.
         min_download_mbps: measured download speed of the host, in Mbit/s.
-        verified: only hosts the provider has checked.
         min_cuda: newest CUDA version the host's driver supports; vLLM's image asks for 13.0
             since vLLM 0.20.
-        min_compute_capability: 8.0 (Ampere) brings BF16; AWQ alone would run on 7.5.
+        min_compute_capability: 8.0 (Ampere) brings BF16; AWQ alone would run on 7.5. RunPod does
+            not say: there it means no V100.
         disk_gb: disk that will be rented with it, in GB.
         interruptible: machines rented by bid: cheaper, and paused as soon as somebody bids more.
-        limit: at most this many offers.
     """
 
     gpu: tuple[str, ...] = ()
@@ -53,21 +52,19 @@ class OfferFilter:
     max_usd_per_hour: float | None = None
     min_reliability: float = 0.98
     min_download_mbps: float = 300
-    verified: bool = True
     min_cuda: float = 13.0
     min_compute_capability: float = 8.0
     disk_gb: int = 40
     interruptible: bool = False
-    limit: int = 20
 
     def cheapest(self, offers: Iterable["Offer"]) -> list["Offer"]:
-        """Those within the price ceiling, the cheapest first.
+        """Those within the price ceiling, the cheapest first, twenty at most.
 
         The ceiling guards money: it is enforced here, whatever a service was asked for.
         """
         ceiling = self.max_usd_per_hour or float("inf")
         within = (offer for offer in offers if offer.usd_per_hour <= ceiling)
-        return sorted(within, key=lambda offer: offer.usd_per_hour)[: self.limit]
+        return sorted(within, key=lambda offer: offer.usd_per_hour)[:20]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +84,6 @@ class Offer:
     min_bid_usd_per_hour: float | None = None
     bandwidth_gb_s: float | None = None
     reliability: float | None = None
-    download_mbps: float | None = None
-    cuda: float | None = None
-    verified: bool = False
     location: str = ""
 
 
@@ -119,11 +113,6 @@ class Instance:
     cpu_cores: float | None = None
 
     @property
-    def hours(self) -> float:
-        """Hours since the contract was made."""
-        return (time.time() - self.created) / 3600
-
-    @property
     def hardware(self) -> str:
         """What does the computing: in the rehearsal this machine, for its GPUs are only pretend."""
         if self.provider.startswith("rehearsal"):
@@ -136,16 +125,13 @@ class Instance:
 class Template:
     """A stored description of what to run: the "one click" of a marketplace.
 
-    ``id`` is what ``launch(..., template_id=id)`` takes, ``own`` whether the account made it,
-    ``env`` the names of its environment variables (values may be secret).
+    ``id`` is what ``launch(..., template_id=id)`` takes, ``own`` whether the account made it.
     """
 
     id: str
     name: str
     image: str
     own: bool
-    disk_gb: float
-    env: tuple[str, ...] = ()
 
 
 class Terms(TypedDict, total=False):
@@ -193,11 +179,15 @@ class Provider(Protocol):
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
 
-    def templates(self, name: str = "vLLM") -> list[Template]:
-        """Templates whose name contains ``name``: the account's own, then the provider's."""
+    def templates(self) -> list[Template]:
+        """The account's own templates, then the provider's for vLLM."""
 
-    def create_template(self, spec: ServingSpec, name: str) -> Template:
-        """Keep a spec as a template of one's own; keys in its environment are left out."""
+    def create_template(self, spec: ServingSpec, name: str) -> str:
+        """Keep a spec as a template of one's own, without the keys in its environment.
+
+        Returns:
+            The template's id.
+        """
 
     def launch(
         self, offer: Offer, spec: ServingSpec, label: str, **terms: Unpack[Terms]

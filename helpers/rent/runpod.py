@@ -6,10 +6,12 @@ import json
 import secrets
 import shlex
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
-import gpuhunt
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 
 from helpers.errors import CourseError
 from helpers.rent import deadman, market
@@ -20,6 +22,11 @@ from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, ServingSpec
 API_URL = "https://api.runpod.io"
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
 _HOURS_PER_MONTH = 730
+# What is asked for, set or ended may be repeated; a POST, which may rent, never is: not even after
+# an "other" error, which urllib3 would repeat whatever the method.
+_PATIENCE = Retry(4, other=0, backoff_factor=0.5, retry_after_max=60, raise_on_status=False)
+_PATIENCE.status_forcelist = {429, 502, 503, 504}
+_PATIENCE.allowed_methods = frozenset({"GET", "PUT", "DELETE"})
 _STATUS = {"PROVISIONING": "creating", "STARTING": "loading", "RUNNING": "running"}
 _STATUS |= {"EXITED": "stopped"}  # anything else, such as ERROR, is "failed"
 
@@ -44,14 +51,15 @@ class RunPod(Provider):
         self.proxy = f"{server_url}/proxy/{{pod}}/{{port}}" if server_url else PROXY
         self._http = requests.Session()
         self._http.trust_env = False  # a ~/.netrc would replace our Authorization header
+        self._http.mount(self.url, HTTPAdapter(max_retries=_PATIENCE))
         self._http.headers["Authorization"] = f"Bearer {api_key}"
         self.name = "rehearsal-runpod" if rehearsal else "runpod"
         self.rehearsal = rehearsal
         self.poll_s = 0.5 if rehearsal else 10.0
 
-    def _send(self, method: str, path: str, body: dict | None = None, **query: Any) -> Any:
+    def _send(self, method: str, path: str, body: dict | None = None) -> Any:
         """One request; the answer's JSON, None for an empty one."""
-        answer = self._http.request(method, self.url + path, json=body, params=query, timeout=60)
+        answer = self._http.request(method, self.url + path, json=body, timeout=60)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -75,43 +83,36 @@ class RunPod(Provider):
         """GPU types in stock that match, the cheapest first (price includes the disk).
 
         RunPod publishes no reliability and no network speed of a host: these wishes are not
-        applied. ``verified`` means its own data centres (Secure Cloud). Nothing is offered by bid:
-        version 2 of its API cannot rent that way.
+        applied. The machines stand in its own data centres (Secure Cloud). Nothing is offered by
+        bid: version 2 of its API cannot rent that way.
         """
         if wanted.interruptible:
             return []
-        query: dict[str, Any] = {"include": "AVAILABILITY", "product": "POD"}
-        query["count"] = wanted.gpu_count
-        query["minCudaVersion"] = str(wanted.min_cuda)
-        offers = []
-        for cloud in ("SECURE",) if wanted.verified else ("SECURE", "COMMUNITY"):
-            rows = self._send("GET", "/v2/catalog/gpus", cloud=cloud, **query)["gpus"]
-            suiting = (row for row in rows if _suits(row, cloud, wanted))
-            offers += [self._offer(row, cloud, wanted) for row in suiting]
-        return wanted.cheapest(offers)
+        query = "include=AVAILABILITY&product=POD&cloud=SECURE"
+        query += f"&count={wanted.gpu_count}&minCudaVersion={wanted.min_cuda}"
+        rows = self._send("GET", f"/v2/catalog/gpus?{query}")["gpus"]
+        return wanted.cheapest(self._offer(row, wanted) for row in rows if _suits(row, wanted))
 
-    def _offer(self, row: dict[str, Any], cloud: str, wanted: OfferFilter) -> Offer:
+    def _offer(self, row: dict[str, Any], wanted: OfferFilter) -> Offer:
         disk = DISK_USD_PER_GB_MONTH * wanted.disk_gb / _HOURS_PER_MONTH
         return Offer(
-            id=f"{cloud}:{row['id']}",
+            id=row["id"],
             provider=self.name,
             gpu=row["name"],
             gpu_count=wanted.gpu_count,
             vram_gb=row["memory"],
-            usd_per_hour=row["price"][cloud.lower()] * wanted.gpu_count + disk,
-            cuda=wanted.min_cuda,
-            verified=cloud == "SECURE",
+            usd_per_hour=row["price"]["secure"] * wanted.gpu_count + disk,
             location=", ".join(place["id"] for place in row.get("dataCenters") or []),
         )
 
-    @RUNPOD.told("renting the offer", again=False)
+    @RUNPOD.told("renting the offer")
     def create(self, offer: Offer, spec: ServingSpec, label: str, terms: Terms) -> Instance:
         """Send the one request that rents, and never a second: ``launch`` calls it."""
         if "bid_usd_per_hour" in terms:
             raise CourseError("RunPod's API rents nothing by bid", "launch it without a bid")
-        cloud, _, gpu = offer.id.partition(":")
-        wanted = {"id": gpu, "count": offer.gpu_count, "minCudaVersion": str(offer.cuda)}
-        body = {"name": label, "cloud": cloud, "gpu": wanted, "startSsh": True}
+        cuda = str(OfferFilter.min_cuda)  # what our image asks for
+        gpu = {"id": offer.id, "count": offer.gpu_count, "minCudaVersion": cuda}
+        body = {"name": label, "cloud": "SECURE", "gpu": gpu, "startSsh": True}
         body["disk"] = spec.disk_gb
         if template := terms.get("template_id"):
             body |= {"templateId": template, "env": spec.env}
@@ -171,9 +172,7 @@ class RunPod(Provider):
         ports = [port.removesuffix("/http") for port in pod["ports"] if port.endswith("/http")]
         key = pod["env"].get("VLLM_API_KEY")
         if not ports or not key:
-            raise CourseError(
-                f"pod {instance_id} has no public API", "open an SSH tunnel to it: ssh.tunnel(...)"
-            )
+            raise CourseError(f"pod {instance_id} has no public API", "open a tunnel: ssh.tunnel()")
         return self.proxy.format(pod=instance_id, port=ports[0]) + "/v1", key
 
     @RUNPOD.told("fetching the log")
@@ -184,20 +183,17 @@ class RunPod(Provider):
         with self._http.get(url, stream=True, timeout=(10, 3)) as answer:
             answer.raise_for_status()
             # An endless stream of events: read until it falls silent.
-            with contextlib.suppress(requests.RequestException, ValueError):
-                for line in answer.iter_lines():
-                    if line.startswith(b"data:"):
-                        said.append(json.loads(line[5:])["line"])
-                    if len(said) == lines:
-                        break
+            with contextlib.suppress(requests.RequestException):
+                events = (e for e in answer.iter_lines() if e.startswith(b"data:"))
+                said += (json.loads(event[5:])["line"] for event in islice(events, lines))
         return "\n".join(said)
 
-    @RUNPOD.told("stopping the pod", again=False)
+    @RUNPOD.told("stopping the pod")
     def stop(self, instance_id: str) -> None:
         """Stop it; the container's disk is wiped, RunPod keeps volumes only."""
         self._send("POST", f"/v2/pods/{instance_id}/action", {"action": "stop"})
 
-    @RUNPOD.told("starting the pod", again=False)
+    @RUNPOD.told("starting the pod")
     def start(self, instance_id: str) -> None:
         """Start a stopped one again; on a real market the GPU may be taken meanwhile."""
         self._send("POST", f"/v2/pods/{instance_id}/action", {"action": "start"})
@@ -208,37 +204,36 @@ class RunPod(Provider):
         self._send("DELETE", f"/v2/pods/{instance_id}")
 
     @RUNPOD.told("searching templates")
-    def templates(self, name: str = "vLLM") -> list[Template]:
-        """Templates whose name contains ``name``: the account's own, then RunPod's."""
-        found = []
-        for path, own in (("/v2/templates", True), ("/v2/catalog/templates", False)):
-            rows = self._send("GET", path)["templates"]
-            named = (row for row in rows if name.lower() in row["name"].lower())
-            found += [_template(row, own) for row in named if not row["serverless"]]
-        return found
+    def templates(self) -> list[Template]:
+        """The account's own templates, then RunPod's for vLLM."""
+        own = self._send("GET", "/v2/templates")["templates"]
+        theirs = self._send("GET", "/v2/catalog/templates")["templates"]
+        rows = own + [row for row in theirs if "vllm" in row["name"].lower()]
+        return [
+            Template(id=row["id"], name=row["name"], image=row["image"], own=row in own)
+            for row in rows
+            if not row["serverless"]
+        ]
 
-    @RUNPOD.told("creating the template", again=False)  # a repetition would make two
-    def create_template(self, spec: ServingSpec, name: str) -> Template:
-        """Keep a spec as a template of one's own; keys in its environment are left out."""
-        body = {"name": name, "disk": spec.disk_gb, **container(spec, secret=False)}
-        return _template(self._send("POST", "/v2/templates", body), own=True)
+    @RUNPOD.told("creating the template")
+    def create_template(self, spec: ServingSpec, name: str) -> str:
+        """Keep a spec as a template of one's own, without the keys in its environment."""
+        body = {"name": name, "disk": spec.disk_gb, **container(spec)}
+        body["env"] = {k: v for k, v in body["env"].items() if not market.is_secret(k)}
+        return self._send("POST", "/v2/templates", body)["id"]
 
 
-def container(
-    spec: ServingSpec, secret: bool = True, lifetime_s: float = deadman.LIFETIME_S
-) -> dict[str, Any]:
+def container(spec: ServingSpec, lifetime_s: float = deadman.LIFETIME_S) -> dict[str, Any]:
     """The part of a pod or template that says what runs: image, arguments, ports, environment.
 
     Args:
         spec: what to serve.
-        secret: put keys into the environment; a template must hold none.
         lifetime_s: seconds after which a pod with a shell terminates itself.
     """
-    env = {k: v for k, v in spec.env.items() if secret or not market.is_secret(k)}
+    env = dict(spec.env)
     if spec.host == "0.0.0.0":  # noqa: S104
-        if secret:
-            # In the environment, not as --api-key: vLLM prints its arguments into the log.
-            env.setdefault("VLLM_API_KEY", secrets.token_urlsafe(32))
+        # In the environment, not as --api-key: vLLM prints its arguments into the log.
+        env.setdefault("VLLM_API_KEY", secrets.token_urlsafe(32))
         args, image, ports = spec.vllm_args(), spec.image, [f"{spec.port}/http"]
     else:
         version = spec.image.rpartition(":")[2].removeprefix("v")
@@ -252,34 +247,14 @@ def container(
     return {"image": image, "args": shlex.join(args), "ports": [*ports, "22/tcp"], "env": env}
 
 
-def _template(row: dict[str, Any], own: bool) -> Template:
-    return Template(
-        id=row["id"],
-        name=row["name"],
-        image=row["image"],
-        own=own,
-        disk_gb=row["disk"],
-        env=tuple(row["env"] or ()),
-    )
-
-
-def _suits(row: dict[str, Any], cloud: str, wanted: OfferFilter) -> bool:
+def _suits(row: dict[str, Any], wanted: OfferFilter) -> bool:
     """Does a GPU type pass the filter?"""
-    capability = _compute_capability(row["name"])
     return bool(
         row["manufacturer"] == "NVIDIA"
-        and row[cloud.lower()]
+        and row["secure"]
         and row.get("availability") != "NONE"
-        and row["maxCount"][cloud.lower()] >= wanted.gpu_count
+        and row["maxCount"]["secure"] >= wanted.gpu_count
         and row["memory"] >= wanted.min_vram_gb
         and (not wanted.gpu or {row["name"], row["id"]} & set(wanted.gpu))
-        and (capability is None or capability >= wanted.min_compute_capability)
+        and "V100" not in row["name"]  # the only one there that is older than Ampere
     )
-
-
-def _compute_capability(name: str) -> float | None:
-    """From gpuhunt's table, since RunPod does not say; None for a GPU it does not know."""
-    words = name.removeprefix("Tesla ").removeprefix("NVIDIA ")
-    tried = [words.replace(" ", ""), words.replace("RTX A", "A"), words.split()[0]]
-    known = gpuhunt.find_accelerators(names=tried, vendors=[gpuhunt.AcceleratorVendor.NVIDIA])
-    return min((float("{}.{}".format(*gpu.compute_capability)) for gpu in known), default=None)

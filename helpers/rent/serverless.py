@@ -5,7 +5,6 @@ when none do. No dead-man's switch of ours is on them: what stands between the r
 surprise bill are the numbers of :class:`Service`, and :func:`destroy`.
 """
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +65,7 @@ class Service:
         }
 
 
+@VAST.told("creating the endpoint")
 def create(vast: Vast, service: Service) -> int:
     """Make the endpoint and its group of workers; nothing is left when it fails.
 
@@ -77,31 +77,21 @@ def create(vast: Vast, service: Service) -> int:
             has no such service.
     """
     if vast.rehearsal:
-        raise CourseError(
-            "the rehearsal has no serverless service", "set PROVIDER=vast: it needs an account"
-        )
-    if find(vast, service.name) is not None:
+        raise CourseError("the rehearsal has no serverless service", "set PROVIDER=vast")
+    if _find(vast, service.name) is not None:
         raise CourseError(f"an endpoint {service.label} is there already", "destroy it first")
     try:
-        return _make(vast, service)
+        made = agreed(vast.once.create_endpoint(**service.endpoint()))
+        agreed(vast.once.create_workergroup(**service.workergroup()))
     except BaseException:
-        with contextlib.suppress(CourseError):
-            destroy(vast, service.name)
+        destroy(vast, service.name)
         raise
-
-
-@VAST.told("creating the endpoint", again=False)  # a repetition would make two
-def _make(vast: Vast, service: Service) -> int:
-    made = agreed(vast.once.create_endpoint(**service.endpoint()))
-    agreed(vast.once.create_workergroup(**service.workergroup()))
     return made["result"]
 
 
-@VAST.told("listing the endpoints")
-def find(vast: Vast, name: str) -> int | None:
-    """Number of the endpoint of that name, None when there is none."""
+def _find(vast: Vast, name: str) -> int | None:
     label = Service(name=name, template="").label
-    rows = vast.once.show_endpoints()
+    rows = vast.sdk.show_endpoints()
     return next((row["id"] for row in rows if row["endpoint_name"] == label), None)
 
 
@@ -112,13 +102,10 @@ def destroy(vast: Vast, name: str) -> None:
     Raises:
         CourseError: a worker could not be deleted, or the endpoint is still there.
     """
-    number = find(vast, name)
-    if number is None:
-        return
-    if left := vast.once.delete_endpoint(number).get("failed_workers"):
+    number = _find(vast, name)
+    left = number and vast.sdk.delete_endpoint(number).get("failed_workers")
+    if left or _find(vast, name) is not None:
         raise CourseError(
-            f"endpoint {number}: workers {left} are still there, and billed",
+            f"endpoint {number} or its workers {left} are still there, and billed",
             "destroy them by hand now: https://cloud.vast.ai/instances/",
         )
-    if find(vast, name) is not None:
-        raise CourseError(f"endpoint {number} is still there", "run it again in a minute")

@@ -78,9 +78,3 @@ def service(
     policy["min_replicas"], policy["max_replicas"] = replicas
     policy["target_qps_per_replica"] = requests_per_s
     return described
-
-
-def write(described: dict[str, Any], path: Path) -> Path:
-    """Write a task or a service as the file that SkyPilot's commands take."""
-    path.write_text(yaml.safe_dump(described, sort_keys=False, width=1000))
-    return path

@@ -3,9 +3,7 @@
 import json
 import os
 import pwd
-import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,17 +15,15 @@ from typing import Any
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.rent.keys import ensure_key, passphrase, read_public_key
+from helpers.rent.keys import ensure_key as ensure_key
+from helpers.rent.keys import passphrase
+from helpers.rent.keys import read_public_key as read_public_key
 from helpers.rent.login import alias, connect, known_hosts
 from helpers.rent.market import Instance
 from helpers.serve import ready
 from helpers.settings import Settings
 
-__all__ = [
-    "Tunnel", "command", "connect", "ensure_key", "known_hosts", "read_public_key", "run",
-    "stock_tunnel", "tunnel", "wait_login",
-]  # fmt: skip
-
+LOGIN_TIMEOUT_S, OPEN_TIMEOUT_S = 120.0, 60.0
 PROCESS = Path(__file__).with_name("tunnel.py")
 
 
@@ -62,24 +58,19 @@ def run(instance: Instance, settings: Settings, command: str, timeout_s: float =
 
 
 def wait_login(
-    instance: Instance,
-    settings: Settings,
-    *,
-    timeout_s: float = 120,
-    progress: Callable[[str], None] = print,
+    instance: Instance, settings: Settings, *, progress: Callable[[str], None] = print
 ) -> None:
     """Wait until the instance lets us in: "running" comes before its SSH server does.
 
     Args:
         instance: where.
         settings: whose key.
-        timeout_s: give up after this many seconds.
         progress: called with one line for each failure.
 
     Raises:
         CourseError: the last failure, when time is up.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + LOGIN_TIMEOUT_S
     while True:
         try:
             run(instance, settings, "true")
@@ -95,22 +86,15 @@ def command(
     instance: Instance, settings: Settings, local_port: int | None = None, remote_port: int = 8000
 ) -> str:
     """The stock ``ssh`` command that logs in, or with ``local_port`` only forwards a port."""
-    words = ["ssh", "-p", str(instance.ssh_port), "-i", _shown(settings.ssh_key)]
+    words = ["ssh", "-p", str(instance.ssh_port), "-i", str(settings.ssh_key)]
     words += ["-o", f"HostKeyAlias={alias(instance)}"]
-    words += ["-o", f"UserKnownHostsFile={_shown(known_hosts(settings))}"]
+    words += ["-o", f"UserKnownHostsFile={known_hosts(settings)}"]
     words += ["-o", "StrictHostKeyChecking=accept-new", "-o", "IdentitiesOnly=yes"]
     if local_port is not None:
         words += ["-N", "-L", f"{local_port}:127.0.0.1:{remote_port}"]
     words.append(f"{instance.ssh_user}@{instance.ssh_host}")
-    # Not quoted for a tilde alone: ssh resolves it itself, quoted or not.
-    plain = re.compile(r"[\w@%+=:,./~-]+")
-    return " ".join(word if plain.fullmatch(word) else shlex.quote(word) for word in words)
-
-
-def _shown(path: Path) -> str:
-    """A path under the home directory as ``~/...``, which ``ssh`` itself understands."""
-    home = Path(pwd.getpwuid(os.getuid()).pw_dir)  # where ssh looks, whatever $HOME says
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+    home = pwd.getpwuid(os.getuid()).pw_dir  # where ssh looks for ~, whatever $HOME says
+    return shlex.join(words).replace(f"{home}/", "~/")
 
 
 # -- the tunnel ----------------------------------------------------------------------------
@@ -123,8 +107,11 @@ class Tunnel:
         instance: where it leads to.
         local_port: its end on this machine.
         command: the stock ``ssh`` command that does the same.
-        program: the command line of the process.
+        program: the command line of the process, which writes ``up`` when it is through.
         told: what the process reads from its standard input.
+
+    Raises:
+        CourseError: when it is not through after a minute, with the last reason.
     """
 
     def __init__(
@@ -140,9 +127,19 @@ class Tunnel:
             text=True,
             start_new_session=True,  # Ctrl-C in a notebook stops the cell, not the tunnel
         )
-        if told and self.process.stdin:
-            self.process.stdin.write(told)
-            self.process.stdin.flush()
+        print(told, file=self.process.stdin, flush=True)
+        deadline = time.monotonic() + OPEN_TIMEOUT_S
+        try:
+            while not self.up:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise CourseError(
+                        f"the tunnel is not up: {(self.events or ['no answer'])[-1]}",
+                        f"try the stock command to see why: {command}",
+                    )
+                time.sleep(0.05)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def base_url(self) -> str:
@@ -188,16 +185,14 @@ class Tunnel:
         self.close()
 
 
-def tunnel(
-    instance: Instance, settings: Settings, remote_port: int = 8000, timeout_s: float = 60
-) -> Tunnel:
+def tunnel(instance: Instance, settings: Settings, remote_port: int = 8000) -> Tunnel:
     """Forward a free local port to ``127.0.0.1:remote_port`` of the instance.
 
     Its own process carries the bytes, so that the load generator does not pay for encryption;
     it reconnects when the line drops and ends with the process that opened it.
 
     Raises:
-        CourseError: when the tunnel is not up after ``timeout_s`` seconds, with the last reason.
+        CourseError: when the tunnel is not up after a minute, with the last reason.
     """
     with connect(instance, settings):
         pass  # pins the host key at first contact, and tells a wrong key at once
@@ -214,51 +209,24 @@ def tunnel(
     # Through the pipe, not the command line: other users can read a command line.
     task = json.dumps({"login": login, "local_port": port, "remote_port": remote_port})
     shown = command(instance, settings, port, remote_port)
-    made = Tunnel(instance, port, shown, [sys.executable, "-P", str(PROCESS)], told=f"{task}\n")
-    return _opened(made, lambda: made.up, timeout_s)
+    return Tunnel(instance, port, shown, [sys.executable, "-P", str(PROCESS)], told=task)
 
 
-def stock_tunnel(
-    instance: Instance, settings: Settings, remote_port: int = 8000, timeout_s: float = 15
-) -> Tunnel:
+def stock_tunnel(instance: Instance, settings: Settings, remote_port: int = 8000) -> Tunnel:
     """The same through OpenSSH's own ``ssh -N -L``, to compare with; it does not reconnect.
 
     Raises:
-        CourseError: when there is no ``ssh`` program, or it is not up after ``timeout_s`` seconds.
+        CourseError: when it is not up after a minute, with the last reason.
     """
-    if shutil.which("ssh") is None:
-        raise CourseError("there is no ssh program here", "install OpenSSH's client")
     port = _free_port()
     shown = command(instance, settings, port, remote_port)
     *words, destination = shlex.split(shown)
-    words += ["-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", destination]
-    made = Tunnel(instance, port, shown, words)
-    return _opened(made, lambda: _listens(port), timeout_s)
-
-
-def _opened(tunnel: Tunnel, through: Callable[[], bool], timeout_s: float) -> Tunnel:
-    """Wait until a tunnel is through; one that does not get there is closed."""
-    deadline = time.monotonic() + timeout_s
-    try:
-        while not through():
-            if tunnel.process.poll() is not None or time.monotonic() > deadline:
-                raise CourseError(
-                    f"the tunnel is not up: {(tunnel.events or ['no answer'])[-1]}",
-                    f"try the stock command to see why: {tunnel.command}",
-                )
-            time.sleep(0.05)
-    except BaseException:
-        tunnel.close()
-        raise
-    return tunnel
+    words += ["-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"]
+    words += ["-o", "PermitLocalCommand=yes", "-o", "LocalCommand=echo up", destination]
+    return Tunnel(instance, port, shown, words)
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

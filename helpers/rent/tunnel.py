@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncssh
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
+WAIT_S = 1.0  # between two attempts to connect
 
 
 async def _forward(login: dict[str, Any], local_port: int, remote_port: int) -> None:
@@ -25,7 +25,6 @@ async def _forward(login: dict[str, Any], local_port: int, remote_port: int) -> 
         local_port: where to listen on 127.0.0.1; always the same, so an endpoint stays valid.
         remote_port: where to on the instance's own 127.0.0.1.
     """
-    wait_s = FIRST_WAIT_S
     while True:
         try:
             async with asyncssh.connect(
@@ -34,14 +33,12 @@ async def _forward(login: dict[str, Any], local_port: int, remote_port: int) -> 
                 await connection.forward_local_port(
                     "127.0.0.1", local_port, "127.0.0.1", remote_port
                 )
-                wait_s = FIRST_WAIT_S
                 print("up", flush=True)
                 await connection.wait_closed()
                 print("down: the connection was lost", flush=True)
         except (OSError, asyncssh.Error) as error:
             print(f"down: {type(error).__name__}: {error}", flush=True)
-        await asyncio.sleep(wait_s)
-        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        await asyncio.sleep(WAIT_S)
 
 
 def _end_with_the_opener() -> None:

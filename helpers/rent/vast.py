@@ -3,7 +3,6 @@
 import contextlib
 import shlex
 import time
-from itertools import pairwise
 from typing import Any
 
 from vastai import VastAI
@@ -28,9 +27,10 @@ class Vast(Provider):
     """
 
     def __init__(self, api_key: str, server_url: str | None = None, rehearsal: bool = False):
-        self.sdk = VastAI(api_key=api_key, server_url=server_url)
-        # The SDK repeats every call whose answer got lost, even the one that rents; the second
-        # attempt is told "no such offer", because the first one rented it. Ours are made once.
+        # The SDK waits rate limits out (Vast's are 1 to 4.5 seconds) and repeats every call whose
+        # answer got lost, even the one that rents; then its second attempt is told "no such
+        # offer", because the first one rented it. What makes something is sent once.
+        self.sdk = VastAI(api_key=api_key, server_url=server_url, retry=8)
         self.once = VastAI(api_key=api_key, server_url=server_url, retry=1)
         self.name = "rehearsal" if rehearsal else "vast"
         self.rehearsal = rehearsal
@@ -39,36 +39,27 @@ class Vast(Provider):
     @VAST.told("reading the balance")
     def balance_usd(self) -> float:
         """Credit that is left, in dollars."""
-        return float(self.once.show_user()["credit"])
+        return float(self.sdk.show_user()["credit"])
 
     @VAST.told("registering the SSH key")
     def register_key(self, public_key: str) -> None:
         """Let a public key log in to instances launched from now on; no change if it can."""
-        if public_key.split()[1] not in str(self.once.show_ssh_keys()):
-            self.once.create_ssh_key(public_key)
+        if public_key.split()[1] not in str(self.sdk.show_ssh_keys()):
+            self.sdk.create_ssh_key(public_key)
 
     @VAST.told("searching offers")
     def offers(self, wanted: OfferFilter) -> list[Offer]:
         """Machines that match, the cheapest first (price includes the disk)."""
-        query: dict[str, Any] = {
-            "num_gpus": {"eq": wanted.gpu_count},
-            # Vendors' "24 GB" is 24,564 MB here and 24,576 MB there.
-            "gpu_ram": {"gte": wanted.min_vram_gb * 1000},
-            "reliability": {"gte": wanted.min_reliability},
-            "inet_down": {"gte": wanted.min_download_mbps},
-            "cuda_max_good": {"gte": wanted.min_cuda},
-            "compute_cap": {"gte": round(wanted.min_compute_capability * 100)},
-            "disk_space": {"gte": wanted.disk_gb},
-            "direct_port_count": {"gte": 1},
-        }
-        if not wanted.verified:
-            query["verified"] = {"in": [True, False]}
-        if wanted.gpu:
-            query["gpu_name"] = {"in": list(wanted.gpu)}
-        kind = "bid" if wanted.interruptible else "on-demand"
-        rows = self.once.search_offers(
-            query, kind, "dph_total", limit=wanted.limit, storage=wanted.disk_gb
+        query = (
+            f"num_gpus={wanted.gpu_count} gpu_ram>={wanted.min_vram_gb:g} direct_port_count>=1 "
+            f"reliability>={wanted.min_reliability} inet_down>={wanted.min_download_mbps} "
+            f"cuda_max_good>={wanted.min_cuda} disk_space>={wanted.disk_gb} "
+            f"compute_cap>={wanted.min_compute_capability * 100:.0f}"
         )
+        if wanted.gpu:
+            query += f" gpu_name in [{','.join(wanted.gpu)}]".replace(" ", "_")
+        kind = "bid" if wanted.interruptible else "on-demand"
+        rows = self.sdk.search_offers(query, kind, "dph_total", storage=wanted.disk_gb)
         return wanted.cheapest([self._offer(row, wanted.interruptible) for row in rows])
 
     def _offer(self, row: dict[str, Any], interruptible: bool) -> Offer:
@@ -83,13 +74,10 @@ class Vast(Provider):
             min_bid_usd_per_hour=row.get("min_bid"),
             bandwidth_gb_s=row.get("gpu_mem_bw"),
             reliability=row.get("reliability2"),
-            download_mbps=row.get("inet_down"),
-            cuda=row.get("cuda_max_good"),
-            verified=row.get("verification") == "verified",
             location=row.get("geolocation") or "",
         )
 
-    @VAST.told("renting the offer", again=False)
+    @VAST.told("renting the offer")
     def create(self, offer: Offer, spec: ServingSpec, label: str, terms: Terms) -> Instance:
         """Send the one request that rents, and never a second: ``launch`` calls it."""
         if offer.interruptible and "bid_usd_per_hour" not in terms:
@@ -98,34 +86,32 @@ class Vast(Provider):
                 "pass bid_usd_per_hour=..., or search without interruptible=True",
             )
         switch = deadman.script("vast", terms.get("lifetime_s", deadman.LIFETIME_S))
-        options = {"label": label, "disk": spec.disk_gb, "env": spec.env}
+        options: dict[str, Any] = {"image": spec.image, "onstart_cmd": spec.onstart(switch)}
+        options |= {"ssh": True, "direct": True}
         if template := terms.get("template_id"):
             # The switch runs before the template's own script, which is sent along with it.
-            rows = self.once.search_templates({"hash_id": {"eq": template}})
+            rows = self.sdk.search_templates({"hash_id": {"eq": template}})
             script = f"{switch}\n{rows[0].get('onstart') or '' if rows else ''}"
-            options |= {"template_hash": template, "onstart_cmd": script}
-        else:
-            options |= {"image": spec.image, "onstart_cmd": spec.onstart(switch)}
-            options |= {"ssh": True, "direct": True}
+            options = {"template_hash": template, "onstart_cmd": script}
+        options |= {"label": label, "disk": spec.disk_gb, "env": spec.env}
         answer = self.once.create_instance(
             int(offer.id), bid_price=terms.get("bid_usd_per_hour"), cancel_unavail=True, **options
         )
         row = {"id": agreed(answer)["new_contract"], "label": label, "num_gpus": offer.gpu_count}
-        row |= {"gpu_name": offer.gpu, "dph_total": offer.usd_per_hour}
-        # The service may not show it yet.
-        return self.instance(str(row["id"])) or self._instance(row)
+        # Not asked for: the service may not show it yet.
+        return self._instance(row | {"gpu_name": offer.gpu, "dph_total": offer.usd_per_hour})
 
     @VAST.told("listing the instances")
     def instances(self) -> list[Instance]:
         """Everything rented on the account that carries the course's label."""
-        rows = self.once.show_instances()
+        rows = self.sdk.show_instances()
         ours = (r for r in rows if (r.get("label") or "").startswith(market.LABEL_PREFIX))
         return [self._instance(row) for row in ours]
 
     @VAST.told("asking for the instance", missing_ok=True)
     def instance(self, instance_id: str) -> Instance | None:
         """One instance, None when it is gone."""
-        row = self.once.show_instance(int(instance_id))
+        row = self.sdk.show_instance(int(instance_id))
         return self._instance(row) if row else None
 
     def _instance(self, row: dict[str, Any]) -> Instance:
@@ -153,69 +139,56 @@ class Vast(Provider):
     def logs(self, instance_id: str, lines: int = 100) -> str:
         """Tail of the container's log; empty until the provider has collected one."""
         with contextlib.suppress(TimeoutError):
-            return self.once.logs(int(instance_id), tail=str(lines))
+            return self.sdk.logs(int(instance_id), tail=str(lines))
         return ""
 
     @VAST.told("stopping the instance")
     def stop(self, instance_id: str) -> None:
         """Stop it; its disk is kept and billed."""
-        self.once.stop_instance(int(instance_id))
+        self.sdk.stop_instance(int(instance_id))
 
     @VAST.told("starting the instance")
     def start(self, instance_id: str) -> None:
         """Start a stopped one again; on a real market the GPU may be taken meanwhile."""
-        self.once.start_instance(int(instance_id))
+        self.sdk.start_instance(int(instance_id))
 
     @VAST.told("destroying the instance", missing_ok=True)
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
-        self.once.destroy_instance(int(instance_id))
+        self.sdk.destroy_instance(int(instance_id))
 
     @VAST.told("searching templates")
-    def templates(self, name: str = "vLLM") -> list[Template]:
-        """Templates whose name contains ``name``: the account's own, then the provider's.
+    def templates(self) -> list[Template]:
+        """The account's own templates, then those for vLLM.
 
         A template's id is a hash of its content and changes at each edit: look it up, do not
         store it.
         """
-        mine = self.once.show_user()["id"]
-        # The service finds by equality only: ask for one's own, then for the usual spellings.
-        own = self.once.search_templates({"creator_id": {"eq": mine}})
-        spelled = {"name": {"in": [name, name.lower(), name.upper()]}}
-        rows = {row["hash_id"]: row for row in [*own, *self.once.search_templates(spelled)]}
-        named = (row for row in rows.values() if name.lower() in (row.get("name") or "").lower())
-        return [_template(row, own=row.get("creator_id") == mine) for row in named]
+        mine = self.sdk.show_user()["id"]
+        found = self.sdk.search_templates({"creator_id": {"eq": mine}})
+        found += self.sdk.search_templates({"name": {"in": ["vLLM", "vllm"]}})
+        rows = {row["hash_id"]: row for row in found}
+        return [
+            Template(id=number, name=row["name"], image=row["image"], own=row["creator_id"] == mine)
+            for number, row in rows.items()
+        ]
 
-    @VAST.told("creating the template", again=False)  # a repetition would make two
-    def create_template(self, spec: ServingSpec, name: str) -> Template:
-        """Keep a spec as a template of one's own; keys in its environment are left out."""
+    @VAST.told("creating the template")
+    def create_template(self, spec: ServingSpec, name: str) -> str:
+        """Keep a spec as a template of one's own, without the keys in its environment."""
         image, _, tag = spec.image.partition(":")
         env = {k: v for k, v in spec.env.items() if not market.is_secret(k)}
-        row = {"name": name, "image": image, "recommended_disk_space": spec.disk_gb}
-        row["env"] = " ".join(f"-e {key}={shlex.quote(value)}" for key, value in env.items())
         answer = self.once.create_template(
             name=name,
             image=image,
             image_tag=tag,
-            env=row["env"],
+            env=" ".join(f"-e {key}={shlex.quote(value)}" for key, value in env.items()),
             onstart_cmd=spec.onstart(),
             ssh=True,
             direct=True,
             disk_space=spec.disk_gb,
         )
-        return _template(row | {"tag": tag} | agreed(answer)["template"], own=True)
-
-
-def _template(row: dict[str, Any], own: bool) -> Template:
-    words = shlex.split(row.get("env") or "")
-    return Template(
-        id=row["hash_id"],
-        name=row["name"],
-        image=f"{row['image']}:{row['tag']}" if row.get("tag") else row["image"],
-        own=own,
-        disk_gb=row.get("recommended_disk_space") or 0,
-        env=tuple(w.partition("=")[0] for flag, w in pairwise(words) if flag == "-e"),
-    )
+        return agreed(answer)["template"]["hash_id"]
 
 
 def _status(row: dict[str, Any]) -> str:
@@ -235,6 +208,4 @@ def _ssh_address(row: dict[str, Any]) -> tuple[str | None, int | None]:
     mapped = (row.get("ports") or {}).get("22/tcp")
     if mapped and row.get("public_ipaddr"):
         return row["public_ipaddr"].strip(), int(mapped[0]["HostPort"])
-    if row.get("ssh_host") and row.get("ssh_port"):
-        return row["ssh_host"], int(row["ssh_port"])
-    return None, None
+    return row.get("ssh_host"), int(row.get("ssh_port") or 0) or None

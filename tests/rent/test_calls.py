@@ -1,14 +1,18 @@
 """One set of rules for both marketplaces: what is repeated, and what each error says."""
 
 import json
-import time
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import requests
 
 from helpers.errors import CourseError
-from helpers.rent.calls import ATTEMPTS, RUNPOD, VAST, agreed
+from helpers.rent.calls import RUNPOD, VAST, agreed
 from helpers.rent.market import NoAnswer, NotFound, OfferGone
+from helpers.rent.runpod import RunPod
+from helpers.rent.vast import Vast
+from helpers.serve.spec import ServingSpec
 
 SERVICES = pytest.mark.parametrize("service", [VAST, RUNPOD], ids=lambda service: service.name)
 
@@ -22,48 +26,66 @@ def refused(status: int, body: object = "", **headers: str) -> requests.HTTPErro
     return requests.HTTPError("https://host/?key=secret", response=answer)
 
 
-class Line:
-    """Raises what it is told, one after the other, then answers; counts the calls."""
+def failing(trouble: Exception):
+    """A function that raises it."""
 
-    def __init__(self, *troubles: Exception) -> None:
-        self.troubles, self.calls = list(troubles), 0
+    def work() -> str:
+        raise trouble
 
-    def __call__(self) -> str:
-        self.calls += 1
-        if self.troubles:
-            raise self.troubles.pop(0)
-        return "answer"
+    return work
 
 
 @pytest.fixture
-def waited(monkeypatch):
-    """The pauses that were made, in seconds; none is waited for."""
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    return pauses
+def moody():
+    """A marketplace that sheds the first two requests and cuts the third; what it was asked."""
+    asked: list[tuple[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            asked.append((self.command, self.path))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            turn = len(asked)
+            if turn == 3:
+                self.connection.close()
+                return
+            self.send_response({1: 429, 2: 503}.get(turn, 200))
+            self.send_header("Retry-After", "0")
+            body = b'{"instances": [], "pods": []}'
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = do_PUT = answer
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
-@SERVICES
-def test_what_passes_is_waited_out(service, waited):
-    """Rate limits as long as they ask, at most a minute; gateways and cut lines a moment."""
-    line = Line(
-        refused(429, **{"Retry-After": "0.5"}),
-        refused(503, **{"Retry-After": "3600"}),
-        refused(429, "too frequent", **{"Retry-After": "soon"}),
-        requests.ConnectionError("cut"),
-    )
-    assert service.told("asking")(line)() == "answer"
-    assert waited == [0.5, 60, 5, 1]
+@pytest.mark.parametrize("kind", [Vast, RunPod])
+def test_what_passes_is_waited_out(moody, kind):
+    """Rate limits, gateways and cut lines: the reader sees nothing of them."""
+    url, asked = moody
+    assert kind("k", server_url=url).instances() == []
+    assert len(asked) == 4
 
 
-@SERVICES
-@pytest.mark.parametrize("again", [True, False])
-def test_what_costs_money_is_asked_for_once(service, waited, again):
+@pytest.mark.parametrize("kind", [Vast, RunPod])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_what_costs_money_is_asked_for_once(moody, kind, before, small_offer):
     """A lost answer may be a rental: it is for the caller to look, not for us to repeat."""
-    line = Line(*[requests.Timeout("slow")] * 9)
-    with pytest.raises(NoAnswer, match="did not answer"):
-        service.told("renting", again=again)(line)()
-    assert line.calls == (ATTEMPTS if again else 1)
+    url, asked = moody
+    asked += [("earlier", "")] * before
+    with pytest.raises(CourseError):
+        kind("k", server_url=url).create(small_offer, ServingSpec(), "label", {})
+    assert len(asked) == before + 1
 
 
 @SERVICES
@@ -75,17 +97,17 @@ def test_what_costs_money_is_asked_for_once(service, waited, again):
         (refused(402, {"title": "Payment", "detail": "low balance"}), CourseError, "{billing_url}"),
         (refused(404, {"title": "T", "detail": "no pod 5"}), NotFound, "T no pod 5"),
         (refused(422, {"detail": "d", "errors": ["disk: small"]}), CourseError, "disk: small"),
-        (refused(429, "plain"), CourseError, "too many requests"),
+        (refused(429, "plain"), CourseError, "wait a minute"),
         (refused(500, "credit is <b>fine</b>"), NoAnswer, "HTTP 500, credit is"),
-        (refused(418, {}), CourseError, "{status_url}"),
+        (requests.Timeout("slow"), NoAnswer, "did not answer (Timeout)"),
         (KeyError("credit"), NoAnswer, "does not fit its API (KeyError('credit'))"),
         (requests.JSONDecodeError("m", "<html>", 0), NoAnswer, "does not fit its API"),
     ],
 )
-def test_each_error_is_a_sentence_with_the_next_step(service, waited, trouble, kind, told):
+def test_each_error_is_a_sentence_with_the_next_step(service, trouble, kind, told):
     """Nothing of the request is in it: the request carries the key."""
     with pytest.raises(kind) as caught:
-        service.told("asking", again=False)(Line(trouble))()
+        service.told("asking")(failing(trouble))()
     assert told.format(**vars(service)) in str(caught.value)
     assert caught.value.what.startswith("asking: ") and caught.value.hint
     assert "secret" not in str(caught.value) and caught.value.__suppress_context__
@@ -102,15 +124,15 @@ def test_each_error_is_a_sentence_with_the_next_step(service, waited, trouble, k
 def test_a_taken_offer_has_an_error_of_its_own(service, status, words):
     """So that the next one can be tried."""
     with pytest.raises(OfferGone, match="somebody else was faster"):
-        service.told("renting", again=False)(Line(refused(status, {"msg": words})))()
+        service.told("renting")(failing(refused(status, {"msg": words})))()
 
 
 def test_what_is_not_there_may_be_none():
     """Asked for when somebody looks whether it is gone; other errors stay errors."""
-    assert VAST.told("asking", missing_ok=True)(Line(refused(404)))() is None
+    assert VAST.told("asking", missing_ok=True)(failing(refused(404)))() is None
     for odd in (refused(403), refused(400, "not available"), refused(500), KeyError("id")):
         with pytest.raises(CourseError):
-            RUNPOD.told("asking", missing_ok=True, again=False)(Line(odd))()
+            RUNPOD.told("asking", missing_ok=True)(failing(odd))()
 
 
 def test_a_refusal_inside_a_success_is_an_error():

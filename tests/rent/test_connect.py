@@ -84,7 +84,7 @@ def test_waiting_ends_when_it_runs_and_lets_us_in():
     provider = walking(machine("creating"), machine("loading"), machine("running"), up)
     assert rent.wait_running(provider, "7", progress=lines.append) is up
     assert [line.partition(":")[0] for line in lines] == ["creating", "loading"] + 2 * ["running"]
-    assert up.hardware == "2x RTX 4090" and 0.49 < up.hours < 0.51
+    assert up.hardware == "2x RTX 4090"
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,11 @@ for described in json.load(sys.stdin):
 """
 
 
+def written(described: dict) -> str:
+    """A task or a service as the file that SkyPilot's commands take."""
+    return yaml.safe_dump(described, sort_keys=False, width=1000)
+
+
 @pytest.fixture
 def parse(tmp_path):
     """What SkyPilot's own parser makes of tasks and services, in an environment of its own."""
@@ -58,22 +63,20 @@ def parse(tmp_path):
     return parsed
 
 
-def test_the_task_file_is_what_the_spec_renders(tmp_path):
+def test_the_task_file_is_what_the_spec_renders():
     """`sky launch assets/sky_task.yaml` must serve what the course serves."""
-    written = skypilot.write(skypilot.task(ServingSpec()), tmp_path / "task.yaml")
-    assert skypilot.TASK_FILE.read_text() == written.read_text(), "run skypilot.write for TASK_FILE"
-    task = yaml.safe_load(written.read_text())
+    task = skypilot.task(ServingSpec())
+    assert skypilot.TASK_FILE.read_text() == written(task), "write it anew"
     assert [a["infra"] for a in task["resources"]["any_of"]] == ["aws", "azure", "runpod", "vast"]
     assert task["run"].startswith(f"vllm serve {ServingSpec().model} --host 0.0.0.0 --port 8000")
     assert task["resources"]["image_id"] == f"docker:{ServingSpec().image}"
     assert task["resources"]["autostop"]["down"] is True
 
 
-def test_the_service_file_is_the_task_with_replicas(tmp_path):
+def test_the_service_file_is_the_task_with_replicas():
     """`sky serve up assets/sky_service.yaml` must serve what the course serves, several times."""
-    written = skypilot.write(skypilot.service(ServingSpec()), tmp_path / "service.yaml")
-    assert skypilot.SERVICE_FILE.read_text() == written.read_text(), "run skypilot.write for it"
-    service = yaml.safe_load(written.read_text())
+    service = skypilot.service(ServingSpec())
+    assert skypilot.SERVICE_FILE.read_text() == written(service), "write it anew"
     task = skypilot.task(ServingSpec())
     assert service["run"] == task["run"] and service["secrets"] == task["secrets"]
     assert "autostop" not in service["resources"], "SkyServe ends its replicas itself"
