@@ -10,14 +10,14 @@ bad luck to order.
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 
+import psutil
 import requests
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from helpers.errors import CourseError
 from helpers.rehearsal import model
@@ -130,11 +130,12 @@ def stop(settings: Settings) -> bool:
     server = running(settings)
     if server is None:
         return False
-    os.kill(server.pid, signal.SIGTERM)
+    process = psutil.Process(server.pid)
+    process.terminate()
     try:
-        with FileLock(settings.rehearsal_home / "server.lock", timeout=STOP_TIMEOUT_S):
-            return True  # its process held this until it had ended all that it had started
-    except Timeout:
+        process.wait(STOP_TIMEOUT_S)  # until it has ended all that it had started
+        return True
+    except psutil.TimeoutExpired:
         what = f"the rehearsal (process {server.pid}) does not stop"
         raise CourseError(what, f"end it with: kill -9 {server.pid}") from None
 

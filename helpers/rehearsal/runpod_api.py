@@ -201,6 +201,7 @@ class RunPodAPI:
         status = _STATUS.get(rental.status, "ERROR")
         running, cost = status == "RUNNING", rental.gpu_usd_per_hour + rental.disk_usd_per_hour
         direct = {"host": "127.0.0.1", "port": port, "username": "root"}
+        direct["command"] = f"ssh root@127.0.0.1 -p {port}"
         return {
             **FIXED["runpod_pod"],
             "id": str(rental.id),

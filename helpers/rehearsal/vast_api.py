@@ -189,6 +189,7 @@ class VastAPI:
             "cur_state": rental.intended,
             "status_msg": rental.message,
             "image_uuid": rental.image,
+            "extra_env": list(rental.env.items()),
             "ssh_port": rental.ssh_port,
             "ports": {"22/tcp": port} if rental.ssh_port else {},
             "start_date": rental.created,

@@ -49,10 +49,12 @@ class Service:
     def _error(self, doing: str, error: Exception) -> CourseError:
         if isinstance(error, requests.HTTPError):
             return self._refusal(doing, error.response)
-        what = f"did not answer ({type(error).__name__})"
         if isinstance(error, MISFITS):
             what = f"sent an answer that does not fit its API ({error!r})"
-        hint = "check the network; `python -m helpers status` shows what is rented"
+            hint = "run the cell again; if it stays, look for a newer version of the course"
+        else:
+            what = f"did not answer ({type(error).__name__})"
+            hint = "check the network; `python -m helpers status` shows what is rented"
         return NoAnswer(f"{doing}: {self.name} {what}", hint)
 
     def _refusal(self, doing: str, answer: requests.Response) -> CourseError:
@@ -97,8 +99,9 @@ def reason(body: object) -> str:
     """What an answer says about itself, wherever it says it."""
     if not isinstance(body, dict):
         return str(body)[:300]
-    names = ("error", "msg", "message", "title", "detail", "errors")
-    words = (body.get(name) for name in names)
+    errors = body.get("errors")
+    words = [body.get(name) for name in ("error", "msg", "message", "title", "detail")]
+    words += errors if isinstance(errors, list) else []
     return " ".join(dict.fromkeys(str(word) for word in words if word))[:300] or "no reason given"
 
 

@@ -50,14 +50,19 @@ class Vast(Provider):
     @VAST.told("searching offers")
     def offers(self, wanted: OfferFilter) -> list[Offer]:
         """Machines that match, the cheapest first (price includes the disk)."""
-        query = (
-            f"num_gpus={wanted.gpu_count} gpu_ram>={wanted.min_vram_gb:g} direct_port_count>=1 "
-            f"reliability>={wanted.min_reliability} inet_down>={wanted.min_download_mbps} "
-            f"cuda_max_good>={wanted.min_cuda} disk_space>={wanted.disk_gb} "
-            f"compute_cap>={wanted.min_compute_capability * 100:.0f}"
-        )
+        query: dict[str, Any] = {
+            "num_gpus": {"eq": wanted.gpu_count},
+            # Vendors' "24 GB" is 24,564 MB here and 24,576 MB there.
+            "gpu_ram": {"gte": wanted.min_vram_gb * 1000},
+            "reliability": {"gte": wanted.min_reliability},
+            "inet_down": {"gte": wanted.min_download_mbps},
+            "cuda_max_good": {"gte": wanted.min_cuda},
+            "compute_cap": {"gte": round(wanted.min_compute_capability * 100)},
+            "disk_space": {"gte": wanted.disk_gb},
+            "direct_port_count": {"gte": 1},
+        }
         if wanted.gpu:
-            query += f" gpu_name in [{','.join(wanted.gpu)}]".replace(" ", "_")
+            query["gpu_name"] = {"in": list(wanted.gpu)}
         kind = "bid" if wanted.interruptible else "on-demand"
         rows = self.sdk.search_offers(query, kind, "dph_total", storage=wanted.disk_gb)
         return wanted.cheapest([self._offer(row, wanted.interruptible) for row in rows])
@@ -86,20 +91,22 @@ class Vast(Provider):
                 "pass bid_usd_per_hour=..., or search without interruptible=True",
             )
         switch = deadman.script("vast", terms.get("lifetime_s", deadman.LIFETIME_S))
-        options: dict[str, Any] = {"image": spec.image, "onstart_cmd": spec.onstart(switch)}
-        options |= {"ssh": True, "direct": True}
+        options = {"label": label, "disk": spec.disk_gb, "env": spec.env}
         if template := terms.get("template_id"):
             # The switch runs before the template's own script, which is sent along with it.
             rows = self.sdk.search_templates({"hash_id": {"eq": template}})
             script = f"{switch}\n{rows[0].get('onstart') or '' if rows else ''}"
-            options = {"template_hash": template, "onstart_cmd": script}
-        options |= {"label": label, "disk": spec.disk_gb, "env": spec.env}
+            options |= {"template_hash": template, "onstart_cmd": script}
+        else:
+            options |= {"image": spec.image, "onstart_cmd": spec.onstart(switch)}
+            options |= {"ssh": True, "direct": True}
         answer = self.once.create_instance(
             int(offer.id), bid_price=terms.get("bid_usd_per_hour"), cancel_unavail=True, **options
         )
+        price = terms.get("bid_usd_per_hour", offer.usd_per_hour)
         row = {"id": agreed(answer)["new_contract"], "label": label, "num_gpus": offer.gpu_count}
         # Not asked for: the service may not show it yet.
-        return self._instance(row | {"gpu_name": offer.gpu, "dph_total": offer.usd_per_hour})
+        return self._instance(row | {"gpu_name": offer.gpu, "dph_total": price})
 
     @VAST.told("listing the instances")
     def instances(self) -> list[Instance]:
@@ -165,12 +172,16 @@ class Vast(Provider):
         store it.
         """
         mine = self.sdk.show_user()["id"]
-        found = self.sdk.search_templates({"creator_id": {"eq": mine}})
-        found += self.sdk.search_templates({"name": {"in": ["vLLM", "vllm"]}})
-        rows = {row["hash_id"]: row for row in found}
+        rows = self.sdk.search_templates({"creator_id": {"eq": mine}})
+        rows += self.sdk.search_templates({"name": {"in": ["vLLM", "vllm"]}})
         return [
-            Template(id=number, name=row["name"], image=row["image"], own=row["creator_id"] == mine)
-            for number, row in rows.items()
+            Template(
+                id=number,
+                name=row["name"],
+                image=f"{row['image']}:{row['tag']}" if row.get("tag") else row["image"],
+                own=row.get("creator_id") == mine,
+            )
+            for number, row in {row["hash_id"]: row for row in rows}.items()
         ]
 
     @VAST.told("creating the template")
@@ -208,4 +219,6 @@ def _ssh_address(row: dict[str, Any]) -> tuple[str | None, int | None]:
     mapped = (row.get("ports") or {}).get("22/tcp")
     if mapped and row.get("public_ipaddr"):
         return row["public_ipaddr"].strip(), int(mapped[0]["HostPort"])
-    return row.get("ssh_host"), int(row.get("ssh_port") or 0) or None
+    if row.get("ssh_host") and row.get("ssh_port"):
+        return row["ssh_host"], int(row["ssh_port"])
+    return None, None

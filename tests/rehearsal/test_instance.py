@@ -33,7 +33,7 @@ def test_nothing_that_a_command_writes_is_lost(instance, settings):
 
 def test_login_by_hand_gives_a_shell(stock_ssh, instance, settings):
     """The shell's answers come, and its last status when leaving."""
-    words = [*ssh.command(instance, settings).split(), "-tt"]
+    words = ssh.command(instance, settings).split()
     done = subprocess.run(
         words, input="echo $((40 + 2)); exit 5\n", capture_output=True, text=True, timeout=20
     )
