@@ -1,9 +1,12 @@
 """When requests are sent: a closed loop of users, or an open loop that waits for nobody."""
 
+import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, pairwise
+from pathlib import Path
 
 from helpers.errors import CourseError
 
@@ -92,21 +95,52 @@ class Poisson(Gamma):
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(OpenLoop):
-    """Recorded arrival times: ``times_s``, in seconds from the start, ascending."""
+    """Recorded arrival times, repeated.
+
+    Args:
+        times_s: seconds from the start, ascending.
+        speed: 2 plays twice as fast.
+    """
 
     times_s: tuple[float, ...]
+    speed: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times_s", tuple(self.times_s))
-        if not self.times_s or not all(a <= b for a, b in pairwise((0.0, *self.times_s))):
-            raise CourseError("the trace is empty or not in order of time", "sort it by time")
+        above_zero(speed=self.speed)
+        ordered = all(0 <= a <= b < math.inf for a, b in pairwise((0.0, *self.times_s)))
+        if not (self.times_s and ordered):
+            raise CourseError("the trace is empty or not in order of time", "sort it by timestamp")
 
     def __str__(self) -> str:
-        return f"a trace of {len(self.times_s)} requests"
+        speed = f" at {self.speed:g} times its speed" if self.speed != 1 else ""
+        return f"a trace of {len(self.times_s)} requests{speed}"
 
     def times(self) -> Iterator[float]:
         """Yield the scheduled times in seconds from the start."""
-        return iter(self.times_s)
+        return (time / self.speed for time in self.times_s)
+
+    @classmethod
+    def read(cls, path: str | Path, *, unit_s: float = 1.0, speed: float = 1.0) -> "Replay":
+        """Read the ``timestamp`` of each line of a JSONL trace.
+
+        Args:
+            path: the trace; the first arrival becomes time 0.
+            unit_s: seconds in one unit of ``timestamp`` (0.001 for Mooncake's milliseconds).
+            speed: 2 plays twice as fast.
+
+        Raises:
+            CourseError: the file cannot be read, or a line has no ``timestamp``.
+        """
+        try:
+            with Path(path).open() as lines:
+                filled = filter(str.strip, lines)
+                stamps = sorted(json.loads(line)["timestamp"] * unit_s for line in filled)
+        except OSError as error:
+            raise CourseError(f"{path} cannot be read: {error.strerror}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise CourseError(f"{path} is not a trace: {error!r}", "one object a line") from None
+        return cls(times_s=tuple(stamp - stamps[0] for stamp in stamps), speed=speed)
 
 
 Arrivals = ClosedLoop | OpenLoop

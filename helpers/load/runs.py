@@ -85,7 +85,8 @@ def _spec(endpoint: Endpoint, workload: Workload, arrivals: Arrivals, limits: di
         CourseError: the run has no end.
     """
     if isinstance(arrivals, Replay):
-        limits["requests"] = limits["requests"] or len(arrivals.times_s)
+        length = len(arrivals.times_s)
+        limits["requests"] = min(limits["requests"] or length, length)
     if limits["requests"] is None and limits["duration_s"] is None:
         raise CourseError("the run has no end", "give requests=, duration_s= or both")
     return {

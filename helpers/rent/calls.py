@@ -24,6 +24,7 @@ class Service:
     key: str
     keys_url: str
     billing_url: str
+    status_url: str
     taken: Mapping[int, tuple[str, ...]]
 
     @contextlib.contextmanager
@@ -63,7 +64,7 @@ class Service:
         except ValueError:  # a rate limit, for one, comes as plain text
             words = answer.text[:200]
         status, lower = answer.status_code, words.lower()
-        kind, hint = CourseError, "wait a minute and run the cell again"
+        kind, hint = CourseError, f"run the cell again; {self.status_url} tells of any trouble"
         if status >= 500:
             kind = NoAnswer  # a gateway that gives up does not know what its service did
         elif any(word in lower for word in self.taken.get(status, ())):
@@ -71,6 +72,8 @@ class Service:
             kind, hint = OfferGone, "take the next offer"
         elif status == 404:
             kind, hint = NotFound, "look it up again: it may be gone"
+        elif status == 429:
+            hint = "wait a minute and run the cell again"
         elif status == 401:
             words = f"{self.name} does not accept {self.key} ({words})"
             hint = f"create a key at {self.keys_url} and put it into .env"
@@ -84,6 +87,7 @@ VAST = Service(
     key="VAST_API_KEY",
     keys_url="https://cloud.vast.ai/manage-keys/",
     billing_url="https://cloud.vast.ai/billing/",
+    status_url="https://status.vast.ai",
     taken=dict.fromkeys((400, 404, 410), ("no_such_ask",)),
 )
 RUNPOD = Service(
@@ -91,6 +95,7 @@ RUNPOD = Service(
     key="RUNPOD_API_KEY",
     keys_url="https://console.runpod.io/user/settings",
     billing_url="https://console.runpod.io/user/billing",
+    status_url="https://uptime.runpod.io",
     taken={400: ("capacity", "no longer available", "no instances", "not available", "resources")},
 )
 

@@ -28,6 +28,18 @@ def test_arrivals_have_their_rate(arrivals):
     assert again == arrivals and list(islice(again.times(), 50)) == times[:50]
 
 
+def test_traces_are_read(tmp_path):
+    """A trace with millisecond stamps becomes arrival times from zero; others are refused."""
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps({"timestamp": t}) + "\n" for t in (3000, 1000, 1500)))
+    assert load.Replay.read(path, unit_s=0.001).times_s == (0.0, 0.5, 2.0)
+    path.write_text("{}\n")
+    with pytest.raises(CourseError, match="is not a trace"):
+        load.Replay.read(path)
+    with pytest.raises(CourseError, match="cannot be read"):
+        load.Replay.read(tmp_path / "nowhere.jsonl")
+
+
 def test_a_trace_is_played_as_it_is():
     """Also from another process, to which it went as JSON."""
     trace = load.Replay(times_s=[0.0, 0.5, 2.0])
@@ -44,6 +56,7 @@ def test_a_trace_is_played_as_it_is():
         (load.Constant, {"every_s": 0}),
         (load.Gamma, {"rate_per_s": 1, "burstiness": 0}),
         (load.Poisson, {"rate_per_s": float("nan")}),
+        (load.Replay, {"times_s": (1.0,), "speed": 0}),
         (load.Replay, {"times_s": ()}),
         (load.Replay, {"times_s": (2.0, 1.0)}),
         (load.Replay, {"times_s": (-1.0, 1.0)}),
