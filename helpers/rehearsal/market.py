@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field, field_validator
 
 from helpers.rehearsal import model, offers
 from helpers.rehearsal.faults import FAULTS, Faults
@@ -63,6 +63,12 @@ class Books(BaseModel):
     runpod_templates: list[dict[str, Any]] = []
     rentals: dict[str, Rental] = {}  # by their numbers
     next_id: int = 7001
+
+    @field_validator("rentals", mode="before")
+    @classmethod
+    def _by_number(cls, rentals: Any) -> Any:
+        """Before version 0.2 they were kept as a list."""
+        return {str(r["id"]): r for r in rentals} if isinstance(rentals, list) else rentals
 
 
 class Market:

@@ -6,6 +6,7 @@ import pytest
 from support.machines import Idle
 
 from helpers import rent
+from helpers.rehearsal.market import Books
 from helpers.rent import guard
 from helpers.rent.market import OfferFilter
 
@@ -33,3 +34,10 @@ def test_money_is_metered_by_the_second(own_rehearsal):
     before = provider.balance_usd()
     time.sleep(1)
     assert provider.balance_usd() == before
+
+
+def test_the_state_of_an_older_version_is_read():
+    """Credit and keys are kept; rentals were a list before version 0.2."""
+    old = {"credit": 4.5, "public_keys": ["ssh-ed25519 A"], "templates": [], "rentals": []}
+    books = Books.model_validate(old)
+    assert (books.credit, books.public_keys, books.rentals) == (4.5, ["ssh-ed25519 A"], {})
