@@ -130,14 +130,17 @@ def stop(settings: Settings) -> bool:
     server = running(settings)
     if server is None:
         return False
-    process = psutil.Process(server.pid)
-    process.terminate()
+    process, deadline = psutil.Process(server.pid), time.monotonic() + STOP_TIMEOUT_S
     try:
-        process.wait(STOP_TIMEOUT_S)  # until it has ended all that it had started
+        process.terminate()
+        while time.monotonic() < deadline:  # it ends all that it has started first
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            time.sleep(0.1)
+    except psutil.NoSuchProcess:
         return True
-    except psutil.TimeoutExpired:
-        what = f"the rehearsal (process {server.pid}) does not stop"
-        raise CourseError(what, f"end it with: kill -9 {server.pid}") from None
+    what = f"the rehearsal (process {server.pid}) does not stop"
+    raise CourseError(what, f"end it with: kill -9 {server.pid}")
 
 
 def reset(settings: Settings) -> None:
