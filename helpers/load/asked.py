@@ -1,7 +1,6 @@
 """One request that was made: its answer, how long its user pauses after it, and its record."""
 
 import re
-from functools import cached_property
 
 import msgspec
 
@@ -27,17 +26,20 @@ class Asked:
     def __init__(self, index: int, user: int, turn: int, scheduled_s: float | None) -> None:
         self.about = {"index": index, "user": user, "turn": turn, "scheduled_s": scheduled_s}
         self.exchange = Exchange()
+        self._read: Answer | None = None
 
-    @cached_property
+    @property
     def answer(self) -> Answer:
         """The answer, read."""
-        return read(self.exchange)
+        if self._read is None:
+            self._read = read(self.exchange)
+        return self._read
 
     @property
     def retry_after_s(self) -> float | None:
         """The seconds that the server asks to wait in ``Retry-After``."""
-        value = self.exchange.headers.get("retry-after", "")
-        return float(value) if _SECONDS.fullmatch(value) else None
+        value = self.exchange.headers.get("retry-after")
+        return float(value) if value and _SECONDS.fullmatch(value) else None
 
     def pause_s(self, think_s: float) -> float:
         """Return how long its user pauses: to think, or longer after a failure.

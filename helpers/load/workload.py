@@ -13,6 +13,7 @@ from helpers.errors import CourseError
 from helpers.load import arrivals
 
 # Everyday words: one token each, with the space before, in the usual vocabularies.
+_encode = msgspec.json.Encoder().encode
 _WORDS = """
 time year people way day man thing woman life child world school state family student group country
 problem hand part place case week company system program question work government number night point
@@ -268,7 +269,7 @@ def body(
         fields["tools"] = tools
     if work.ignore_eos and exact:
         fields |= {"ignore_eos": True, "min_tokens": max_tokens}
-    return json.dumps(fields).encode()
+    return _encode(fields)
 
 
 def _filled(ask: str, chance: random.Random) -> str:
