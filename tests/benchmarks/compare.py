@@ -2,8 +2,9 @@
 
 ``python tests/benchmarks/compare.py --tokenizer DIR --vllm VENV --guidellm VENV --aiperf VENV``
 
-Each named environment's tool is run; ours and a plain AsyncOpenAI loop always are. ``DIR`` is a
-Hugging Face tokenizer for the tools that count tokens themselves. What is printed, a tool a line:
+Each named environment's tool is run; ours, a plain AsyncOpenAI loop and the floor (a protocol that
+only stamps what it reads, ``bare_protocol.py``) always are. ``DIR`` is a Hugging Face tokenizer for
+the tools that count tokens themselves. What is printed, a tool a line:
 
 * tokens per second, and CPU per token of the whole run, of all processes of the tool;
 * steady CPU per token: start-up is taken out by a second, short run of the same command,
@@ -110,6 +111,12 @@ def read_openai_loop(folder: Path) -> dict:
     return _reported(len(found["ttft"]), found["ttft"], found["gaps"])
 
 
+def bare(url: str, scene: dict, count: int, folder: Path, options) -> tuple[list, dict]:
+    program = HERE / "bare_protocol.py"
+    numbers = [str(scene["users"]), str(count), str(TOKENS)]
+    return [sys.executable, program, f"{url}/v1", *numbers, folder / "openai.json"], {}
+
+
 def vllm(url: str, scene: dict, count: int, folder: Path, options) -> tuple[list, dict]:
     words = (
         f"bench serve --backend openai-chat --base-url {url} --endpoint /v1/chat/completions "
@@ -188,6 +195,7 @@ def _reported(done: int, ttft: list[float], gaps: list[float]) -> dict:
 
 CLIENTS = {
     "ours": (ours, read_ours),
+    "bare protocol": (bare, read_openai_loop),
     "AsyncOpenAI": (openai_loop, read_openai_loop),
     "vllm": (vllm, read_vllm),
     "guidellm": (guidellm, read_guidellm),
