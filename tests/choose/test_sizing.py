@@ -1,5 +1,6 @@
 """Sizing: published start-up logs, file sizes and speeds must come out of the formulas."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -76,6 +77,21 @@ def test_a_t4_cannot_hold_mistral_in_fp16_but_holds_it_in_awq():
     t4 = sizing.gpu("T4")
     assert sizing.memory(MISTRAL, t4).kv_tokens == 0
     assert sizing.memory(MISTRAL_AWQ, t4).sequences(8192) > 5
+
+
+def test_layers_with_a_window_or_a_state_fit_more_sequences():
+    """The cache holds what each layer keeps at that length, not what the last token added."""
+    a100 = sizing.gpu("A100 80GB SXM")
+    windowed = replace(MISTRAL, layers=tuple(replace(one, window=4096) for one in MISTRAL.layers))
+    full, bounded = sizing.memory(MISTRAL, a100), sizing.memory(windowed, a100)
+    assert bounded.sequences(4096) == full.sequences(4096)
+    assert bounded.sequences(32_768) == pytest.approx(8 * full.sequences(32_768))
+    state = replace(MISTRAL, layers=tuple(replace(one, kv=0, state=512) for one in MISTRAL.layers))
+    many = sizing.memory(state, a100)
+    assert many.sequences(100) == many.sequences(30_000) > full.sequences(100)
+    faster = sizing.decode_step_s(windowed, a100, batch=8, context=30_000)
+    assert faster < sizing.decode_step_s(MISTRAL, a100, batch=8, context=30_000)
+    assert sizing.prefill_s(windowed, a100, 30_000) < sizing.prefill_s(MISTRAL, a100, 30_000)
 
 
 def test_a_gpu_without_published_figures_is_refused():
