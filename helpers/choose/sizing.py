@@ -4,6 +4,7 @@ Every figure here is arithmetic on published specifications, none is a measureme
 what no software can beat on that hardware; *expected* is the bound times :data:`EFFICIENCY`.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,17 +76,27 @@ def gpu(name: str, count: int = 1) -> Gpu:
     """A GPU of ``assets/gpus.csv``, or ``count`` of them in one server.
 
     Raises:
-        CourseError: no published specification of that GPU in the table.
+        CourseError: no published specification of that GPU in the table, however it is spelled.
     """
     table = prices.gpus().set_index("gpu")
-    if name not in table.index:
+    words = _words(name)
+    near = sorted((known for known in table.index if words <= _words(known)), key=len)
+    if not near or words != _words(near[0]):
+        meant = f"did you mean {' or '.join(near)}? " if words and near else ""
         raise CourseError(
-            f"{name} is not in assets/gpus.csv", f"known are {', '.join(table.index)}"
+            f"{name} is not in assets/gpus.csv", f"{meant}known are {', '.join(table.index)}"
         )
+    name = near[0]
     table = table.fillna({"usable_gib": _USABLE * table.vram_gb, "fp8_tflops": table.fp16_tflops})
     rates = ("usable_gib", "bandwidth_gb_s", "fp16_tflops", "fp8_tflops")
     totals = {rate: count * float(table[rate][name]) for rate in rates}
     return Gpu(name=f"{count}x {name}" if count > 1 else name, count=count, **totals)
+
+
+def _words(name: str) -> set[str]:
+    """A GPU's name without what providers write differently, as in ``NVIDIA GeForce RTX_4090``."""
+    plain = re.sub(r"nvidia|geforce|generation|(?<=sxm)\d", "", name.lower())
+    return set(re.findall("[a-z]+|[0-9]+", plain))
 
 
 def kv_cache_gib(total: float, weights: float, rest: float, utilization: float) -> float:

@@ -79,6 +79,17 @@ def test_a_t4_cannot_hold_mistral_in_fp16_but_holds_it_in_awq():
     assert sizing.memory(MISTRAL_AWQ, t4).sequences(8192) > 5
 
 
+@pytest.mark.parametrize(
+    "spelled", ["RTX_4090", "rtx 4090", "NVIDIA GeForce RTX 4090", "RTX4090", "RTX 4090"]
+)
+def test_a_gpu_in_each_providers_spelling(spelled):
+    """Vast's command line, RunPod, gpuhunt: the same card."""
+    assert sizing.gpu(spelled).name == "RTX 4090"
+    assert sizing.gpu("NVIDIA A100-SXM4-80GB").name == "A100 80GB SXM"
+    with pytest.raises(CourseError, match="did you mean A100 80GB SXM"):
+        sizing.gpu("A100 SXM4")
+
+
 def test_layers_with_a_window_or_a_state_fit_more_sequences():
     """The cache holds what each layer keeps at that length, not what the last token added."""
     a100 = sizing.gpu("A100 80GB SXM")
