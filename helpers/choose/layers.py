@@ -90,7 +90,7 @@ def _kinds(config: Config) -> list[str]:
     stated, full = config.get("layer_types", []), config.get("full_layers")
     count = config.number("layers", len(stated) or None)
     window = config.get("window") and config.get("use_sliding_window", True)
-    period, every = config.number("full_period", 0), config.number("window_period", 0)
+    period, _ = config.number("full_period", 0), config.get("window_period")
     offset = config.number("attn_layer_offset", period - 1)
     if stated:
         if len(stated) != count:
@@ -99,8 +99,8 @@ def _kinds(config: Config) -> list[str]:
     if period or full:
         full, other = full or range(offset, count, period), "state"
     elif window:
-        first = range(config.number("max_window_layers", 0))
-        full, other = range(every - 1, count, every) if every else first, "window"
+        every, other = config.number("window_period", count + 1), "window"
+        full = {*range(every - 1, count, every), *range(config.number("max_window_layers", 0))}
     else:
         return ["full"] * count
     return ["full" if at in full else other for at in range(count)]
@@ -121,10 +121,11 @@ def _routed(config: Config, count: int) -> set[int]:
 
 def _mlps(config: Config) -> tuple[Layer, Layer]:
     """The MLP of a dense layer, and that of a layer with routed experts."""
-    hidden, act = config.number("hidden"), config.get("act", "silu")
+    hidden, kind = config.number("hidden"), config.get("model_type")
+    act = config.get("act", "" if kind else "silu")
     gated = 3 if act.startswith(("silu", "swi")) else None
     if not (matrices := config.get("mlp_matrices", gated)):
-        raise ValueError(f"hidden_act: {act} does not tell whether its MLP has 2 or 3 matrices")
+        raise ValueError(f"hidden_act: {act} does not tell whether {kind}'s MLP is gated")
     usual = config.get("expert_intermediate", hidden * config.get("mlp_ratio", 0) or None)
     width = config.number("intermediate", usual)
     dense = config.number("dense_intermediate", width)
