@@ -204,7 +204,7 @@ def _config(source: str) -> dict[str, Any]:
 
 def _precision(given: str | None, config: Mapping[str, Any]) -> str:
     """The precision that was given, or that a file's ``quantization_config`` names."""
-    found = config.get("quantization_config") or config.get("compression_config") or {}
+    found: dict[str, Any] = next((config[n] for n in FIELDS["quantized"] if config.get(n)), {})
     groups = [group.get("weights") or {} for group in found.get("config_groups", {}).values()]
     method = found.get("quant_algo") or found.get("quant_method", "fp16")
     formats = {f"{one.get('type')}{one.get('num_bits')}" for one in groups}

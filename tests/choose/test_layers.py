@@ -123,7 +123,7 @@ COMPRESSED = {"quant_method": "compressed-tensors", "config_groups": {"group_0":
         (COMPRESSED, "fp16", "fp16"),
         ({"quant_method": "exotic"}, "fp8", "fp8"),
         ({"quant_method": "gptq", "bits": 4}, None, "awq"),
-        ({"quant_method": "modelopt", "quant_algo": "FP8"}, None, "fp8"),
+        ({"group_size": 64, "bits": 4}, None, "awq"),
     ],
 )
 def test_precision_is_read_or_given(sized, quantized, given, precision):
