@@ -3,76 +3,61 @@
 import json
 import os
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import requests
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from helpers.choose.layers import CONTEXT, FIELDS, Config, Layer, layers
 from helpers.errors import CourseError
 from helpers.serve.spec import ServingSpec
 from helpers.settings import ASSETS, Settings, read
 
+# MXFP4: 4 bits, and for each group of 32 an 8-bit scale (OCP Microscaling Formats 1.0).
 # AWQ: 4-bit weights, and for each group of 128 a 16-bit scale and a 4-bit zero (arXiv:2306.00978).
-BYTES_PER_WEIGHT = {"fp16": 2.0, "fp8": 1.0, "awq": 0.5 + (2 + 0.5) / 128}
+BYTES_PER_WEIGHT = {"fp16": 2.0, "fp8": 1.0, "awq": 0.5 + (2 + 0.5) / 128, "mxfp4": 0.5 + 1 / 32}
 
 
-class ModelShape(BaseModel):
-    """The numbers of a decoder-only transformer that decide its memory and speed.
-
-    The aliases are the names in a Hugging Face ``config.json``.
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """The numbers of a decoder-only language model that decide its memory and speed.
 
     Args:
         name: what to call it.
-        layers: number of transformer blocks.
-        hidden: width of the residual stream.
-        intermediate: width of the MLP (of one expert).
-        heads: attention heads.
-        kv_heads: key/value heads (fewer than ``heads`` with grouped-query attention).
-        head_dim: width of one head.
-        vocab: tokens in the vocabulary.
-        tied_embeddings: input and output embedding are one matrix.
-        experts: MLPs in a layer; 1 is a dense model.
-        experts_per_token: MLPs that a token passes through.
+        layers: what each of its layers holds.
+        embedding: weights of the input embedding and, unless it is the same, the output head.
+        kv_heads: into how many pieces the KV cache of a token can be split.
+        experts: routed MLPs of a layer that has them; 1 in a dense model.
+        experts_per_token: routed MLPs that a token passes through.
         context: longest sequence the model was made for, tokens.
-        precision: of the linear layers, ``"fp16"`` (or BF16), ``"fp8"`` or ``"awq"``;
-            embeddings and output head stay at 16 bit in all three.
-        kv_lora_rank: must be absent: multi-head latent attention caches something else.
+        precision: of the linear layers, ``"fp16"`` (or BF16), ``"fp8"`` or ``"awq"``, or
+            ``"mxfp4"`` (the experts alone); embeddings and output head stay at 16 bit in all.
     """
 
-    model_config = ConfigDict(frozen=True, validate_by_name=True)
-
-    name: str = Field(alias="model")
-    layers: int = Field(alias="num_hidden_layers")
-    hidden: int = Field(alias="hidden_size")
-    intermediate: int = Field(
-        validation_alias=AliasChoices("moe_intermediate_size", "intermediate_size")
-    )
-    heads: int = Field(alias="num_attention_heads")
-    kv_heads: int = Field(alias="num_key_value_heads", default_factory=lambda known: known["heads"])
-    head_dim: int = Field(default_factory=lambda known: known["hidden"] // known["heads"])
-    vocab: int = Field(alias="vocab_size")
-    tied_embeddings: bool = Field(False, alias="tie_word_embeddings")
-    experts: int = Field(1, validation_alias=AliasChoices("num_local_experts", "num_experts"))
-    experts_per_token: int = Field(1, alias="num_experts_per_tok")
-    context: int = Field(32768, alias="max_position_embeddings")
-    precision: Literal["fp16", "fp8", "awq"]
-    kv_lora_rank: None = Field(None, repr=False)
+    name: str
+    layers: tuple[Layer, ...] = field(repr=False)
+    embedding: int
+    kv_heads: int
+    experts: int
+    experts_per_token: int
+    context: int
+    precision: str
 
     def linear(self, experts: float) -> float:
-        """Weights of all linear layers when ``experts`` of each layer's MLPs are counted."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return self.layers * (attention + experts * 3 * self.hidden * self.intermediate)
-
-    @property
-    def _embedding(self) -> int:
-        return self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
+        """Weights of all linear layers when ``experts`` of each layer's routed MLPs are counted."""
+        return sum(layer.weights + experts * layer.expert for layer in self.layers)
 
     @property
     def params(self) -> float:
-        """Number of parameters (norms and biases, under 0.1 %, left out)."""
-        return self.linear(self.experts) + self._embedding
+        """Number of parameters of the language model.
+
+        Norms and biases (under 0.3 %), image encoders and layers that only predict further tokens
+        (MTP) are left out.
+        """
+        return self.linear(self.experts) + self.embedding
 
     def weights_gb(self, batch: int | None = None) -> float:
         """Size of the weights, GB (10^9 bytes).
@@ -85,19 +70,34 @@ class ModelShape(BaseModel):
         touched = float(self.experts)
         if batch is not None:
             touched *= 1 - (1 - self.experts_per_token / self.experts) ** batch
-        linear = self.linear(touched) * BYTES_PER_WEIGHT[self.precision]
-        return (linear + self._embedding * BYTES_PER_WEIGHT["fp16"]) / 1e9
+        always = self.linear(0)
+        routed, width = self.linear(touched) - always, BYTES_PER_WEIGHT[self.precision]
+        rest = BYTES_PER_WEIGHT["fp16"] if self.precision == "mxfp4" else width
+        return (routed * width + always * rest + self.embedding * BYTES_PER_WEIGHT["fp16"]) / 1e9
 
     def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
-        """KV cache of one token, bytes: ``2 x layers x kv_heads x head_dim x element``.
+        """By how much one more token lets the KV cache of a long sequence grow, bytes.
 
-        A key and a value for each layer and KV head (vLLM paper, arXiv:2309.06180, section 3;
-        grouped-query attention, arXiv:2305.13245). ``element_bytes`` is 1 for an FP8 cache.
+        A key and a value for each layer and KV head, ``2 x layers x kv_heads x head_dim x
+        element`` (vLLM paper, arXiv:2309.06180, section 3; grouped-query attention,
+        arXiv:2305.13245), or the latent of MLA. Layers with a sliding window have stopped growing,
+        and those with a state (Mamba, linear attention) never do: :meth:`kv_bytes` counts them.
+        ``element_bytes`` is 1 for an FP8 cache.
 
         >>> shape("Mistral-7B-Instruct-v0.3").kv_bytes_per_token()
         131072
         """
-        return 2 * self.layers * self.kv_heads * self.head_dim * element_bytes
+        return element_bytes * sum(layer.kv for layer in self.layers if not layer.window)
+
+    def kv_bytes(self, context: float, element_bytes: int = 2) -> float:
+        """What one sequence of ``context`` tokens holds in the KV cache, bytes.
+
+        Args:
+            context: tokens of the sequence, prompt and answer.
+            element_bytes: 1 for an FP8 cache; the state of Mamba and linear attention stays at 2.
+        """
+        cached = (one.kv * min(context, one.window or context) for one in self.layers)
+        return element_bytes * sum(cached) + 2 * sum(one.state for one in self.layers)
 
 
 def table() -> pd.DataFrame:
@@ -111,20 +111,35 @@ def shape(source: str | Path, precision: str | None = None) -> ModelShape:
     Args:
         source: a name or repository in ``assets/models.csv``; for any other model a Hub id such
             as ``"Qwen/Qwen3-8B"``, or the path of its ``config.json``.
-        precision: ``"fp16"``, ``"fp8"`` or ``"awq"``; ``None`` takes the source's own.
+        precision: as in :class:`ModelShape`; ``None`` takes the source's own.
 
     Raises:
         CourseError: nothing of that name, no answer, or a model these formulas do not describe.
     """
-    found = _listed(str(source)) or _config(str(source))
+    listed, columns = _listed(str(source)), {*FIELDS["names"], "model", "precision"}
+    found = {name: listed[name] for name in listed if name in columns} or _config(str(source))
+    config = Config(found)
     try:
-        return ModelShape(**found | {"precision": precision or found["precision"]})
-    except ValidationError as error:
-        wrong = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
+        matrices = 1 if config.number("tied_embeddings") else 2
+        kv_heads = config.number("kv_heads", config.number("heads"))
+        made = ModelShape(
+            name=found["model"],
+            layers=layers(config),
+            embedding=matrices * config.number("vocab") * config.number("hidden"),
+            kv_heads=1 if config.get("kv_lora_rank") else kv_heads,
+            experts=max(1, config.number("experts", 1)),
+            experts_per_token=max(1, config.number("experts_per_token", 1)),
+            context=config.number("context", CONTEXT),
+            precision=_precision(precision or found.get("precision"), found),
+        )
+        config.finish()
+    except (ValueError, TypeError) as error:
         raise CourseError(
-            f"{source} is not a model these formulas describe ({wrong})",
-            "they hold for decoder-only transformers with grouped-query attention",
+            f"{source} is not a model these formulas describe ({error})",
+            "its model card says how many parameters it has; if only the quantization is unknown, "
+            f"give the nearest precision of {', '.join(BYTES_PER_WEIGHT)}",
         ) from None
+    return made
 
 
 def spec(name: str, settings: Settings) -> ServingSpec:
@@ -182,8 +197,19 @@ def _config(source: str) -> dict[str, Any]:
             "check the name (models.table() has the known ones) and the network; for a gated model "
             "accept its terms on its Hub page and set HF_TOKEN in .env",
         ) from error
-    config |= config.get("text_config") or {}  # there a multimodal model keeps its own
-    quantized = config.get("quantization_config") or {}
-    precision = "awq" if quantized.get("bits") == 4 else quantized.get("quant_method", "fp16")
-    stated = {name: value for name, value in config.items() if value}  # else the default holds
-    return stated | {"model": source, "precision": precision}
+    while text := next((config[name] for name in FIELDS["nested"] if config.get(name)), None):
+        config = {name: config[name] for name in FIELDS["outside"] if name in config} | text
+    return config | {"model": source}
+
+
+def _precision(given: str | None, config: Mapping[str, Any]) -> str:
+    """The precision that was given, or that a file's ``quantization_config`` names."""
+    found: dict[str, Any] = next((config[n] for n in FIELDS["quantized"] if config.get(n)), {})
+    groups = [group.get("weights") or {} for group in found.get("config_groups", {}).values()]
+    method = found.get("quant_algo") or found.get("quant_method", "fp16")
+    formats = {f"{one.get('type')}{one.get('num_bits')}" for one in groups}
+    formats = formats or {f"int{found['bits']}" if "bits" in found else method}
+    stored = given or FIELDS["precisions"].get("+".join(sorted(formats)))
+    if stored not in BYTES_PER_WEIGHT:
+        raise ValueError(f"quantization_config: {given or ', '.join(formats)} is not understood")
+    return stored

@@ -4,6 +4,7 @@ Every figure here is arithmetic on published specifications, none is a measureme
 what no software can beat on that hardware; *expected* is the bound times :data:`EFFICIENCY`.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,34 +50,53 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Where the VRAM goes, GiB; ``idle_gib`` is what ``--gpu-memory-utilization`` leaves unused."""
+    """Where the VRAM goes, GiB; ``idle_gib`` is what ``--gpu-memory-utilization`` leaves unused.
 
+    ``copies`` is how often the GPUs together hold the same piece of the cache.
+    """
+
+    model: ModelShape
     weights_gib: float
     rest_gib: float
     kv_gib: float
     idle_gib: float
-    kv_tokens: int
+    copies: float = 1.0
 
     def sequences(self, context: float) -> float:
         """How many sequences of ``context`` tokens the KV cache holds at once (vLLM logs it)."""
-        return self.kv_tokens / context
+        return self.kv_gib * GIB / (self.model.kv_bytes(context) * self.copies)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens in the cache when every sequence is as long as the model allows, as vLLM says."""
+        return int(self.sequences(self.model.context) * self.model.context)
 
 
 def gpu(name: str, count: int = 1) -> Gpu:
     """A GPU of ``assets/gpus.csv``, or ``count`` of them in one server.
 
     Raises:
-        CourseError: no published specification of that GPU in the table.
+        CourseError: no published specification of that GPU in the table, however it is spelled.
     """
     table = prices.gpus().set_index("gpu")
-    if name not in table.index:
+    words = _words(name)
+    near = sorted((known for known in table.index if words <= _words(known)), key=len)
+    if not near or words != _words(near[0]):
+        meant = f"did you mean {' or '.join(near)}? " if words and near else ""
         raise CourseError(
-            f"{name} is not in assets/gpus.csv", f"known are {', '.join(table.index)}"
+            f"{name} is not in assets/gpus.csv", f"{meant}known are {', '.join(table.index)}"
         )
+    name = near[0]
     table = table.fillna({"usable_gib": _USABLE * table.vram_gb, "fp8_tflops": table.fp16_tflops})
     rates = ("usable_gib", "bandwidth_gb_s", "fp16_tflops", "fp8_tflops")
     totals = {rate: count * float(table[rate][name]) for rate in rates}
     return Gpu(name=f"{count}x {name}" if count > 1 else name, count=count, **totals)
+
+
+def _words(name: str) -> set[str]:
+    """A GPU's name without what providers write differently, as in ``NVIDIA GeForce RTX_4090``."""
+    plain = re.sub(r"nvidia|geforce|generation|(?<=sxm)\d", "", name.lower())
+    return set(re.findall("[a-z]+|[0-9]+", plain))
 
 
 def kv_cache_gib(total: float, weights: float, rest: float, utilization: float) -> float:
@@ -106,10 +126,9 @@ def memory(
     weights, rest = model.weights_gb() * 1e9 / GIB, rest_gib * gpu.count
     kv = kv_cache_gib(gpu.usable_gib, weights, rest, utilization)
     # With more GPUs than KV heads the heads are replicated, and with them the cache.
-    copies = max(1.0, gpu.count / model.kv_heads)
-    tokens = int(kv * GIB / (model.kv_bytes_per_token() * copies))
-    idle = gpu.usable_gib * (1 - utilization)
-    return Memory(weights_gib=weights, rest_gib=rest, kv_gib=kv, idle_gib=idle, kv_tokens=tokens)
+    copies, idle = max(1.0, gpu.count / model.kv_heads), gpu.usable_gib * (1 - utilization)
+    gib = {"weights_gib": weights, "rest_gib": rest, "kv_gib": kv, "idle_gib": idle}
+    return Memory(model=model, copies=copies, **gib)
 
 
 def decode_step_s(model: ModelShape, gpu: Gpu, batch: int, context: float) -> float:
@@ -124,7 +143,7 @@ def decode_step_s(model: ModelShape, gpu: Gpu, batch: int, context: float) -> fl
 
 
 def _decode_work(model: ModelShape, batch: int, context: float) -> tuple[float, float]:
-    kv_gb = batch * context * model.kv_bytes_per_token() / 1e9
+    kv_gb = batch * model.kv_bytes(context) / 1e9
     return model.weights_gb(batch) + kv_gb, 2 * model.linear(model.experts_per_token) * batch
 
 
@@ -132,7 +151,7 @@ def prefill_s(model: ModelShape, gpu: Gpu, tokens: int) -> float:
     """Shortest time to read a prompt of ``tokens``, seconds: the floor of time to first token.
 
     As :func:`decode_step_s` with all tokens in one step, plus the ``2 x layers x heads x head_dim
-    x tokens^2`` FLOPs of causal attention.
+    x tokens^2`` FLOPs of causal attention, of which a sliding window leaves out what is too old.
     """
     read_s = model.weights_gb(tokens) / gpu.bandwidth_gb_s
     return max(read_s, _prefill_compute_s(model, gpu, tokens))
@@ -140,7 +159,9 @@ def prefill_s(model: ModelShape, gpu: Gpu, tokens: int) -> float:
 
 def _prefill_compute_s(model: ModelShape, gpu: Gpu, tokens: int) -> float:
     flops = 2 * model.linear(model.experts_per_token) * tokens
-    flops += 2 * model.layers * model.heads * model.head_dim * tokens**2
+    for layer in model.layers:
+        near = min(tokens, layer.window or tokens)
+        flops += layer.scores * near * (2 * tokens - near)
     return flops / gpu.tflops(model.precision) / 1e12
 
 

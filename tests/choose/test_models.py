@@ -101,7 +101,6 @@ def test_shape_from_a_config_file_and_from_the_hub(hub):
     ("change", "expected"),
     [
         ({"num_key_value_heads": None}, {"kv_heads": 32}),
-        ({"head_dim": 64}, {"head_dim": 64}),
         (
             {"num_local_experts": 8, "num_experts_per_tok": 2},
             {"experts": 8, "experts_per_token": 2},
@@ -118,26 +117,22 @@ def test_config_variants(tmp_path, change, expected):
         assert {name: getattr(shape, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {},
-        CONFIG | {"kv_lora_rank": 512},
-        CONFIG | {"quantization_config": {"quant_method": "exotic"}},
-    ],
-)
-def test_shapes_outside_the_formulas_are_refused(tmp_path, config):
-    """A wrong figure is worse than none."""
+def test_a_window_bounds_what_a_sequence_holds(tmp_path):
+    """A chat of 100,000 tokens holds no more than the window; a short one holds what it has."""
+    config = CONFIG | {"sliding_window": 4096, "model_type": "mistral"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CourseError, match="not a model these formulas describe"):
-        models.shape(tmp_path / "config.json")
+    windowed = models.shape(tmp_path / "config.json")
+    assert windowed.kv_bytes(1000) == MISTRAL.kv_bytes(1000) == 1000 * 131_072
+    assert windowed.kv_bytes(20_000) == windowed.kv_bytes(4096) == 4096 * 131_072
+    assert windowed.kv_bytes_per_token() == 0
+    assert windowed.kv_bytes(1000, element_bytes=1) == 1000 * 65_536
 
 
 def test_bad_names_are_told(hub):
     """One sentence and what to do, not a traceback."""
     with pytest.raises(CourseError, match=r"no model .* is called 'Mistral'"):
         models.shape("Mistral")
-    with pytest.raises(CourseError, match="precision: Input should be 'fp16'"):
+    with pytest.raises(CourseError, match="int3 is not understood"):
         models.shape("Mistral-7B-Instruct-v0.3", "int3")
     (hub / "config.json").write_text("not json")
     with pytest.raises(CourseError, match=r"no config\.json could be read"):

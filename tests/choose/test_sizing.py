@@ -1,9 +1,10 @@
 """Sizing: published start-up logs, file sizes and speeds must come out of the formulas."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.choose import models, prices, sizing
@@ -78,12 +79,39 @@ def test_a_t4_cannot_hold_mistral_in_fp16_but_holds_it_in_awq():
     assert sizing.memory(MISTRAL_AWQ, t4).sequences(8192) > 5
 
 
+@pytest.mark.parametrize(
+    "spelled", ["RTX_4090", "rtx 4090", "NVIDIA GeForce RTX 4090", "RTX4090", "RTX 4090"]
+)
+def test_a_gpu_in_each_providers_spelling(spelled):
+    """Vast's command line, RunPod, gpuhunt: the same card."""
+    assert sizing.gpu(spelled).name == "RTX 4090"
+    assert sizing.gpu("NVIDIA A100-SXM4-80GB").name == "A100 80GB SXM"
+    with pytest.raises(CourseError, match="did you mean A100 80GB SXM"):
+        sizing.gpu("A100 SXM4")
+
+
+def test_layers_with_a_window_or_a_state_fit_more_sequences():
+    """The cache holds what each layer keeps at that length, not what the last token added."""
+    a100 = sizing.gpu("A100 80GB SXM")
+    windowed = replace(MISTRAL, layers=tuple(replace(one, window=4096) for one in MISTRAL.layers))
+    full, bounded = sizing.memory(MISTRAL, a100), sizing.memory(windowed, a100)
+    assert bounded.sequences(4096) == full.sequences(4096)
+    assert bounded.sequences(32_768) == pytest.approx(8 * full.sequences(32_768))
+    state = replace(MISTRAL, layers=tuple(replace(one, kv=0, state=512) for one in MISTRAL.layers))
+    many = sizing.memory(state, a100)
+    assert many.sequences(100) == many.sequences(30_000) > full.sequences(100)
+    faster = sizing.decode_step_s(windowed, a100, batch=8, context=30_000)
+    assert faster < sizing.decode_step_s(MISTRAL, a100, batch=8, context=30_000)
+    assert sizing.prefill_s(windowed, a100, 30_000) < sizing.prefill_s(MISTRAL, a100, 30_000)
+
+
 def test_a_gpu_without_published_figures_is_refused():
     """None are made up."""
     with pytest.raises(CourseError, match=r"GTX 970 is not in assets/gpus\.csv"):
         sizing.gpu("GTX 970")
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(users=st.integers(1, 512), context=st.integers(300, 32_768))
 def test_more_users_never_slow_the_server_nor_speed_up_a_user(users, context):
     """The shape of every capacity plot: throughput rises with users, each stream slows."""
