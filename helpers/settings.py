@@ -79,11 +79,9 @@ class Settings(BaseSettings):
         """
         text = (getattr(self, name) or SecretStr("")).get_secret_value()
         if not text:
-            raise CourseError(
-                f"{name.upper()} is not set",
-                f"create a key at {url}, copy .env.example to .env and paste it there "
-                "(or set PROVIDER=rehearsal to go on without an account)",
-            )
+            hint = f"create a key at {url}, copy .env.example to .env and paste it there "
+            hint += "(or set PROVIDER=rehearsal to go on without an account)"
+            raise CourseError(f"{name.upper()} is not set", hint)
         return text
 
 
@@ -103,8 +101,9 @@ def read() -> Settings:
         if isinstance(env_file, Path) and env_file.exists():
             _check(env_file)
         return Settings()
-    except UnicodeDecodeError:
-        raise CourseError(f"{env_file} is not a text file", "save it as UTF-8") from None
+    except (OSError, UnicodeDecodeError):
+        what = f"{env_file} is not a text file that you can read"
+        raise CourseError(what, "save it as UTF-8, as a file of your own") from None
     except ValidationError as error:
         wrong = "; ".join(f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         hint = "correct it in .env or in the environment; .env.example explains each"
@@ -114,11 +113,9 @@ def read() -> Settings:
 def _check(env_file: Path) -> None:
     """See that nobody else reads the file, and that each of its lines is one of ours or no slip."""
     if env_file.stat().st_mode & 0o077:
-        raise CourseError(
-            f"{env_file} can be read by other users of this machine, and it is there for keys",
-            f"chmod 600 {env_file}; on a Windows drive of WSL (/mnt/c) that has no effect: move "
-            "the course into your Linux home",
-        )
+        what = f"{env_file} can be read by other users of this machine, and it is there for keys"
+        hint = f"chmod 600 {env_file}; on a Windows drive of WSL (/mnt/c) that has no effect: "
+        raise CourseError(what, f"{hint}move the course into your Linux home")
     ours = {name.upper() for name in Settings.model_fields}
     with env_file.open(encoding="utf-8-sig") as lines:
         for line in parse_stream(lines):

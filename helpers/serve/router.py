@@ -107,10 +107,8 @@ def _wait_healthy(endpoint: Endpoint, process: subprocess.Popen, log: IO[bytes])
         time.sleep(0.1)
     log.seek(0)
     said = log.read()[-1000:].decode(errors="replace") or "no output"
-    raise CourseError(
-        f"vllm-router did not start: {said}",
-        "is it installed (pip install vllm-router), and does each server answer?",
-    )
+    hint = "is it installed (pip install vllm-router), and does each server answer?"
+    raise CourseError(f"vllm-router did not start: {said}", hint)
 
 
 def _free_port() -> int:
