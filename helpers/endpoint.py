@@ -1,10 +1,22 @@
 """Endpoint: the hinge between renting a server and measuring one."""
 
+import os
+import re
+import ssl
+import urllib.request
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from helpers.errors import CourseError
 
 if TYPE_CHECKING:
+    import httpx
     import openai
+
+_BLANK = "\ufeff \t\r\n"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104  what vLLM's log shows
+_ADDRESS = re.compile(r"https?://(\[[\da-f:.]+\]|[\w.-]+)(:[1-6]?\d{1,4})?(/[!->@-~]*)?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +34,11 @@ class Endpoint:
         hardware: what it runs on, e.g. ``"1x RTX 4090"`` or ``"2 CPU cores"``.
         source: where figures measured here come from: ``"rehearsal"``, ``"vast"``, ...
 
-    >>> Endpoint(base_url="http://127.0.0.1:8000/v1", model="m", api_key="secret")
+    Raises:
+        CourseError: the address is not one, the key cannot be sent, or the environment names a
+            proxy that cannot be used.
+
+    >>> Endpoint(base_url="http://127.0.0.1:8000/v1/", model="m", api_key="secret\\n")
     Endpoint(base_url='http://127.0.0.1:8000/v1', model='m', engine='', hardware='', source='')
     """
 
@@ -33,10 +49,16 @@ class Endpoint:
     hardware: str = ""
     source: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base_url", _clean_url(self.base_url))
+        object.__setattr__(self, "api_key", clean_key(self.api_key or "") or "none")
+        spare_loopback()
+        proxy_for(self.base_url)
+
     @property
     def origin(self) -> str:
         """Root of the server without the API version: where ``/metrics`` and ``/health`` live."""
-        return self.base_url.rstrip("/").removesuffix("/v1")
+        return self.base_url.removesuffix("/v1")
 
     @property
     def title(self) -> str:
@@ -48,4 +70,110 @@ class Endpoint:
         """A plain ``openai`` client for this server."""
         import openai  # takes most of a second, and measuring does without
 
-        return openai.OpenAI(base_url=self.base_url, api_key=self.api_key)
+        http = openai.DefaultHttpxClient(**self._way())
+        return openai.OpenAI(base_url=self.base_url, api_key=self.api_key, http_client=http)
+
+    def async_client(self) -> "openai.AsyncOpenAI":
+        """The same for ``async with``."""
+        import openai
+
+        http = openai.DefaultAsyncHttpxClient(**self._way())
+        return openai.AsyncOpenAI(base_url=self.base_url, api_key=self.api_key, http_client=http)
+
+    def call(self, path: str, body: dict | None = None, timeout_s: float = 10) -> "httpx.Response":
+        """One request with the server's key, whatever the answer.
+
+        Args:
+            path: what to ask of the server's ``origin``, e.g. ``/metrics``.
+            body: sent as JSON by POST; without it the request is a GET.
+            timeout_s: seconds of silence to bear.
+
+        Raises:
+            ConnectionError: no answer.
+        """
+        import httpx
+
+        head, url = {"Authorization": f"Bearer {self.api_key}"}, self.origin + path
+        try:
+            with httpx.Client(timeout=timeout_s, headers=head, **self._way()) as http:
+                return http.get(url) if body is None else http.post(url, json=body)
+        except httpx.HTTPError as error:
+            raise ConnectionError(str(error) or type(error).__name__) from None
+
+    def _way(self) -> dict[str, Any]:
+        """How an HTTP client is to reach it: as the load generator does, without redirects."""
+        tls = self.base_url.startswith("https:")  # a context takes a while to make
+        return {
+            "trust_env": False,
+            "proxy": proxy_for(self.base_url) or None,
+            "verify": ssl.create_default_context() if tls else False,
+            "follow_redirects": False,
+        }
+
+
+def clean_key(text: str, name: str = "the API key") -> str:
+    """A key as it can be sent: without blanks around it, such as a file's last line break.
+
+    Raises:
+        CourseError: there is something else in it that no HTTP header takes.
+    """
+    key = text.strip(_BLANK)
+    if not re.fullmatch("[!-~]*", key):
+        what = f"{name} cannot be sent: a blank, a line break or a special letter is in it"
+        raise CourseError(what, "copy it again: the key alone, without quotes or the word Bearer")
+    return key
+
+
+def hide_key(text: str, key: str) -> str:
+    """A server's words with ``***`` in place of each that holds six letters of the key in a row.
+
+    >>> hide_key('{"error": "Incorrect key: sk-abcdef***3456"}', "sk-abcdefghi-123456")
+    '{"error": "Incorrect key: ***"}'
+    """
+    parts = {key[at : at + 6] for at in range(max(1, len(key) - 5))} if len(key) > 4 else set()
+    words = re.split(r"""([\s"'{}:,<>()\[\]]+)""", text)
+    return "".join("***" if any(part in word for part in parts) else word for word in words)
+
+
+def is_local(url: str) -> bool:
+    """Is it on this machine, or the near end of a tunnel?"""
+    host = urlsplit(url).hostname or ""
+    return host in _LOOPBACK or host.startswith("127.")
+
+
+def proxy_for(url: str) -> str:
+    """URL of the environment's proxy on the way to a server; ``""`` for none, as to loopback.
+
+    Raises:
+        CourseError: it is a SOCKS proxy.
+    """
+    server, proxies = urlsplit(url), urllib.request.getproxies()
+    proxy = proxies.get(server.scheme) or proxies.get("all") or ""
+    if not proxy or is_local(url) or urllib.request.proxy_bypass(server.netloc):
+        return ""
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not proxy.startswith("http"):
+        what = f"the proxy {without_password(proxy)} cannot be used: it is not an HTTP proxy"
+        raise CourseError(what, f"unset all_proxy, or name {server.hostname} in no_proxy")
+    return proxy
+
+
+def without_password(proxy: str) -> str:
+    """The URL of a proxy as it can be shown."""
+    return re.sub("//.*@", "//", proxy)
+
+
+def spare_loopback() -> None:
+    """Have no client in this process, and no program that it starts, reach loopback by a proxy."""
+    spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if "*" not in spared and any(name.lower().endswith("_proxy") for name in os.environ):
+        names = dict.fromkeys([*filter(None, spared.split(",")), *_LOOPBACK])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(names)
+
+
+def _clean_url(text: str) -> str:
+    url = text.strip(_BLANK).rstrip("/").removesuffix("/chat/completions")
+    if not _ADDRESS.fullmatch(url):  # not shown: it may be that a password stands in it
+        what = "base_url must be http:// or https://, a host and a path, and nothing else"
+        raise CourseError(what, 'such as base_url="http://127.0.0.1:8000/v1"')
+    return url

@@ -1,5 +1,9 @@
 """The one exception of the course: what went wrong, and what to do next."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class CourseError(Exception):
     """An expected failure, told in a sentence, with the next step.
@@ -22,3 +26,21 @@ class CourseError(Exception):
     def _render_traceback_(self) -> list[str]:
         # IPython calls this hook: a notebook shows two lines instead of sixty.
         return f"{type(self).__name__}: {self}".splitlines()
+
+
+@contextmanager
+def writing(folder: Path, setting: str) -> Iterator[None]:
+    """Turn what the disk refuses into a sentence.
+
+    Args:
+        folder: where we write.
+        setting: the variable that names another place.
+
+    Raises:
+        CourseError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        hint = f"free some space, or set {setting} to a path that you can write to"
+        raise CourseError(f"cannot write to {folder}: {error.strerror or error}", hint) from None

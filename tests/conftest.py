@@ -1,9 +1,15 @@
 """One rehearsal for the whole run, in a temporary home; nothing touches the reader's own."""
 
+import datetime
+import ipaddress
 import os
 import shutil
+import ssl
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from support import vllm_server
 
 from helpers import rehearsal, rent
@@ -96,3 +102,26 @@ def stock_ssh():
 def small_offer(provider):
     """The cheapest offer of the shared rehearsal."""
     return provider.offers(OfferFilter())[0]
+
+
+@pytest.fixture
+def tls(tmp_path, monkeypatch):
+    """A context for a server, 127.0.0.1 or model.example, that a client of this process trusts."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("model.example")]
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "certificate.pem"
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    path.write_bytes(secret + made.public_bytes(pem))
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(path)
+    return context

@@ -65,7 +65,53 @@ def test_env_file_that_others_can_read_is_refused(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text(f"VAST_API_KEY={KEY}\n")
     (tmp_path / ".env").chmod(0o644)
     monkeypatch.setitem(settings.Settings.model_config, "env_file", tmp_path / ".env")
-    with pytest.raises(CourseError, match="chmod 600"):
+    with pytest.raises(CourseError, match=r"chmod 600 .*WSL"):  # where chmod changes nothing
+        settings.read()
+
+
+@pytest.fixture
+def env_file(tmp_path, monkeypatch):
+    """A ``.env`` of the test's own."""
+    file = tmp_path / ".env"
+    file.touch(mode=0o600)
+    monkeypatch.setitem(settings.Settings.model_config, "env_file", file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("MAX_USD_PER_HOURS=0.3", "no setting MAX_USD_PER_HOURS.*\n.*MAX_USD_PER_HOUR meant"),
+        ("max-usd-per-hour=0.3", "MAX_USD_PER_HOUR meant"),
+        ("BUDGET=3", "BUDGET_USD meant"),
+        (f"VAST_KEY={KEY}", "VAST_API_KEY meant"),
+        (f"VAST_API_KEY: {KEY}", "line 2 of .* is not NAME=value"),
+        (f"VAST_API_KEY {KEY}", "line 2 of .* is not NAME=value"),
+        ("VAST_API_KEY", "line 2 of .* is not NAME=value"),
+        (f"VAST_API_KEY={KEY} {KEY}", "VAST_API_KEY cannot be sent"),
+    ],
+)
+def test_a_line_that_would_not_count_is_told(env_file, line, words):
+    """A limit that does not hold costs money; no key is shown."""
+    env_file.write_text(f"# mine\n{line}\n")
+    with pytest.raises(CourseError, match=words) as caught:
+        settings.read()
+    assert KEY not in str(caught.value)
+
+
+def test_other_programs_names_are_left_alone(env_file):
+    """They may keep theirs in the same file."""
+    env_file.write_text("OPENAI_API_KEY=x\nHF_HOME=/x\nexport WANDB_API_KEY='x'\nVLLM_API_KEY=\n\n")
+    assert settings.read().vast_api_key is None
+
+
+def test_files_that_windows_wrote_are_read(env_file):
+    """A byte order mark and its line ends are no part of a name or a key; UTF-16 is told."""
+    env_file.write_bytes(f"\ufeffVAST_API_KEY={KEY}\r\nBUDGET_USD=3\r\n".encode())
+    config = settings.read()
+    assert (config.vast_api_key.get_secret_value(), config.budget_usd) == (KEY, 3)
+    env_file.write_text(f"VAST_API_KEY={KEY}\n", encoding="utf-16")
+    with pytest.raises(CourseError, match="save it as UTF-8"):
         settings.read()
 
 

@@ -184,7 +184,7 @@ def _config(source: str) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
     try:
         if Path(source).is_file():
-            config = json.loads(Path(source).read_text())
+            config = json.loads(Path(source).read_text("utf-8-sig"))
         else:
             url = f"{hub}/{source}/resolve/main/config.json"
             answer = requests.get(url, headers=headers, timeout=20)

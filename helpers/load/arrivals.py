@@ -133,7 +133,7 @@ class Replay(OpenLoop):
             CourseError: the file cannot be read, or a line has no ``timestamp``.
         """
         try:
-            with Path(path).open() as lines:
+            with Path(path).open(encoding="utf-8-sig") as lines:
                 filled = filter(str.strip, lines)
                 stamps = sorted(json.loads(line)["timestamp"] * unit_s for line in filled)
         except OSError as error:

@@ -4,6 +4,7 @@ import re
 
 import msgspec
 
+from helpers.endpoint import hide_key
 from helpers.load.client.reading import Answer, read
 from helpers.load.client.transport import Exchange
 
@@ -79,7 +80,7 @@ class Asked:
                 "status": exchange.status,
                 "finish": answer.finish,
                 "cause": answer.cause,
-                "error": answer.error.replace(key, "***") if len(key) > 4 else answer.error,
+                "error": hide_key(answer.error, key),
                 "retry_after_s": self.retry_after_s,
                 "reconnects": exchange.reconnects,
             }

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from helpers.endpoint import Endpoint
+from helpers.errors import writing
 from helpers.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class RunFile:
 
     def __init__(self, path: str | Path | None, header: dict, *, shown: bool = False) -> None:
         self.path, self.lock = Path(path) if path else new_path(header["label"]), threading.Lock()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("wb", buffering=0)  # a killed process loses nothing
+        with writing(self.path.parent, "RUNS_DIR"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("wb", buffering=0)  # a killed process loses nothing
         self.problem: OSError | None = None
         self.sampler: ServerSampler | None = None
         self.label, self.of = header["label"], header.get("requests") or "?"

@@ -8,6 +8,7 @@ rented instance. The end of standard input stops it: it never outlives whoever s
 """
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -72,11 +73,18 @@ async def _main(spec: dict, out: _Output) -> None:
         await player.play(clock() + spec["start_at"] - time())
 
 
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system does; what macOS says is more than it does."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for files in (most, 61440, 24576, 10240):
+        with contextlib.suppress(ValueError, OSError):  # it is more than is allowed
+            return resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+
+
 def main() -> None:
     """Play the spec on standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, by `stop` or its end
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _raise_file_limit()
     spec, out = json.loads(sys.stdin.buffer.readline()), _Output()
     new_loop().run_until_complete(_main(spec, out))
     out.flush()

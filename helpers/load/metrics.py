@@ -69,13 +69,10 @@ def server_metrics(endpoint: Endpoint) -> ServerMetrics | None:
     Returns:
         One reading of its ``/metrics``, or ``None`` when it has none, or a broken one.
     """
-    import requests  # here: the load generator does without, for its memory
-
-    headers = {"Authorization": f"Bearer {endpoint.api_key}"}
     try:
-        answer = requests.get(f"{endpoint.origin}/metrics", headers=headers, timeout=5)
-        return parse(answer.text) if answer.ok else None
-    except (requests.RequestException, CourseError):
+        answer = endpoint.call("/metrics", timeout_s=5)
+        return parse(answer.text) if answer.is_success else None
+    except (ConnectionError, CourseError):
         return None
 
 

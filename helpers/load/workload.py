@@ -152,7 +152,7 @@ class Prompts:
             CourseError: the file cannot be read, or a line has neither.
         """
         try:
-            lines = Path(path).read_text().split("\n")  # U+2028 may stand in a prompt
+            lines = Path(path).read_text("utf-8-sig").split("\n")  # U+2028 may stand in a prompt
         except (OSError, UnicodeDecodeError) as error:
             raise CourseError(f"{path} cannot be read: {error}") from None
         items = []

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ import psutil
 import requests
 from filelock import FileLock
 
-from helpers.errors import CourseError
+from helpers.errors import CourseError, writing
 from helpers.rehearsal import model
 from helpers.settings import Settings
 
@@ -71,7 +72,10 @@ def ensure(settings: Settings) -> Server:
             runs was started with another ``ENGINE``.
     """
     home = settings.rehearsal_home
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with writing(home, "REHEARSAL_HOME"):
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=home) as space:
+            space.write(bytes(1 << 20))  # what its books and logs need at first
     with FileLock(home / "start.lock"):  # two notebooks may come at once
         server = running(settings) or _start(settings)
     if server.engine != settings.engine:
@@ -100,8 +104,9 @@ def _start(settings: Settings) -> Server:
             return server
         time.sleep(0.1)
     process.kill()
+    said = file.read_text(errors="replace").strip().rpartition("\n")[2]
     raise CourseError(
-        f"the rehearsal did not start: {file.read_text(errors='replace')[-500:].strip()}",
+        f"the rehearsal did not start: {said or 'no word why'} (all of its log: {file})",
         "run it again; `python -m helpers rehearse --reset` forgets what an old one has left",
     )
 

@@ -105,7 +105,7 @@ def arguments(
         left out.
     """
     asked, kept, dropped = parse(words)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text("utf-8-sig"))
     longest = config.get("max_position_embeddings", sys.maxsize)
     kept = [str(folder), "--served-model-name", name, "--enforce-eager", *kept]
     if asked.max_num_seqs:

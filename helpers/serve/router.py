@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO
-
-import requests
+from urllib.parse import quote
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
@@ -57,10 +56,8 @@ class Router:
         Raises:
             CourseError: the router does not take it.
         """
-        answer = requests.post(
-            f"{self.endpoint.origin}/add_worker", params={"url": endpoint.origin}, timeout=60
-        )
-        if not answer.ok:
+        answer = self.endpoint.call(f"/add_worker?url={quote(endpoint.origin)}", {}, timeout_s=60)
+        if not answer.is_success:
             raise CourseError(f"vllm-router did not take {endpoint.origin}: {answer.text[:300]}")
 
 
@@ -104,16 +101,14 @@ def start(endpoints: Sequence[Endpoint], policy: str = "cache_aware") -> Iterato
 def _wait_healthy(endpoint: Endpoint, process: subprocess.Popen, log: IO[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{endpoint.origin}/health", timeout=5).ok:
+        with contextlib.suppress(ConnectionError):
+            if endpoint.call("/health", timeout_s=5).is_success:
                 return
         time.sleep(0.1)
     log.seek(0)
     said = log.read()[-1000:].decode(errors="replace") or "no output"
-    raise CourseError(
-        f"vllm-router did not start: {said}",
-        "is it installed (pip install vllm-router), and does each server answer?",
-    )
+    hint = "is it installed (pip install vllm-router), and does each server answer?"
+    raise CourseError(f"vllm-router did not start: {said}", hint)
 
 
 def _free_port() -> int:

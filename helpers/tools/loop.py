@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic_core import to_jsonable_python
 
-from helpers.endpoint import Endpoint
+from helpers.endpoint import Endpoint, hide_key
 from helpers.errors import CourseError
 from helpers.load.client.answer import Call, Message
 from helpers.tools.conversation import Conversation, Reply, written
@@ -167,9 +167,7 @@ class _Loop:
 
 def connect(endpoint: Endpoint) -> "openai.AsyncOpenAI":
     """Return a client, to be used in ``async with``."""
-    import openai  # takes most of a second
-
-    return openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key)
+    return endpoint.async_client()
 
 
 async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = False) -> Reply:
@@ -193,7 +191,7 @@ async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = Fal
         async with asyncio.timeout(REQUEST_S):
             return await _read(client, request, stream)
     except openai.APIStatusError as error:
-        said = str(error)[:300]
+        said = hide_key(str(error), client.api_key)[:300]
         hint = "read the server's log; if it asks for a key, pass it: Endpoint(api_key=...)"
         hint = _FLAGS if "tool" in said.lower() else hint
         raise CourseError(f"the server refuses the request: {said}", hint) from None

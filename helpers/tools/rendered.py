@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import requests
-
-from helpers.endpoint import Endpoint
+from helpers.endpoint import Endpoint, hide_key
 from helpers.errors import CourseError
 from helpers.load.client.answer import Message
 from helpers.tools.schema import Tool, definitions
@@ -59,13 +57,12 @@ def wire(endpoint: Endpoint, question: str, tools: list[Tool | dict]) -> Wire:
 
 def _post(endpoint: Endpoint, path: str, body: dict, field: str) -> Any:
     """Return one field of a server's answer."""
-    headers = {"Authorization": f"Bearer {endpoint.api_key}"}
     try:
-        answer = requests.post(endpoint.origin + path, json=body, headers=headers, timeout=120)
-        if answer.ok:
+        answer = endpoint.call(path, body, timeout_s=120)
+        if answer.is_success:
             return answer.json()[field]
-        problem = f"HTTP {answer.status_code}: {answer.text[:200]}"
-    except (requests.RequestException, LookupError, TypeError) as error:
+        problem = f"HTTP {answer.status_code}: {hide_key(answer.text[:200], endpoint.api_key)}"
+    except (ConnectionError, ValueError, LookupError, TypeError) as error:
         problem = str(error)
     hint = "llama.cpp's server and vLLM show the prompts that they make; hosted APIs do not"
     raise CourseError(f"{path}: {problem}", hint)

@@ -31,7 +31,8 @@ def test_arrivals_have_their_rate(arrivals):
 def test_traces_are_read(tmp_path):
     """A trace with millisecond stamps becomes arrival times from zero; others are refused."""
     path = tmp_path / "trace.jsonl"
-    path.write_text("".join(json.dumps({"timestamp": t}) + "\n" for t in (3000, 1000, 1500)))
+    lines = [json.dumps({"timestamp": at}) + "\n" for at in (3000, 1000, 1500)]
+    path.write_text("".join(lines), "utf-8-sig")  # as Windows writes it
     assert load.Replay.read(path, unit_s=0.001).times_s == (0.0, 0.5, 2.0)
     path.write_text("{}\n")
     with pytest.raises(CourseError, match="is not a trace"):

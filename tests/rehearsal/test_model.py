@@ -79,6 +79,14 @@ def test_no_network_is_a_sentence(settings, tmp_path, monkeypatch):
         model.path(fresh)
 
 
+def test_a_cache_that_cannot_be_written_to_is_a_sentence(settings, tmp_path):
+    """A home that is read-only or full; the setting that names another place is told."""
+    (tmp_path / "cache").write_text("a file")
+    fresh = settings.model_copy(update={"model_cache": tmp_path / "cache" / "inside"})
+    with pytest.raises(CourseError, match=r"cannot write to .*inside: .*\n.*MODEL_CACHE"):
+        model.path(fresh)
+
+
 def test_local_model_may_be_any_gguf(settings, tmp_path):
     """LOCAL_MODEL names a file of the reader's own."""
     file = tmp_path / "own.gguf"

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 
+import pytest
 import requests
 from support.machines import Idle
 from support.waiting import eventually, on_machines, ours
 
-from helpers import rehearsal, rent
+from helpers import rehearsal, rent, settings
+from helpers.errors import CourseError
 from helpers.rent import guard, ssh
+from helpers.rent.market import OfferFilter
 from helpers.serve.spec import ServingSpec
 
 
@@ -32,6 +35,24 @@ def test_stop_leaves_no_process(own_rehearsal):
     assert rehearsal.stop(own_rehearsal)
     assert eventually(lambda: not _group(own_rehearsal))
     assert not list((own_rehearsal.rehearsal_home / "instances").iterdir())
+
+
+def test_a_home_that_cannot_be_written_to_is_a_sentence(own_rehearsal):
+    """Read-only or full; the setting that names another place is told."""
+    own_rehearsal.rehearsal_home.write_text("a file")
+    with pytest.raises(CourseError, match=r"cannot write to .*\n.*REHEARSAL_HOME"):
+        rehearsal.ensure(own_rehearsal)
+
+
+def test_it_is_reached_without_the_environments_proxy(own_rehearsal, monkeypatch):
+    """By our own calls and by the marketplace's client, which asks the environment."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    config = settings.read()
+    assert config.rehearsal_home == own_rehearsal.rehearsal_home
+    assert rent.connect(config).offers(OfferFilter())
 
 
 def test_killed_server_takes_its_machines_along_and_resumes(own_rehearsal):

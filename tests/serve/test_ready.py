@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from aiohttp import web
 from support.listening import listen
 
 from helpers.errors import CourseError
@@ -74,8 +75,8 @@ async def test_a_wrong_key_is_told_at_once():
 
 async def test_time_is_up():
     """The last answer and the end of the log are in the error."""
-    with pytest.raises(CourseError, match=r"did not become ready in 0 s \(HTTP 404\)\nthe log"):
-        await wait([(404, {})], timeout_s=0.2, log=lambda: "the log")
+    with pytest.raises(CourseError, match=r"did not become ready in 0 s \(HTTP 503\)\nthe log"):
+        await wait([(503, {})], timeout_s=0.2, log=lambda: "the log")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,7 @@ async def test_time_is_up():
         ("CUDA out of memory", "more VRAM"),
         ("You are trying to access a gated repo", "accept its licence"),
         ("RepositoryNotFoundError: 401 Client Error", "name is wrong"),
+        ("Repository Not Found for url: X. If it is a private or gated repo, ...", "name is wrong"),
         ("Cannot reach huggingface.co", "rent another one"),
         ("something else", "read the log"),
     ],
@@ -100,9 +102,113 @@ def test_a_server_that_was_started_again_is_waited_for():
     """An end before the last start is history."""
     shown = []
     log = f"{STARTS}\n{ENDED} 1\n{STARTS}\nloading"
-    with pytest.raises(CourseError, match=r"\(APIConnectionError\)"):
+    with pytest.raises(CourseError, match=r"\(.*Connection refused\)"):
         ready.endpoint(
             "http://127.0.0.1:9/v1", timeout_s=0.1, poll_s=0.05, progress=shown.append,
             log=lambda: log,
         )  # fmt: skip
-    assert shown[0] == "model server: APIConnectionError | loading"
+    assert shown[0].endswith("Connection refused | loading")
+
+
+# -- servers that answer by path -----------------------------------------------------------
+
+
+@pytest.fixture
+async def serving():
+    """Starts a server with an answer (status, JSON, fields of the head) for some paths."""
+    runners = []
+
+    async def start(answers, **options):
+        async def answer(request):
+            key = (request.method, request.path)
+            status, data, *head = answers.get(key, answers.get("*", (404, {})))
+            if callable(data):
+                status, data = data(await request.json())
+            return web.json_response(data, status=status, headers=dict(head))
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        runners.append(web.AppRunner(app))
+        await runners[-1].setup()
+        await web.TCPSite(runners[-1], "127.0.0.1", 0, **options).start()
+        return f"{'https' if options else 'http'}://127.0.0.1:{runners[-1].addresses[0][1]}"
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def told(url, **options):
+    """What is said of a server, for which nobody would wait so long."""
+    with pytest.raises(CourseError) as caught:
+        await asyncio.to_thread(ready.endpoint, url, timeout_s=60, poll_s=60, **options)
+    return str(caught.value)
+
+
+KEY = "sk-planted-0123456789"
+LISTED = {("GET", "/v1/models"): listing(MODEL)}
+AWAY = "https://other.example/v1/models?from=here"
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({"*": (401, {"error": KEY})}, "refuses the API key (HTTP 401)"),
+        ({"*": (403, {"error": KEY})}, "refuses the API key (HTTP 403)"),
+        ({"*": (307, {}, ("Location", "/new/v1/models"))}, "base_url='{url}/new/v1'"),
+        ({"*": (301, {}, ("Location", AWAY))}, "sends its clients on to https://other.example/v1 "),
+        (
+            {"*": (400, {"error": f"{KEY[:-4]} is odd"})},
+            'lists no models: HTTP 400 {"error": "*** is',
+        ),
+        ({}, "no OpenAI-compatible API"),
+        (LISTED | {"*": (400, {"error": "no text"})}, "the model base completes no text: HTTP 400"),
+    ],
+)
+async def test_what_no_waiting_mends_is_told_at_once(serving, answers, words):
+    """With what to do; and no key is in it, however the server repeats it."""
+    url = await serving(answers)
+    said = await told(f"{url}/v1", api_key=KEY)
+    assert words.format(url=url) in said if "{url}" in words else words in said
+    assert KEY[:10] not in said and "try: " in said
+
+
+async def test_the_version_may_be_forgotten_and_a_slash_too_many(serving):
+    """The root of the server is named with the address that was meant; a slash is no matter."""
+    url = await serving(LISTED | {("POST", "/v1/completions"): (200, COMPLETION)})
+    assert f"try: base_url='{url}/v1'" in await told(url)
+    found = await asyncio.to_thread(ready.endpoint, f"{url}/v1/")
+    assert (found.base_url, found.model) == (f"{url}/v1", "base")
+
+
+async def test_a_chat_is_a_token_too(serving):
+    """Servers without ``/completions``, and those that know ``max_completion_tokens`` alone."""
+
+    def chat(body):
+        return (400, {}) if "max_tokens" in body else (200, COMPLETION)
+
+    url = await serving(LISTED | {("POST", "/v1/chat/completions"): (0, chat)})
+    assert (await asyncio.to_thread(ready.endpoint, f"{url}/v1")).model == "base"
+
+
+async def test_an_embedding_model_may_be_listed_first(serving):
+    """Its refusal names the others, and ``model=`` chooses one of them."""
+
+    def complete(body):
+        return (400, {"error": "no text"}) if body["model"] == "embed" else (200, COMPLETION)
+
+    models = listing(MODEL | {"id": "embed"}, MODEL)
+    url = await serving({("GET", "/v1/models"): models, ("POST", "/v1/completions"): (0, complete)})
+    assert "there are embed, base" in await told(f"{url}/v1")
+    assert (await asyncio.to_thread(ready.endpoint, f"{url}/v1", model="base")).model == "base"
+
+
+async def test_a_certificate_that_nobody_vouches_for(serving, tls):
+    """Told at once with the way out, which works; a server without one is told as well."""
+    url = await serving(LISTED | {("POST", "/v1/completions"): (200, COMPLETION)}, ssl_context=tls)
+    assert (await asyncio.to_thread(ready.endpoint, f"{url}/v1")).model == "base"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SSL_CERT_FILE")
+        assert "SSL_CERT_FILE" in await told(f"{url}/v1")
+    plain = await serving({})
+    assert "write http://" in await told(plain.replace("http:", "https:"))

@@ -71,6 +71,8 @@ def read(exchange: Exchange) -> Answer:
     answer = Answer(cause=exchange.cause, error=exchange.error, pieces=exchange.pieces)
     if exchange.status not in (0, 200):
         words = exchange.body[:300].decode("utf-8", "replace").strip()
+        if exchange.status in range(300, 400):
+            words = f"redirect to {exchange.headers.get('location', 'nowhere')}"
         answer.cause = answer.cause or f"http {exchange.status}"
         answer.error = answer.error or words or answer.cause
         return answer

@@ -4,12 +4,13 @@ import asyncio
 import os
 import socket
 import ssl
-import urllib.request
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
+
+from helpers.endpoint import proxy_for, without_password
 
 Protocol = TypeVar("Protocol", bound=asyncio.Protocol)
 
@@ -17,9 +18,9 @@ Protocol = TypeVar("Protocol", bound=asyncio.Protocol)
 class Route:
     """The way to one server.
 
-    Proxies are those of the environment (``HTTPS_PROXY``, ``NO_PROXY``). Where
-    ``LOAD_UNIX_SOCKETS`` names a folder with a ``PORT.sock``, the server of that port is reached
-    through it.
+    Proxies are those of the environment (``HTTPS_PROXY``, ``NO_PROXY``), but never to loopback.
+    Where ``LOAD_UNIX_SOCKETS`` names a folder with a ``PORT.sock``, the server of that port is
+    reached through it.
 
     Args:
         base_url: root of the API, e.g. ``http://127.0.0.1:8000/v1``.
@@ -34,9 +35,9 @@ class Route:
         unix = Path(os.environ.get("LOAD_UNIX_SOCKETS", "/nowhere"), f"{self.port}.sock")
         if unix.exists():
             self.addresses = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", str(unix))]
-        proxy = urllib.request.getproxies().get(url.scheme)
-        bypassed = self.addresses or urllib.request.proxy_bypass(url.netloc)
-        self.proxy = urlsplit(proxy) if proxy and not bypassed else None
+        proxy = "" if self.addresses else proxy_for(base_url)
+        self.proxy = urlsplit(proxy) if proxy else None
+        self.by = f"the proxy {without_password(proxy)}"
 
     async def open(self, protocol: Callable[[], Protocol]) -> Protocol:
         """Return a protocol that is connected.
@@ -82,7 +83,7 @@ class Route:
             except BaseException:
                 sock.close()
                 raise
-        raise failure
+        raise OSError(f"{self.by}: {failure}") if self.proxy else failure
 
     async def _pass_proxy(self, sock: socket.socket) -> None:
         """Have the proxy connect ``sock`` to the server."""
@@ -97,7 +98,7 @@ class Route:
                 break
         status = answer.partition(b"\r\n")[0].decode("latin-1")
         if status.split()[1:2] != ["200"]:
-            raise OSError(f"the proxy refuses: {status}")
+            raise OSError(f"{self.by} refuses: {status}")
 
     def _proxy_key(self) -> str:
         if self.proxy is None or not self.proxy.username:

@@ -132,3 +132,10 @@ def test_what_came_before_a_failure_stays():
     exchange = Exchange()
     exchange.status, exchange.pieces = 429, [b" busy \n"]
     assert (read(exchange).cause, read(exchange).error) == ("http 429", "busy")
+
+
+def test_a_redirects_target_is_in_the_record():
+    """It is not followed, as it would add its time to each request's."""
+    exchange = Exchange()
+    exchange.status, exchange.headers = 308, {"location": "/new/v1/chat/completions"}
+    assert read(exchange).error == "redirect to /new/v1/chat/completions"

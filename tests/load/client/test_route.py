@@ -1,14 +1,8 @@
 """A server is reached by TLS, by a proxy and through a Unix socket as it is by TCP."""
 
 import asyncio
-import datetime
-import ipaddress
-import ssl
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from support.answers import whole
 
 from helpers.load.client.transport import Exchange, Transport
@@ -30,32 +24,9 @@ async def fetch(base_url: str) -> Exchange:
     return exchange
 
 
-@pytest.fixture
-def certificate(tmp_path, monkeypatch):
-    """A context for a server on 127.0.0.1 that a client of this process trusts."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path / "certificate.pem"
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
-    path.write_bytes(secret + made.public_bytes(pem))
-    monkeypatch.setenv("SSL_CERT_FILE", str(path))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(path)
-    return context
-
-
-async def test_tls(certificate, monkeypatch):
+async def test_tls(tls, monkeypatch):
     """A server whose certificate is trusted answers; another one is not asked."""
-    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=certificate)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     exchange = await fetch(url)
     assert (exchange.body, exchange.cause, exchange.connect_s) == (b"hello", "", 0)
@@ -65,9 +36,9 @@ async def test_tls(certificate, monkeypatch):
 
 
 @pytest.mark.parametrize("refuses", [False, True])
-async def test_a_proxy_connects_to_the_server(certificate, monkeypatch, refuses):
+async def test_a_proxy_connects_to_the_server(tls, monkeypatch, refuses):
     """It is asked for the server by name and with its own key, and what follows is the server's."""
-    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=certificate)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
     port, asked = server.sockets[0].getsockname()[1], []
 
     async def pump(reader, writer):
@@ -88,14 +59,28 @@ async def test_a_proxy_connects_to_the_server(certificate, monkeypatch, refuses)
     named = f"http://me:s%40cret@127.0.0.1:{front.sockets[0].getsockname()[1]}"
     monkeypatch.setenv("https_proxy", named)
     monkeypatch.setenv("no_proxy", "")
-    exchange = await fetch(f"https://127.0.0.1:{port}")
+    exchange = await fetch(f"https://model.example:{port}")
     if refuses:
-        assert exchange.cause == "unreachable" and "403 Forbidden" in exchange.error
+        assert exchange.cause == "unreachable"
+        assert exchange.error.endswith(f"{named[-15:]} refuses: HTTP/1.1 403 Forbidden")
+        assert "cret" not in exchange.error
     else:
         assert (exchange.body, exchange.cause, len(asked)) == (b"hello", "", 1)
-    assert asked[0].startswith(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n" % port)
+    assert asked[0].startswith(b"CONNECT model.example:%d HTTP/1.1\r\n" % port)
     assert b"Proxy-Authorization: Basic bWU6c0BjcmV0\r\n" in asked[0]
     front.close()
+    server.close()
+
+
+async def test_loopback_is_reached_without_a_proxy(monkeypatch):
+    """A tunnel's end above all; and a proxy that is not there is named where one is to be used."""
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    assert (await fetch(url)).body == b"hello"
+    assert (await fetch("http://model.example")).error.startswith("the proxy http://127.0.0.1:9: ")
     server.close()
 
 
