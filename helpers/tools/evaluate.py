@@ -100,9 +100,10 @@ async def evaluate(
                 say(f"question {number} of {len(chosen)}")
                 request = {"messages": question.messages, "tools": question.tools, "temperature": 0}
                 try:
-                    message, finish, _ = await ask(client, options | request)
+                    answer = await ask(client, options | request)
+                    message = answer.message()
                     got = "; ".join(map(written, message.calls)) or message.text
-                    cause = judge(question, message, finish)
+                    cause = judge(question, message, answer.finish)
                 except CourseError as error:
                     got, cause = error.what, REFUSED
                 return {"kind": question.kind, "question": question.text, "got": got,

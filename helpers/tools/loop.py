@@ -16,8 +16,11 @@ from pydantic_core import to_jsonable_python
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load.client.answer import Call, Message
-from helpers.tools.conversation import Conversation, Reply, written
+from helpers.load.client import reading
+from helpers.load.client.answer import Call
+from helpers.load.client.reading import Answer
+from helpers.load.client.transport import Exchange
+from helpers.tools.conversation import Conversation, written
 from helpers.tools.run import Outcome, execute, failed
 from helpers.tools.schema import BadArguments, Tool, definitions, tool
 
@@ -172,16 +175,13 @@ def connect(endpoint: Endpoint) -> "openai.AsyncOpenAI":
     return openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key)
 
 
-async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = False) -> Reply:
+async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = False) -> Answer:
     """Make one request.
 
     Args:
         client: from ``connect``.
         request: the fields of a chat completion.
         stream: receive the answer in pieces.
-
-    Returns:
-        The model's message, why the server says that it ended, and the server's counts.
 
     Raises:
         CourseError: the server does not answer in time, refuses, or answers something else.
@@ -192,10 +192,12 @@ async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = Fal
     try:
         async with asyncio.timeout(REQUEST_S):
             return await _read(client, request, stream)
+    except openai.AuthenticationError:
+        hint = "pass the key that it was started with: Endpoint(api_key=...)"
+        raise CourseError("the server refuses the API key", hint) from None
     except openai.APIStatusError as error:
         said = str(error)[:300]
-        hint = "read the server's log; if it asks for a key, pass it: Endpoint(api_key=...)"
-        hint = _FLAGS if "tool" in said.lower() else hint
+        hint = _FLAGS if "tool" in said.lower() else "read the server's log"
         raise CourseError(f"the server refuses the request: {said}", hint) from None
     except (openai.OpenAIError, httpx.HTTPError, TimeoutError) as error:
         said = str(error)[:300] or f"nothing within {REQUEST_S:g} s"
@@ -203,7 +205,7 @@ async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = Fal
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         # No JSON, or not of the API's form: whatever a server may send, the reader gets a sentence.
         raise CourseError(
-            f"the answer is not one of the OpenAI API ({type(error).__name__})",
+            f"the answer is not one of the OpenAI API: {error!r:.300}",
             "is base_url the root of an OpenAI-compatible server, ending in /v1?",
         ) from None
 
@@ -219,20 +221,16 @@ async def several(jobs: Iterable[Coroutine], *, at_once: int) -> list:
     return await asyncio.gather(*map(one, jobs))
 
 
-async def _read(client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Reply:
+async def _read(client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Answer:
+    if stream:
+        request = request | {"stream": True, "stream_options": {"include_usage": True}}
+    async with client.chat.completions.with_streaming_response.create(**request) as response:
+        body = await response.read()
     if not stream:
-        answer = (await client.chat.completions.create(**request)).model_dump(warnings=False)
-        [choice] = answer["choices"]
-        finish = choice.get("finish_reason") or ""
-        return Message.whole(choice["message"]), finish, answer.get("usage") or {}
-    message, finish, usage = Message(), "", dict[str, Any]()
-    request = request | {"stream": True, "stream_options": {"include_usage": True}}
-    async for chunk in await client.chat.completions.create(**request):
-        piece = chunk.model_dump(warnings=False)
-        usage = piece.get("usage") or usage
-        for choice in piece.get("choices") or ():
-            message.add(choice["delta"])
-            finish = choice.get("finish_reason") or finish
-    if not (finish or message.text or message.calls):
-        raise LookupError("a stream without an answer")
-    return message, finish, usage
+        return reading.whole(body)
+    exchange = Exchange()
+    exchange.status, exchange.pieces, exchange.times = 200, [body], [clock()]
+    answer = reading.read(exchange)
+    if answer.cause:
+        raise ValueError(answer.error)
+    return answer

@@ -337,9 +337,9 @@ def answer(stream, **choice):
 async def test_an_answer_is_read(stream):
     """Text, reason and counts, however they come."""
     async with Scripted(said("Hello")) as (_, endpoint):
-        found, finish, usage = await once(endpoint, stream)
-    assert (found.text, finish) == ("Hello", "stop")
-    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (7, 5)
+        found = await once(endpoint, stream)
+    assert (found.message().text, found.finish) == ("Hello", "stop")
+    assert (found.prompt_tokens, found.output_tokens) == (7, 5)
 
 
 @both
@@ -349,19 +349,19 @@ async def test_calls_count_whatever_the_reason(stream):
     asked = {"role": "assistant", "content": None, "tool_calls": [wish]}
     kind = "delta" if stream else "message"
     async with Scripted(answer(stream, finish_reason="stop", **{kind: asked})) as (_, endpoint):
-        found, finish, usage = await once(endpoint, stream)
-    [made] = found.calls
-    assert (made.name, json.loads(made.arguments)) == ("double", {"number": 4})
-    assert (finish, usage) == ("stop", {})
+        found = await once(endpoint, stream)
+    [made] = found.message().calls
+    assert (made.name, made.parsed()) == ("double", {"number": 4})
+    assert (found.finish, found.prompt_tokens) == ("stop", 0)
 
 
 async def test_a_stream_may_lack_what_nobody_needs():
     """The last event with counts only, a reason left out."""
     events = [{"choices": [{"delta": {"content": "Hi"}}]}, {"usage": {"prompt_tokens": 3}}]
-    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
     async with Scripted((200, text)) as (_, endpoint):
-        found, finish, usage = await once(endpoint, stream=True)
-    assert (found.text, finish, usage["prompt_tokens"]) == ("Hi", "", 3)
+        found = await once(endpoint, stream=True)
+    assert (found.message().text, found.finish, found.prompt_tokens) == ("Hi", "", 3)
 
 
 @both
@@ -369,7 +369,7 @@ async def test_a_stream_may_lack_what_nobody_needs():
     ("status", "text", "told"),
     [
         (400, '{"error": {"message": "auto tool choice requires a flag"}}', "auto-tool-choice"),
-        (401, '{"error": {"message": "no"}}', "api_key"),
+        (401, '{"error": {"message": "no"}}', "refuses the API key"),
         (404, "no such page", "refuses"),
         (200, "<html>hello</html>", "not one of the OpenAI API"),
         (200, '{"choices": []}', "not one of the OpenAI API"),
