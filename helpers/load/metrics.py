@@ -33,17 +33,25 @@ class ServerMetrics:
 
     running: float | None = _called("num_requests_running", "requests_processing")
     waiting: float | None = _called("num_requests_waiting", "requests_deferred")
-    kv_cache_usage: float | None = _called("kv_cache_usage_perc")
+    kv_cache_usage: float | None = _called("kv_cache_usage_perc", "gpu_cache_usage_perc")
     prompt_tokens_total: float | None = _called("prompt_tokens_total")
     output_tokens_total: float | None = _called("generation_tokens_total", "tokens_predicted_total")
-    prefix_cache_hits: float | None = _called("prefix_cache_hits_total")
-    prefix_cache_queries: float | None = _called("prefix_cache_queries_total")
+    prefix_cache_hits: float | None = _called(
+        "prefix_cache_hits_total", "gpu_prefix_cache_hits_total"
+    )
+    prefix_cache_queries: float | None = _called(
+        "prefix_cache_queries_total", "gpu_prefix_cache_queries_total"
+    )
     ttft_s_sum: float | None = _called("time_to_first_token_seconds_sum")
     ttft_count: float | None = _called("time_to_first_token_seconds_count")
     itl_s_sum: float | None = _called(
-        "inter_token_latency_seconds_sum", "tokens_predicted_seconds_total"
+        "inter_token_latency_seconds_sum",
+        "time_per_output_token_seconds_sum",
+        "tokens_predicted_seconds_total",
     )
-    itl_count: float | None = _called("inter_token_latency_seconds_count")
+    itl_count: float | None = _called(
+        "inter_token_latency_seconds_count", "time_per_output_token_seconds_count"
+    )
 
 
 def server_metrics(endpoint: Endpoint) -> ServerMetrics | None:
@@ -62,6 +70,9 @@ def server_metrics(endpoint: Endpoint) -> ServerMetrics | None:
     ttft_s_sum, _count    time_to_first_token_seconds_sum, _count
     itl_s_sum, _count     inter_token_latency_seconds_sum, _count  tokens_predicted_seconds_total
     ====================  =======================================  ===============================
+
+    Older versions of vLLM say gpu_cache_usage_perc, gpu_prefix_cache_hits_total,
+    gpu_prefix_cache_queries_total and time_per_output_token_seconds_sum, _count instead.
 
     Args:
         endpoint: the server.
