@@ -3,12 +3,14 @@
 What a model writes is a wish. A call runs only if its name is in the list that the caller gave and
 its arguments pass that tool's schema; whatever goes wrong becomes a message to the model and a line
 for the reader, never an exception. The one thing raised is that the server does not answer.
+A call is made once: to the same one again the model gets its result again, and if it asks for
+nothing else, it has to answer.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter as clock
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +23,7 @@ from helpers.load.client.answer import Call
 from helpers.load.client.reading import Answer
 from helpers.load.client.transport import Exchange
 from helpers.tools.conversation import Conversation, written
-from helpers.tools.run import Outcome, execute, failed
+from helpers.tools.run import Outcome, as_text, execute, failed
 from helpers.tools.schema import BadArguments, Tool, definitions, tool
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 Choice = Literal["auto", "none", "required"] | Tool
 Approve = Callable[[Tool, dict], bool]
+REPEATED = "not repeated: the same call has been made"
 REQUEST_S = 120.0  # from sending a request to the end of its answer
 _FLAGS = "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes (or mistral, ...)"
 
@@ -80,7 +83,8 @@ async def run_tools(
         stream: receive the answer in pieces.
         limits: see ``Limits``.
         approve: asked before a tool that ``acts`` runs after text from a ``foreign`` one has been
-            read; without it, or when it does not return ``True``, such a call is not executed.
+            read, or in a later round than one in which it succeeded; without it, or when it does
+            not return ``True``, such a call is not executed.
         max_tokens: of each answer.
         temperature: of sampling; 0 is greedy.
         client: an open one, to be shared by many conversations; by default one of its own.
@@ -110,7 +114,13 @@ async def run_tools(
 
 @dataclass
 class _Loop:
-    """One conversation on its way; ``foreign``: it holds text that others wrote."""
+    """One conversation on its way.
+
+    Args:
+        foreign: it holds text that others wrote.
+        made: what came of each call, by its name and arguments.
+        acted: tools that act, and have.
+    """
 
     talk: Conversation
     tools: dict[str, Tool]
@@ -118,6 +128,8 @@ class _Loop:
     limits: Limits
     approve: Approve | None
     foreign: bool
+    made: dict[tuple[str, str], str] = field(default_factory=dict)
+    acted: set[str] = field(default_factory=set)
 
     async def run(self, client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Conversation:
         """Ask and execute, until the model answers or its rounds are used up."""
@@ -134,7 +146,8 @@ class _Loop:
                 return self.talk
             jobs = (self.execute(call, place, number) for place, call in enumerate(calls))
             self.talk.messages += await asyncio.gather(*jobs)
-            self.choice = "none" if self.choice == "none" else "auto"
+            stuck = all(one.problem == REPEATED for one in self.talk.steps[-len(calls) :])
+            self.choice = "none" if self.choice == "none" or stuck else "auto"
         self.talk.stopped = f"no answer after {self.limits.rounds} rounds"
         return self.talk
 
@@ -159,12 +172,29 @@ class _Loop:
             arguments = wanted.arguments(call.arguments)
         except BadArguments as error:
             return failed(f"the arguments are not valid: {error}")
-        risky = wanted.acts and self.foreign
-        if risky and not (self.approve and self.approve(wanted, arguments) is True):
-            told = "this conversation has read text written by others, and nobody approved"
-            return failed(f"not executed: {told}")
+        return await self.make(wanted, arguments)
+
+    async def make(self, wanted: Tool, arguments: dict[str, Any]) -> Outcome:
+        """Execute a call, unless it has been made, or nobody approves where somebody has to."""
+        same = wanted.name, repr(arguments)
+        if same in self.made:
+            text = as_text({"done": "this call has been made", "result": self.made[same]})
+            return Outcome(text, problem=REPEATED)
+        why = ""
+        if wanted.name in self.acted:
+            why = f"{wanted.name} has been done"
+        elif wanted.acts and self.foreign:
+            why = "this conversation has read text written by others"
+        if why and not (self.approve and self.approve(wanted, arguments) is True):
+            return failed(f"not executed: {why}, and nobody approved")
+        self.made[same] = "not there yet"
         found = await execute(wanted.function, arguments, self.limits.tool_s)
-        self.foreign |= wanted.foreign  # for the next round: this one's calls were decided before
+        self.made[same] = found.text
+        if found.problem and not (wanted.acts and found.late):
+            del self.made[same]  # it may be tried again
+        # For the next round: this one's calls were decided before.
+        self.foreign |= wanted.foreign
+        self.acted |= {wanted.name} if wanted.acts and same in self.made else set()
         return found
 
 

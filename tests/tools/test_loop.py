@@ -242,6 +242,73 @@ async def test_acting_is_free_before_foreign_text_was_read():
     assert sent == [1] and not talk.problems
 
 
+async def test_the_same_call_is_made_once():
+    """However it is written, also at once; the model gets the result and must answer."""
+    ran = []
+
+    @tools.tool
+    def look_up(name: str, count: int = 1) -> str:
+        ran.append(name)
+        return f"{name} is here"
+
+    again = [call("look_up", {"name": "a"}, "1"), call("look_up", {"count": "1", "name": "a"}, "2")]
+    async with Scripted(wants(*again), wants(again[1]), said("Here.")) as (server, endpoint):
+        talk = await tools.run_tools(endpoint, "Where is a?", [look_up])
+    assert ran == ["a"] and talk.answer == "Here."
+    assert talk.problems == ["not repeated: the same call has been made"] * 2
+    assert [one["tool_choice"] for one in server.asked] == ["auto", "auto", "none"]
+    told = json.loads(server.asked[2]["messages"][-1]["content"])
+    assert told == {"done": "this call has been made", "result": "a is here"}
+
+
+async def test_a_call_that_failed_may_be_made_again():
+    """A server that was busy for a moment is no reason to give up."""
+    ran = []
+
+    @tools.tool(acts=True)
+    def book(name: str) -> str:
+        ran.append(name)
+        if len(ran) == 1:
+            raise ValueError("busy")
+        return "booked"
+
+    wish = wants(call("book", {"name": "a"}))
+    async with Scripted(wish, wish, wish, said("Booked.")) as (_, endpoint):
+        talk = await tools.run_tools(endpoint, "Book", [book])
+    assert len(ran) == 2 and len(talk.problems) == 2 and talk.answer == "Booked."
+
+
+@pytest.mark.parametrize("approved", [False, True])
+async def test_what_has_been_done_is_not_done_again(approved):
+    """With other arguments neither, unless somebody approves: a model that books six tables."""
+    sent, send_money = money()
+    both = wants(call("send_money", {"amount": 1}, "1"), call("send_money", {"amount": 2}, "2"))
+    more = wants(call("send_money", {"amount": 3}))
+    async with Scripted(both, more, said()) as (server, endpoint):
+        talk = await tools.run_tools(endpoint, "Pay 1 and 2", [send_money],
+                                     approve=lambda *_: approved)  # fmt: skip
+    assert sorted(sent) == [1, 2, *[3] * approved]
+    assert approved or "send_money has been done" in talk.problems[0]
+    assert approved or "has been done" in server.asked[2]["messages"][-1]["content"]
+
+
+async def test_an_act_that_was_late_may_have_been_done():
+    """It goes on in its thread: made again, it would be done twice."""
+    ran = []
+
+    @tools.tool(acts=True)
+    def book(name: str) -> str:
+        ran.append(name)
+        time.sleep(0.3)
+        return "booked"
+
+    wish = wants(call("book", {"name": "a"}))
+    async with Scripted(wish, wish, said()) as (_, endpoint):
+        limits = tools.Limits(tool_s=0.05)
+        talk = await tools.run_tools(endpoint, "Book", [book], limits=limits)
+    assert ran == ["a"] and "no result within" in talk.problems[0]
+
+
 async def test_a_tool_that_is_not_in_the_list_is_not_there():
     """A name is looked up in the given list and nowhere else."""
     sent, _ = money()
