@@ -130,14 +130,13 @@ def difference(first: Evaluation, second: Evaluation) -> pandas.DataFrame:
     Raises:
         CourseError: they are of different questions.
     """
-    left, right = first.frame.copy(), second.frame
+    left, right = first.frame, second.frame
     if not left[["question", "expected"]].equals(right[["question", "expected"]]):
         hint = "evaluate both with the same questions and tool_choice"
         raise CourseError("the two evaluations are of different questions", hint)
-    left["first"], left["second"] = left["right"], right["right"]
-    left["only the first"] = left["right"] & ~right["right"]
-    left["only the second"] = right["right"] & ~left["right"]
-    return _by_kind(left[["kind", "first", "second", "only the first", "only the second"]])
+    one, other = left["right"], right["right"]
+    only = {"only the first": one & ~other, "only the second": other & ~one}
+    return _by_kind(left[["kind"]].assign(first=one, second=other, **only))
 
 
 def _by_kind(found: pandas.DataFrame) -> pandas.DataFrame:

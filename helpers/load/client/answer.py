@@ -58,11 +58,10 @@ class Message:
     """
 
     def __init__(self, deltas: Iterable[Delta]) -> None:
-        self.text = self.reasoning = ""
+        self.text = ""
         self.calls: list[Call] = []
         for one in deltas:
             self.text += _content(one.content) or _text(one.refusal)  # OpenAI keeps it apart
-            self.reasoning += _text(one.reasoning_content) or _text(one.reasoning)
             for wish in _list(one.tool_calls):
                 self._add(_call(wish))
         self.calls.sort(key=lambda call: call.index or 0)
