@@ -261,6 +261,8 @@ async def _read(client: "openai.AsyncOpenAI", request: dict, stream: bool) -> An
     exchange = Exchange()
     exchange.status, exchange.pieces, exchange.times = 200, [body], [clock()]
     answer = reading.read(exchange)
+    if answer.cause == "server error":
+        raise CourseError(f"the model server failed: {answer.error}", "read the server's log")
     if answer.cause:
         raise ValueError(answer.error)
     return answer

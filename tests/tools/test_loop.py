@@ -451,6 +451,18 @@ async def test_a_server_that_answers_nonsense_is_a_sentence(status, text, told, 
             await once(endpoint, stream)
 
 
+async def test_a_server_that_fails_in_mid_stream_is_a_sentence():
+    """What came before is no answer; an engine that ran out of memory says so in an event."""
+    begun = json.dumps({"choices": [{"delta": {"content": "Hel"}}]})
+    text = f'data: {begun}\n\ndata: {{"error": {{"message": "out of memory"}}}}\n\n'
+    async with Scripted((200, text)) as (_, endpoint):
+        with pytest.raises(CourseError, match=r"server failed: .*out of memory"):
+            await once(endpoint, stream=True)
+    async with Scripted((200, f"data: {begun}\n\n")) as (_, endpoint):
+        with pytest.raises(CourseError, match="ended without a finish reason"):
+            await once(endpoint, stream=True)
+
+
 @both
 async def test_a_server_that_is_not_there_or_too_slow_is_a_sentence(stream, monkeypatch):
     """With the limit that it broke."""
