@@ -113,9 +113,8 @@ class Record:
     @property
     def tpot_s(self) -> float | None:
         """Time per output token after the first; ``None`` where it cannot be told."""
-        if self.output_tokens < 2 or len(self.token_us) < 2 or self.finish == "tool_calls":
-            return None
-        if self.at_once:
+        few = self.output_tokens < 2 or len(self.token_us) < 2
+        if few or self.at_once or self.finish == "tool_calls":
             return None
         return (self.token_us[-1] - self.token_us[0]) / 1e6 / (self.output_tokens - 1)
 

@@ -33,25 +33,17 @@ class ServerMetrics:
 
     running: float | None = _called("num_requests_running", "requests_processing")
     waiting: float | None = _called("num_requests_waiting", "requests_deferred")
-    kv_cache_usage: float | None = _called("kv_cache_usage_perc", "gpu_cache_usage_perc")
+    kv_cache_usage: float | None = _called("kv_cache_usage_perc")
     prompt_tokens_total: float | None = _called("prompt_tokens_total")
     output_tokens_total: float | None = _called("generation_tokens_total", "tokens_predicted_total")
-    prefix_cache_hits: float | None = _called(
-        "prefix_cache_hits_total", "gpu_prefix_cache_hits_total"
-    )
-    prefix_cache_queries: float | None = _called(
-        "prefix_cache_queries_total", "gpu_prefix_cache_queries_total"
-    )
+    prefix_cache_hits: float | None = _called("prefix_cache_hits_total")
+    prefix_cache_queries: float | None = _called("prefix_cache_queries_total")
     ttft_s_sum: float | None = _called("time_to_first_token_seconds_sum")
     ttft_count: float | None = _called("time_to_first_token_seconds_count")
     itl_s_sum: float | None = _called(
-        "inter_token_latency_seconds_sum",
-        "time_per_output_token_seconds_sum",
-        "tokens_predicted_seconds_total",
+        "inter_token_latency_seconds_sum", "tokens_predicted_seconds_total"
     )
-    itl_count: float | None = _called(
-        "inter_token_latency_seconds_count", "time_per_output_token_seconds_count"
-    )
+    itl_count: float | None = _called("inter_token_latency_seconds_count")
 
 
 def server_metrics(endpoint: Endpoint) -> ServerMetrics | None:
@@ -112,8 +104,15 @@ def parse(text: str) -> ServerMetrics:
         raise CourseError("the server's /metrics is not Prometheus text") from None
     values = {}
     for metric in fields(ServerMetrics):
-        told = next((found[name] for name in metric.metadata["names"] if name in found), [])
+        names = metric.metadata["names"]
+        told = next((found[one] for one in (*names, *map(_older, names)) if one in found), [])
         if told:
             engines = len(told) if metric.name == "kv_cache_usage" else 1
             values[metric.name] = sum(told) / engines
     return ServerMetrics(**values)
+
+
+def _older(name: str) -> str:
+    """What vLLM called it until 0.10."""
+    name = name.replace("kv_cache", "gpu_cache").replace("prefix_cache", "gpu_prefix_cache")
+    return name.replace("inter_token_latency", "time_per_output_token")

@@ -18,9 +18,8 @@ from pydantic_core import to_jsonable_python
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.load.client import reading
 from helpers.load.client.answer import Call
-from helpers.load.client.reading import Answer
+from helpers.load.client.reading import Answer, read
 from helpers.load.client.transport import Exchange
 from helpers.tools.conversation import Conversation, written
 from helpers.tools.run import Outcome, as_text, execute, failed
@@ -180,12 +179,10 @@ class _Loop:
         if same in self.made:
             text = as_text({"done": "this call has been made", "result": self.made[same]})
             return Outcome(text, problem=REPEATED)
-        why = ""
+        why = "this conversation has read text written by others" if self.foreign else ""
         if wanted.name in self.acted:
             why = f"{wanted.name} has been done"
-        elif wanted.acts and self.foreign:
-            why = "this conversation has read text written by others"
-        if why and not (self.approve and self.approve(wanted, arguments) is True):
+        if wanted.acts and why and not (self.approve and self.approve(wanted, arguments) is True):
             return failed(f"not executed: {why}, and nobody approved")
         self.made[same] = "not there yet"
         found = await execute(wanted.function, arguments, self.limits.tool_s)
@@ -194,7 +191,8 @@ class _Loop:
             del self.made[same]  # it may be tried again
         # For the next round: this one's calls were decided before.
         self.foreign |= wanted.foreign
-        self.acted |= {wanted.name} if wanted.acts and same in self.made else set()
+        if wanted.acts and same in self.made:
+            self.acted.add(wanted.name)
         return found
 
 
@@ -256,11 +254,9 @@ async def _read(client: "openai.AsyncOpenAI", request: dict, stream: bool) -> An
         request = request | {"stream": True, "stream_options": {"include_usage": True}}
     async with client.chat.completions.with_streaming_response.create(**request) as response:
         body = await response.read()
-    if not stream:
-        return reading.whole(body)
     exchange = Exchange()
     exchange.status, exchange.pieces, exchange.times = 200, [body], [clock()]
-    answer = reading.read(exchange)
+    answer = read(exchange)
     if answer.cause == "server error":
         raise CourseError(f"the model server failed: {answer.error}", "read the server's log")
     if answer.cause:

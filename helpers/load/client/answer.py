@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 _FIELDS = (b"data", b"event", b"id", b"retry", b"error", b"")  # "": a comment, as in `: ping`
-_decode = msgspec.json.Decoder().decode
 
 
 class Delta(msgspec.Struct, gc=False):
@@ -140,11 +139,6 @@ def sse_events(pieces: Iterable[bytes]) -> Iterator[tuple[int, dict | None]]:
 
 def _events(block: bytes) -> list[dict | None]:
     """Return the event of one block of lines: one, unless a server forgets the empty lines."""
-    if block.startswith(b"data: {"):
-        try:
-            return [_decode(block[6:])]  # what nearly every block is
-        except (ValueError, RecursionError):
-            pass
     values = []
     for line in block.splitlines():
         name, _, value = line.partition(b":")
@@ -162,7 +156,7 @@ def _events(block: bytes) -> list[dict | None]:
 
 def _json(value: bytes, *, wrapped: bool = False) -> dict:
     try:
-        # The library's own takes what the fast one refuses: half a surrogate pair, NaN.
+        # The library's own takes what msgspec refuses: half a surrogate pair, NaN.
         event = json.loads(value.decode())
     except (ValueError, RecursionError):
         event = None

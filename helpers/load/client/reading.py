@@ -17,6 +17,7 @@ from helpers.load.client.transport import Exchange
 
 class _Choice(msgspec.Struct, gc=False):
     delta: Delta | None = None
+    message: Any = None  # of an answer that is not streamed
     text: Any = None
     finish_reason: str | None = None
 
@@ -81,19 +82,6 @@ def read(exchange: Exchange) -> Answer:
     return answer
 
 
-def whole(body: bytes) -> Answer:
-    """Read an answer that is not streamed.
-
-    Raises:
-        ValueError, LookupError, TypeError or AttributeError: it is none of a chat completion.
-    """
-    event = json.loads(body)
-    [choice] = event["choices"]
-    answer = Answer(deltas=[numbered(choice["message"])], finish=choice.get("finish_reason") or "")
-    _count(answer, event.get("usage"))
-    return answer
-
-
 def _at_once(exchange: Exchange) -> _Timed | None:
     """Decode a stream that is nothing but events with a line of JSON each, as nearly all are.
 
@@ -121,7 +109,13 @@ def _at_once(exchange: Exchange) -> _Timed | None:
 
 
 def _one_by_one(exchange: Exchange) -> _Timed:
-    """Find the events of any stream."""
+    """Find the events of any stream; an answer that is not streamed is one event."""
+    if exchange.body.startswith(b"{"):
+        whole = msgspec.convert(json.loads(exchange.body), _Event)
+        for choice in whole.choices or ():
+            choice.delta = numbered(choice.message)
+        yield from zip(exchange.times[-1:] * 2, (whole, None), strict=True)
+        return
     for index, event in sse_events(exchange.pieces):
         yield exchange.times[index], None if event is None else msgspec.convert(event, _Event)
 

@@ -194,6 +194,21 @@ def test_reasoning_is_text(delta):
     assert found.message().text == "w" * 5
 
 
+def test_an_answer_that_is_not_streamed_is_read():
+    """A server that ignores ``stream`` hands over everything at once: one piece, at its end."""
+    wish = {"function": {"name": "f", "arguments": "{}"}}
+    message = {"content": "ww", "tool_calls": [wish, wish]}
+    entry = {"choices": [{"message": message, "finish_reason": "stop"}],
+             "usage": {"completion_tokens": 2, "prompt_tokens": 3}}  # fmt: skip
+    body = json.dumps(entry).encode()
+    found = answer([body[:9], body[9:]])
+    assert (found.token_times, found.output_tokens, found.prompt_tokens) == ([2.0], 2, 3)
+    assert (found.finish, found.cause, found.message().text) == ("stop", "", "ww")
+    assert [call.name for call in found.message().calls] == ["f", "f"]
+    assert answer([b'{"error":{"code":500}}']).cause == "server error"
+    assert answer([b'{"choices":[{"message":3}]}']).cause == "malformed"
+
+
 def test_arguments_of_a_call_are_tokens():
     """Its name alone is none."""
     pieces = [{"name": "f", "arguments": ""}, {"arguments": "{"}, {"arguments": "}"}]
