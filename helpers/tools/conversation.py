@@ -122,7 +122,7 @@ class Conversation:
             "deciding" if calls else "answering",
             number,
             start,
-            ", ".join(map(written, calls)) or said.text,
+            ", ".join(map(str, calls)) or said.text,
             problem="cut off at max_tokens" if reply.finish == "length" else "",
             prompt_tokens=reply.prompt_tokens,
         )
@@ -132,11 +132,6 @@ class Conversation:
         asked = next((m.get("content") for m in self.messages if m["role"] == "user"), "")
         lines = [f" asked                 {asked}"[:WIDTH], *map(str, self.steps)]
         return "\n".join(lines + ([f"!stopped: {self.stopped}"] if self.stopped else []))
-
-
-def written(call: Call) -> str:
-    """Return a call as a line of code."""
-    return f"{call.name}({call.arguments})"
 
 
 def _sendable(call: Call) -> dict:

@@ -10,7 +10,6 @@ import pandas
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.progress import Progress
-from helpers.tools.conversation import written
 from helpers.tools.loop import ask, connect, several
 from helpers.tools.questions import ARGUMENTS, REFUSED, RIGHT, Question, judge, read
 
@@ -102,7 +101,7 @@ async def evaluate(
                 try:
                     answer = await ask(client, options | request)
                     message = answer.message()
-                    got = "; ".join(map(written, message.calls)) or message.text
+                    got = "; ".join(map(str, message.calls)) or message.text
                     cause = judge(question, message, answer.finish)
                 except CourseError as error:
                     got, cause = error.what, REFUSED

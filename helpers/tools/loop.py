@@ -21,7 +21,7 @@ from helpers.errors import CourseError
 from helpers.load.client.answer import Call
 from helpers.load.client.reading import Answer, read
 from helpers.load.client.transport import Exchange
-from helpers.tools.conversation import Conversation, written
+from helpers.tools.conversation import Conversation
 from helpers.tools.run import Outcome, as_text, execute, failed
 from helpers.tools.schema import BadArguments, Tool, definitions, tool
 
@@ -155,7 +155,7 @@ class _Loop:
         start = clock()
         found = await self.outcome(call, place)
         told = {"result": found.text, "problem": found.problem}
-        self.talk.add("executing", number, start, written(call), **told)
+        self.talk.add("executing", number, start, str(call), **told)
         return {"role": "tool", "tool_call_id": call.id, "content": found.text}
 
     async def outcome(self, call: Call, place: int) -> Outcome:

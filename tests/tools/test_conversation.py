@@ -67,4 +67,4 @@ def test_a_history_can_be_sent_as_json():
     talk = Conversation(messages=[])
     talk.add_reply(reply(call("f", '{"a": "\ud83d"}'), text="\ud83d"), 1, talk.began)
     json.dumps(talk.messages, ensure_ascii=False).encode()
-    assert Message.whole(talk.messages[0]).calls[0].name == "f"
+    assert Message([numbered(talk.messages[0])]).calls[0].name == "f"

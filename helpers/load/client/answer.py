@@ -40,6 +40,9 @@ class Call:
             return None
         return values if isinstance(values, dict) else None
 
+    def __str__(self) -> str:
+        return f"{self.name}({self.arguments})"
+
     def as_dict(self) -> dict:
         """Return it as it stands in the chat's history."""
         function = {"name": self.name, "arguments": self.arguments}
@@ -64,11 +67,6 @@ class Message:
             for wish in _list(one.tool_calls):
                 self._add(_call(wish))
         self.calls.sort(key=lambda call: call.index or 0)
-
-    @classmethod
-    def whole(cls, message: dict) -> "Message":
-        """Read the ``message`` of an answer that is not streamed."""
-        return cls([numbered(message)])
 
     def as_dict(self) -> dict:
         """Return the message as it stands in the chat's history."""
@@ -103,7 +101,7 @@ class Message:
 
 
 def numbered(message: dict) -> Delta:
-    """Return a whole message as one piece; its calls are apart, whatever their ids are."""
+    """Return the message of an answer that is not streamed as one piece, its calls kept apart."""
     wishes = [_dict(wish) for wish in _list(message.get("tool_calls"))]
     calls = [{**wish, "index": number} for number, wish in enumerate(wishes)]
     return msgspec.convert({**message, "tool_calls": calls}, Delta)

@@ -99,9 +99,8 @@ def _at_once(exchange: Exchange) -> _Timed | None:
     if len(events) != len(blocks):
         return None
     events.append(None)
-    if len(pieces) == len(events) and {*map(sub, map(len, pieces), map(len, blocks))} == {
-        len(between)
-    }:
+    around = {*map(sub, map(len, pieces), map(len, blocks))}
+    if len(pieces) == len(events) and around == {len(between)}:
         return zip(exchange.times, events, strict=True)  # each piece is an event
     ends = accumulate(len(block) + len(between) for block in [*blocks, b"[DONE]"])
     until = [*accumulate(map(len, pieces))]

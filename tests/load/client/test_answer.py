@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.load.client.answer import Delta, Message, sse_events
+from helpers.load.client.answer import Delta, Message, numbered, sse_events
 
 STREAM = (
     ': ping\n\nevent: message\nid: 1\ndata: {"a": "é\u2028"}\r\n\r\ndata:{"b":\ndata: 2}\n\n'
@@ -110,13 +110,13 @@ def test_a_message_is_text_that_can_be_sent_again():
     )  # fmt: skip
     assert message.text == "a?nob"
     assert json.dumps(message.as_dict()).encode()
-    assert Message.whole({"content": "x"}).as_dict() == {"role": "assistant", "content": "x"}
+    assert Message([numbered({"content": "x"})]).as_dict() == {"role": "assistant", "content": "x"}
 
 
 def test_calls_of_a_whole_message_stay_apart():
     """Also where a server gives all the same id, or no arguments."""
     wish = {"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}
     other = {"id": "", "type": "function", "function": {"name": "g", "arguments": ""}}
-    message = Message.whole({"content": None, "tool_calls": [wish, wish, other, other]})
+    message = Message([numbered({"content": None, "tool_calls": [wish, wish, other, other]})])
     wishes = [wish, wish, other, other]
     assert message.as_dict() == {"role": "assistant", "content": "", "tool_calls": wishes}
