@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 _FIELDS = (b"data", b"event", b"id", b"retry", b"error", b"")  # "": a comment, as in `: ping`
+_decode = msgspec.json.Decoder().decode
 
 
 class Delta(msgspec.Struct, gc=False):
@@ -137,6 +138,11 @@ def sse_events(pieces: Iterable[bytes]) -> Iterator[tuple[int, dict | None]]:
 
 def _events(block: bytes) -> list[dict | None]:
     """Return the event of one block of lines: one, unless a server forgets the empty lines."""
+    if block.startswith(b"data: {"):
+        try:
+            return [_decode(block[6:])]  # what nearly every block is
+        except (ValueError, RecursionError):
+            pass
     values = []
     for line in block.splitlines():
         name, _, value = line.partition(b":")

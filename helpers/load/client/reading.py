@@ -1,12 +1,9 @@
 """A finished exchange, read: its tokens and their times, usage, or the cause of its failure."""
 
 import json
-from bisect import bisect_left
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import accumulate
-from operator import sub
 from typing import Any
 
 import msgspec
@@ -83,28 +80,18 @@ def read(exchange: Exchange) -> Answer:
 
 
 def _at_once(exchange: Exchange) -> _Timed | None:
-    """Decode a stream that is nothing but events with a line of JSON each, as nearly all are.
+    """Decode a stream whose pieces are an event each, as nearly all are.
 
-    JSON holds no raw line break within a string, so the events are where the stream is split.
+    Of pieces that are cut otherwise, or are more than ``data:`` and a line of JSON, this leaves no
+    JSON, or fewer values than pieces: no string of JSON holds a raw line break.
     """
-    body, pieces = exchange.body, exchange.pieces
-    gap = b"\r\n\r\n" if body.endswith(b"\r\n") else b"\n\n"
-    last, between = gap + b"data: [DONE]" + gap, gap + b"data: "
-    if not (body.startswith(b"data: {") and body.endswith(last)):
-        return None
-    blocks = body[6 : -len(last)].split(between)
-    events: list[_Event | None] = []
-    with suppress(ValueError, RecursionError):
-        events += _decode(b"[" + b",".join(blocks) + b"]")
-    if len(events) != len(blocks):
-        return None
-    events.append(None)
-    around = {*map(sub, map(len, pieces), map(len, blocks))}
-    if len(pieces) == len(events) and around == {len(between)}:
-        return zip(exchange.times, events, strict=True)  # each piece is an event
-    ends = accumulate(len(block) + len(between) for block in [*blocks, b"[DONE]"])
-    until = [*accumulate(map(len, pieces))]
-    return zip((exchange.times[bisect_left(until, end)] for end in ends), events, strict=True)
+    *pieces, last = exchange.pieces or [b""]
+    if last.strip() == b"data: [DONE]":
+        with suppress(ValueError, RecursionError):
+            events = _decode(b"[" + b",".join([piece[5:-2] for piece in pieces]) + b"]")
+            if len(events) == len(pieces):
+                return zip(exchange.times, [*events, None], strict=True)
+    return None
 
 
 def _one_by_one(exchange: Exchange) -> _Timed:
