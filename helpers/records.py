@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     import pandas
 
 
+FASTEST_US = 100  # from one token of an answer to the next
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """One request.
@@ -97,14 +100,21 @@ class Record:
         return self.sent_s + self.token_us[0] / 1e6 - self.origin_s
 
     @property
+    def at_once(self) -> bool:
+        """Its pieces came together, faster than a model writes: something had held them back."""
+        gaps = len(self.token_us) - 1
+        return gaps > 0 and self.token_us[-1] - self.token_us[0] < gaps * FASTEST_US
+
+    @property
     def itl_s(self) -> list[float]:
-        """Gaps between the pieces of text."""
-        return [(b - a) / 1e6 for a, b in pairwise(self.token_us)]
+        """Gaps between the pieces of text; none where all came together."""
+        return [] if self.at_once else [(b - a) / 1e6 for a, b in pairwise(self.token_us)]
 
     @property
     def tpot_s(self) -> float | None:
         """Time per output token after the first; ``None`` where it cannot be told."""
-        if self.output_tokens < 2 or len(self.token_us) < 2 or self.finish == "tool_calls":
+        few = self.output_tokens < 2 or len(self.token_us) < 2
+        if few or self.at_once or self.finish == "tool_calls":
             return None
         return (self.token_us[-1] - self.token_us[0]) / 1e6 / (self.output_tokens - 1)
 
@@ -229,6 +239,12 @@ class Run:
         error_s = self.lag_p99_ms / 1e3
         return self.client_cpu > 0.9 or error_s > max(0.005, 0.1 * median(firsts or [0.0]))
 
+    @property
+    def held_back(self) -> bool:
+        """Most answers came in one piece: something, such as a proxy, holds the stream back."""
+        several = [record for record in self.ok if len(record.token_us) > 1]
+        return 2 * sum(record.at_once for record in several) > len(several)
+
     @cached_property
     def ok(self) -> list[Record]:
         """Records of the answers that arrived whole."""
@@ -254,4 +270,6 @@ class Run:
         if self.interrupted:
             said += "interrupted, " if self.stopped else "the server was gone, "
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
+        if self.held_back:
+            limit += "; THE STREAM IS HELD BACK and comes in one piece: TPOT and ITL are unknown"
         return f"Run({self.label}: {said}client error p99 {self.lag_p99_ms:.1f} ms{limit})"

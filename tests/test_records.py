@@ -71,3 +71,20 @@ def test_connecting_is_not_the_clients_lag():
     run = Run({}, records, ends=[END])
     assert records[0].lag_s == 0 and not run.client_limited
     assert records[0].e2e_s == 1
+
+
+def test_a_stream_that_comes_in_one_piece_tells_no_time_between_tokens():
+    """A proxy that hands over the whole answer at its end makes no server infinitely fast."""
+    whole = {"sent_s": 0, "end_s": 1, "output_tokens": 30, "finish": "length"}
+    records = [
+        Record(index=0, token_us=(900_000,) * 30, **whole),
+        Record(index=1, token_us=tuple(900_000 + 9 * number for number in range(30)), **whole),
+        Record(index=2, token_us=tuple(20_000 * number for number in range(1, 31)), **whole),
+    ]
+    assert [record.tpot_s for record in records] == [None, None, pytest.approx(0.02)]
+    assert [len(record.itl_s) for record in records] == [0, 0, 29]
+    assert [record.ttft_s for record in records] == [0.9, 0.9, 0.02]
+    run = Run(HEADER, records, ends=[END])
+    assert run.held_back and "THE STREAM IS HELD BACK" in repr(run)
+    assert "HELD" not in repr(Run(HEADER, records[1:], ends=[END]))
+    assert "HELD" not in repr(Run(HEADER, [], ends=[END]))

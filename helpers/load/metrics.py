@@ -63,6 +63,9 @@ def server_metrics(endpoint: Endpoint) -> ServerMetrics | None:
     itl_s_sum, _count     inter_token_latency_seconds_sum, _count  tokens_predicted_seconds_total
     ====================  =======================================  ===============================
 
+    Older versions of vLLM say gpu_cache_usage_perc, gpu_prefix_cache_hits_total,
+    gpu_prefix_cache_queries_total and time_per_output_token_seconds_sum, _count instead.
+
     Args:
         endpoint: the server.
 
@@ -98,8 +101,15 @@ def parse(text: str) -> ServerMetrics:
         raise CourseError("the server's /metrics is not Prometheus text") from None
     values = {}
     for metric in fields(ServerMetrics):
-        told = next((found[name] for name in metric.metadata["names"] if name in found), [])
+        names = metric.metadata["names"]
+        told = next((found[one] for one in (*names, *map(_older, names)) if one in found), [])
         if told:
             engines = len(told) if metric.name == "kv_cache_usage" else 1
             values[metric.name] = sum(told) / engines
     return ServerMetrics(**values)
+
+
+def _older(name: str) -> str:
+    """What vLLM called it until 0.10."""
+    name = name.replace("kv_cache", "gpu_cache").replace("prefix_cache", "gpu_prefix_cache")
+    return name.replace("inter_token_latency", "time_per_output_token")

@@ -13,7 +13,6 @@ from helpers.errors import CourseError
 from helpers.load import arrivals
 
 # Everyday words: one token each, with the space before, in the usual vocabularies.
-_encode = msgspec.json.Encoder().encode
 _WORDS = """
 time year people way day man thing woman life child world school state family student group country
 problem hand part place case week company system program question work government number night point
@@ -67,8 +66,22 @@ class Chat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synthetic:
-    """Random prompts of given lengths, the same ones for the same seed.
+class Sampling:
+    """What all workloads can say of the answers.
+
+    Args:
+        temperature: 0 is greedy.
+        cap_field: the request's field for the most tokens of an answer; OpenAI's reasoning models
+            want ``"max_completion_tokens"``, and a temperature of 1.
+    """
+
+    temperature: float = 0.0
+    cap_field: str = "max_tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic(Sampling):
+    """Random prompts of given lengths, the same ones for the same seed; see also ``Sampling``.
 
     Args:
         input_tokens: of each prompt, a number or ``Lengths``. The server's chat template adds
@@ -79,7 +92,6 @@ class Synthetic:
             server with prefix caching can show it.
         ignore_eos: ask for exactly ``output_tokens`` where the server knows how (vLLM, llama.cpp,
             SGLang).
-        temperature: of sampling; 0 is greedy.
         seed: of lengths and words.
 
     >>> work = Synthetic(input_tokens=4, output_tokens=16)
@@ -92,7 +104,6 @@ class Synthetic:
     turns: int = 1
     shared_prefix_tokens: int = 0
     ignore_eos: bool = True
-    temperature: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,8 +125,8 @@ class Synthetic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """Given prompts or chats, taken in order and from the start again.
+class Prompts(Sampling):
+    """Given prompts or chats, taken in order and from the start again; see also ``Sampling``.
 
     Args:
         items: each a string (a prompt) or a list of chat messages; the user's messages become
@@ -123,14 +134,12 @@ class Prompts:
         output_tokens: cap of each answer; with ``ignore_eos`` its exact length.
         tools: OpenAI tool definitions sent with each request.
         ignore_eos: ask for exactly ``output_tokens``, where the server knows how.
-        temperature: of sampling; 0 is greedy.
     """
 
     items: Sequence[str | list[dict]]
     output_tokens: int = 256
     tools: Sequence[dict] = ()
     ignore_eos: bool = False
-    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -178,8 +187,8 @@ class Prompts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolCalls:
-    """Questions that a model should answer with a call, with new values in each of them.
+class ToolCalls(Sampling):
+    """Questions that a model should answer with a call, new values in each; see also ``Sampling``.
 
     Args:
         asks: questions, drawn by chance; ``{number}`` (five digits), ``{count}`` (2 to 9) and
@@ -188,7 +197,6 @@ class ToolCalls:
         shuffle: draw the order of the tools anew for each question, which leaves a server's
             prefix cache little to find.
         output_tokens: cap of each answer.
-        temperature: of sampling; 0 is greedy.
         seed: of questions, values and order.
 
     >>> tools = ({"type": "function", "function": {"name": "track_parcel"}},)
@@ -201,7 +209,6 @@ class ToolCalls:
     tools: Sequence[dict]
     shuffle: bool = False
     output_tokens: int = 96
-    temperature: float = 0.0
     seed: int = 0
     ignore_eos = False  # a call ends where it ends
 
@@ -260,7 +267,7 @@ def body(
     fields: dict[str, Any] = {
         "model": model,
         "messages": messages,
-        "max_tokens": max_tokens,
+        work.cap_field: max_tokens,
         "temperature": work.temperature,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -269,7 +276,7 @@ def body(
         fields["tools"] = tools
     if work.ignore_eos and exact:
         fields |= {"ignore_eos": True, "min_tokens": max_tokens}
-    return _encode(fields)
+    return json.dumps(fields).encode()
 
 
 def _filled(ask: str, chance: random.Random) -> str:

@@ -1,6 +1,5 @@
 """A conversation with tools: the chat, and every step of it with its times."""
 
-import json
 import re
 import uuid
 from dataclasses import dataclass, field
@@ -9,10 +8,10 @@ from typing import Any
 
 import pandas
 
-from helpers.load.client.answer import Call, Message
+from helpers.load.client.answer import Call
+from helpers.load.client.reading import Answer
 
 WIDTH = 88
-Reply = tuple[Message, str, dict]  # and why the server says that it ended, and its counts
 PHASES = ("deciding", "executing", "answering")
 _NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 
@@ -106,13 +105,13 @@ class Conversation:
         step = Step(phase=phase, round=number, start_s=begin, end_s=end, what=what, **more)
         self.steps.append(step)
 
-    def add_reply(self, reply: Reply, number: int, start: float) -> list[Call]:
+    def add_reply(self, reply: Answer, number: int, start: float) -> list[Call]:
         """Keep the model's reply, of the request sent at ``start``, as a message and as a step.
 
         Returns:
             Its calls, each with a new id: some servers give none, or one twice.
         """
-        said, finish, usage = reply
+        said = reply.message()
         message, calls = said.as_dict(), said.calls
         for call in calls:
             call.id = uuid.uuid4().hex[:9]  # Mistral wants nine
@@ -123,9 +122,9 @@ class Conversation:
             "deciding" if calls else "answering",
             number,
             start,
-            ", ".join(map(written, calls)) or said.text,
-            problem="cut off at max_tokens" if finish == "length" else "",
-            prompt_tokens=usage.get("prompt_tokens") or 0,
+            ", ".join(map(str, calls)) or said.text,
+            problem="cut off at max_tokens" if reply.finish == "length" else "",
+            prompt_tokens=reply.prompt_tokens,
         )
         return calls
 
@@ -135,21 +134,7 @@ class Conversation:
         return "\n".join(lines + ([f"!stopped: {self.stopped}"] if self.stopped else []))
 
 
-def written(call: Call) -> str:
-    """Return a call as a line of code."""
-    return f"{call.name}({call.arguments})"
-
-
-def parsed(call: Call) -> dict | None:
-    """Return the arguments of a call, ``None`` if they are no JSON object."""
-    try:
-        values = json.loads(call.arguments or "{}")
-    except (ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
-
-
 def _sendable(call: Call) -> dict:
     """Return a call in a form that can be sent back: servers refuse a chat with a broken one."""
     name = call.name if _NAME.fullmatch(call.name) else "unreadable"
-    return Call(call.id, name, call.arguments if parsed(call) else "{}").as_dict()
+    return Call(call.id, name, call.arguments if call.parsed() else "{}").as_dict()

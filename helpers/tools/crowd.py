@@ -74,24 +74,19 @@ def phases(crowds: Mapping[int, Sequence[Conversation]]) -> pandas.DataFrame:
         add up to a conversation's mean), the 95th percentile of the whole, calls executed in a
         conversation, and conversations a minute. Times are of those that have an answer.
     """
-    times = [f"{phase}_ms" for phase in PHASES]
-    every = pandas.DataFrame(
-        {
-            "users": users,
-            "failed": bool(talk.stopped),
-            **{f"{phase}_ms": 1e3 * talk.seconds(phase) for phase in PHASES},
-            "calls": len(talk.calls),
-            "began": talk.began,
+    rows = {}
+    for users, talks in crowds.items():
+        good = [talk for talk in talks if not talk.stopped]
+        took = {f"{phase}_ms": [1e3 * one.seconds(phase) for one in good] for phase in PHASES}
+        table = pandas.DataFrame(took, dtype=float)
+        ends = [one.began + ms / 1e3 for one, ms in zip(good, table.sum(axis=1), strict=True)]
+        lasted = max(ends, default=0) - min((one.began for one in good), default=-1)
+        rows[users] = {
+            "conversations": len(talks),
+            "failed": len(talks) - len(good),
+            **table.mean(),
+            "calls": sum(len(one.calls) for one in good) / max(len(good), 1),
+            "whole_p95_ms": table.sum(axis=1).quantile(0.95),
+            "per_minute": 60 * len(good) / lasted,
         }
-        for users, talks in crowds.items()
-        for talk in talks
-    )
-    every["whole_ms"] = every[times].sum(axis=1)
-    every["ended"] = every["began"] + every["whole_ms"] / 1e3
-    good = every[~every["failed"]].groupby("users")
-    table = every.groupby("users")["failed"].agg(conversations="size", failed="sum")
-    lasted = good["ended"].max() - good["began"].min()
-    return table.join(good[[*times, "calls"]].mean()).assign(
-        whole_p95_ms=good["whole_ms"].quantile(0.95),
-        per_minute=(60 * good.size() / lasted).reindex(table.index, fill_value=0.0),
-    )
+    return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("users")

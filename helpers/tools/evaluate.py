@@ -10,7 +10,6 @@ import pandas
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.progress import Progress
-from helpers.tools.conversation import written
 from helpers.tools.loop import ask, connect, several
 from helpers.tools.questions import ARGUMENTS, REFUSED, RIGHT, Question, judge, read
 
@@ -100,9 +99,10 @@ async def evaluate(
                 say(f"question {number} of {len(chosen)}")
                 request = {"messages": question.messages, "tools": question.tools, "temperature": 0}
                 try:
-                    message, finish, _ = await ask(client, options | request)
-                    got = "; ".join(map(written, message.calls)) or message.text
-                    cause = judge(question, message, finish)
+                    answer = await ask(client, options | request)
+                    message = answer.message()
+                    got = "; ".join(map(str, message.calls)) or message.text
+                    cause = judge(question, message, answer.finish)
                 except CourseError as error:
                     got, cause = error.what, REFUSED
                 return {"kind": question.kind, "question": question.text, "got": got,
@@ -129,14 +129,13 @@ def difference(first: Evaluation, second: Evaluation) -> pandas.DataFrame:
     Raises:
         CourseError: they are of different questions.
     """
-    left, right = first.frame.copy(), second.frame
+    left, right = first.frame, second.frame
     if not left[["question", "expected"]].equals(right[["question", "expected"]]):
         hint = "evaluate both with the same questions and tool_choice"
         raise CourseError("the two evaluations are of different questions", hint)
-    left["first"], left["second"] = left["right"], right["right"]
-    left["only the first"] = left["right"] & ~right["right"]
-    left["only the second"] = right["right"] & ~left["right"]
-    return _by_kind(left[["kind", "first", "second", "only the first", "only the second"]])
+    one, other = left["right"], right["right"]
+    only = {"only the first": one & ~other, "only the second": other & ~one}
+    return _by_kind(left[["kind"]].assign(first=one, second=other, **only))
 
 
 def _by_kind(found: pandas.DataFrame) -> pandas.DataFrame:

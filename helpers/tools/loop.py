@@ -3,12 +3,14 @@
 What a model writes is a wish. A call runs only if its name is in the list that the caller gave and
 its arguments pass that tool's schema; whatever goes wrong becomes a message to the model and a line
 for the reader, never an exception. The one thing raised is that the server does not answer.
+A call is made once: to the same one again the model gets its result again, and if it asks for
+nothing else, it has to answer.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter as clock
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +18,11 @@ from pydantic_core import to_jsonable_python
 
 from helpers.endpoint import Endpoint, hide_key
 from helpers.errors import CourseError
-from helpers.load.client.answer import Call, Message
-from helpers.tools.conversation import Conversation, Reply, written
-from helpers.tools.run import Outcome, execute, failed
+from helpers.load.client.answer import Call
+from helpers.load.client.reading import Answer, read
+from helpers.load.client.transport import Exchange
+from helpers.tools.conversation import Conversation
+from helpers.tools.run import Outcome, as_text, execute, failed
 from helpers.tools.schema import BadArguments, Tool, definitions, tool
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 Choice = Literal["auto", "none", "required"] | Tool
 Approve = Callable[[Tool, dict], bool]
+REPEATED = "not repeated: the same call has been made"
 REQUEST_S = 120.0  # from sending a request to the end of its answer
 _FLAGS = "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes (or mistral, ...)"
 
@@ -77,7 +82,8 @@ async def run_tools(
         stream: receive the answer in pieces.
         limits: see ``Limits``.
         approve: asked before a tool that ``acts`` runs after text from a ``foreign`` one has been
-            read; without it, or when it does not return ``True``, such a call is not executed.
+            read, or in a later round than one in which it succeeded; without it, or when it does
+            not return ``True``, such a call is not executed.
         max_tokens: of each answer.
         temperature: of sampling; 0 is greedy.
         client: an open one, to be shared by many conversations; by default one of its own.
@@ -107,7 +113,13 @@ async def run_tools(
 
 @dataclass
 class _Loop:
-    """One conversation on its way; ``foreign``: it holds text that others wrote."""
+    """One conversation on its way.
+
+    Args:
+        foreign: it holds text that others wrote.
+        made: what came of each call, by its name and arguments.
+        acted: tools that act, and have.
+    """
 
     talk: Conversation
     tools: dict[str, Tool]
@@ -115,6 +127,8 @@ class _Loop:
     limits: Limits
     approve: Approve | None
     foreign: bool
+    made: dict[tuple[str, str], str] = field(default_factory=dict)
+    acted: set[str] = field(default_factory=set)
 
     async def run(self, client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Conversation:
         """Ask and execute, until the model answers or its rounds are used up."""
@@ -131,7 +145,8 @@ class _Loop:
                 return self.talk
             jobs = (self.execute(call, place, number) for place, call in enumerate(calls))
             self.talk.messages += await asyncio.gather(*jobs)
-            self.choice = "none" if self.choice == "none" else "auto"
+            stuck = all(one.problem == REPEATED for one in self.talk.steps[-len(calls) :])
+            self.choice = "none" if self.choice == "none" or stuck else "auto"
         self.talk.stopped = f"no answer after {self.limits.rounds} rounds"
         return self.talk
 
@@ -140,7 +155,7 @@ class _Loop:
         start = clock()
         found = await self.outcome(call, place)
         told = {"result": found.text, "problem": found.problem}
-        self.talk.add("executing", number, start, written(call), **told)
+        self.talk.add("executing", number, start, str(call), **told)
         return {"role": "tool", "tool_call_id": call.id, "content": found.text}
 
     async def outcome(self, call: Call, place: int) -> Outcome:
@@ -156,12 +171,28 @@ class _Loop:
             arguments = wanted.arguments(call.arguments)
         except BadArguments as error:
             return failed(f"the arguments are not valid: {error}")
-        risky = wanted.acts and self.foreign
-        if risky and not (self.approve and self.approve(wanted, arguments) is True):
-            told = "this conversation has read text written by others, and nobody approved"
-            return failed(f"not executed: {told}")
+        return await self.make(wanted, arguments)
+
+    async def make(self, wanted: Tool, arguments: dict[str, Any]) -> Outcome:
+        """Execute a call, unless it has been made, or nobody approves where somebody has to."""
+        same = wanted.name, repr(arguments)
+        if same in self.made:
+            text = as_text({"done": "this call has been made", "result": self.made[same]})
+            return Outcome(text, problem=REPEATED)
+        why = "this conversation has read text written by others" if self.foreign else ""
+        if wanted.name in self.acted:
+            why = f"{wanted.name} has been done"
+        if wanted.acts and why and not (self.approve and self.approve(wanted, arguments) is True):
+            return failed(f"not executed: {why}, and nobody approved")
+        self.made[same] = "not there yet"
         found = await execute(wanted.function, arguments, self.limits.tool_s)
-        self.foreign |= wanted.foreign  # for the next round: this one's calls were decided before
+        self.made[same] = found.text
+        if found.problem and not (wanted.acts and found.late):
+            del self.made[same]  # it may be tried again
+        # For the next round: this one's calls were decided before.
+        self.foreign |= wanted.foreign
+        if wanted.acts and same in self.made:
+            self.acted.add(wanted.name)
         return found
 
 
@@ -170,16 +201,13 @@ def connect(endpoint: Endpoint) -> "openai.AsyncOpenAI":
     return endpoint.async_client()
 
 
-async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = False) -> Reply:
+async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = False) -> Answer:
     """Make one request.
 
     Args:
         client: from ``connect``.
         request: the fields of a chat completion.
         stream: receive the answer in pieces.
-
-    Returns:
-        The model's message, why the server says that it ended, and the server's counts.
 
     Raises:
         CourseError: the server does not answer in time, refuses, or answers something else.
@@ -190,18 +218,20 @@ async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = Fal
     try:
         async with asyncio.timeout(REQUEST_S):
             return await _read(client, request, stream)
+    except openai.AuthenticationError:
+        hint = "pass the key that it was started with: Endpoint(api_key=...)"
+        raise CourseError("the server refuses the API key", hint) from None
     except openai.APIStatusError as error:
         said = hide_key(str(error), client.api_key)[:300]
-        hint = "read the server's log; if it asks for a key, pass it: Endpoint(api_key=...)"
-        hint = _FLAGS if "tool" in said.lower() else hint
+        hint = _FLAGS if "tool" in said.lower() else "read the server's log"
         raise CourseError(f"the server refuses the request: {said}", hint) from None
     except (openai.OpenAIError, httpx.HTTPError, TimeoutError) as error:
-        said = str(error)[:300] or f"nothing within {REQUEST_S:g} s"
+        said = hide_key(str(error), client.api_key)[:300] or f"nothing within {REQUEST_S:g} s"
         raise CourseError(f"the model server does not answer: {said}") from None
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         # No JSON, or not of the API's form: whatever a server may send, the reader gets a sentence.
         raise CourseError(
-            f"the answer is not one of the OpenAI API ({type(error).__name__})",
+            f"the answer is not one of the OpenAI API: {hide_key(repr(error), client.api_key):.300}",
             "is base_url the root of an OpenAI-compatible server, ending in /v1?",
         ) from None
 
@@ -217,20 +247,17 @@ async def several(jobs: Iterable[Coroutine], *, at_once: int) -> list:
     return await asyncio.gather(*map(one, jobs))
 
 
-async def _read(client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Reply:
-    if not stream:
-        answer = (await client.chat.completions.create(**request)).model_dump(warnings=False)
-        [choice] = answer["choices"]
-        finish = choice.get("finish_reason") or ""
-        return Message.whole(choice["message"]), finish, answer.get("usage") or {}
-    message, finish, usage = Message(), "", dict[str, Any]()
-    request = request | {"stream": True, "stream_options": {"include_usage": True}}
-    async for chunk in await client.chat.completions.create(**request):
-        piece = chunk.model_dump(warnings=False)
-        usage = piece.get("usage") or usage
-        for choice in piece.get("choices") or ():
-            message.add(choice["delta"])
-            finish = choice.get("finish_reason") or finish
-    if not (finish or message.text or message.calls):
-        raise LookupError("a stream without an answer")
-    return message, finish, usage
+async def _read(client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Answer:
+    if stream:
+        request = request | {"stream": True, "stream_options": {"include_usage": True}}
+    async with client.chat.completions.with_streaming_response.create(**request) as response:
+        body = await response.read()
+    exchange = Exchange()
+    exchange.status, exchange.pieces, exchange.times = 200, [body], [clock()]
+    answer = read(exchange)
+    if answer.cause == "server error":
+        said = hide_key(answer.error, client.api_key)
+        raise CourseError(f"the model server failed: {said}", "read the server's log")
+    if answer.cause:
+        raise ValueError(answer.error)
+    return answer

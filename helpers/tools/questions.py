@@ -19,7 +19,6 @@ import yaml
 from helpers.errors import CourseError
 from helpers.load.client.answer import Message
 from helpers.settings import ASSETS
-from helpers.tools.conversation import parsed
 
 QUESTIONS = ASSETS / "tool_questions.yaml"
 RIGHT, REFUSED = "right", "server failed"
@@ -88,7 +87,7 @@ def judge(question: Question, message: Message, finish: str = "") -> str:
     Returns:
         ``right``, or one of ``CAUSES``.
     """
-    made = [(call.name, parsed(call)) for call in message.calls]
+    made = [(call.name, call.parsed()) for call in message.calls]
     names = [name for name, _ in question.calls]
     if made and not names:
         return "needless call"

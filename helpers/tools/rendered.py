@@ -5,7 +5,7 @@ from typing import Any
 
 from helpers.endpoint import Endpoint, hide_key
 from helpers.errors import CourseError
-from helpers.load.client.answer import Message
+from helpers.load.client.answer import Message, numbered
 from helpers.tools.schema import Tool, definitions
 
 
@@ -51,7 +51,7 @@ def wire(endpoint: Endpoint, question: str, tools: list[Tool | dict]) -> Wire:
     plain = {"prompt": tokens, "skip_special_tokens": False, "add_special_tokens": False}
     raw = _post(endpoint, "/v1/completions", sampling | plain, "choices")[0]["text"]
     parsed = _post(endpoint, "/v1/chat/completions", sampling | offer, "choices")[0]
-    calls = Message.whole(parsed["message"]).calls
+    calls = Message([numbered(parsed["message"])]).calls
     return Wire(prompt=prompt, raw=raw, calls=[(one.id, one.name, one.arguments) for one in calls])
 
 

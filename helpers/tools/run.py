@@ -25,10 +25,12 @@ class Outcome:
     Args:
         text: for the model.
         problem: for the reader; empty when all went well.
+        late: it was not over in time, and may still be done.
     """
 
     text: str
     problem: str = ""
+    late: bool = False
 
 
 def failed(problem: str, *, told: str = "", **details: Any) -> Outcome:
@@ -63,7 +65,7 @@ async def execute(function: Callable, arguments: dict[str, Any], timeout_s: floa
             return Outcome(text=as_text(value))
     except (Exception, SystemExit) as error:
         if deadline.expired():
-            return failed(f"no result within {timeout_s:g} s")
+            return dataclasses.replace(failed(f"no result within {timeout_s:g} s"), late=True)
         kind = type(error).__name__
         # Not what merely inherits from it: pydantic's and requests' errors quote their input.
         meant = type(error) is ValueError or isinstance(error, CourseError)

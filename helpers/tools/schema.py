@@ -39,7 +39,8 @@ class Tool:
         function: what runs, a plain or an ``async`` one.
         foreign: its result is text written by others (a web page, a mail), which may hold
             instructions. After it has run, no tool that ``acts`` runs without approval.
-        acts: it changes something in the world (sends, pays, deletes).
+        acts: it changes something in the world (sends, pays, deletes). Once it has, it runs in no
+            later round without approval.
         form: its arguments as a pydantic model, in which an optional one may be null.
     """
 

@@ -53,6 +53,23 @@ def test_several_engines_on_one_server():
     assert read.kv_cache_usage == pytest.approx(0.625)
 
 
+def test_older_names_of_vllm_are_read():
+    """Renamed on the way to 0.11; a server that says both is not counted twice."""
+    old = {
+        "gpu_cache_usage_perc": 0.42,
+        "cpu_cache_usage_perc": 0.0,
+        "gpu_prefix_cache_hits_total": 7,
+        "gpu_prefix_cache_queries_total": 9,
+        "time_per_output_token_seconds_sum": 3,
+        "time_per_output_token_seconds_count": 60,
+    }
+    text = "".join(f'vllm:{name}{{model_name="m"}} {value}\n' for name, value in old.items())
+    read = metrics.parse(text)
+    assert (read.kv_cache_usage, read.prefix_cache_hits, read.prefix_cache_queries) == (0.42, 7, 9)
+    assert (read.itl_s_sum, read.itl_count) == (3, 60)
+    assert metrics.parse(text + "vllm:kv_cache_usage_perc 0.42\n").kv_cache_usage == 0.42
+
+
 def test_not_a_number_is_not_said():
     """Prometheus allows NaN; one of two engines that says it must not spoil the other's share."""
     text = 'vllm:kv_cache_usage_perc{engine="0"} NaN\n'

@@ -58,6 +58,12 @@ def test_the_body_is_the_apis():
     work = load.Synthetic()
     plain = json.loads(workload.body(work, "m", [TOOL], [], 5, exact=False))
     assert plain["stream_options"] == {"include_usage": True} and plain["tools"] == [TOOL]
+    assert (plain["max_tokens"], plain["temperature"]) == (5, 0)
+    newer = load.Prompts(items=["x"], cap_field="max_completion_tokens", temperature=1)
+    newer = workload.from_spec(workload.to_spec(newer))
+    body = json.loads(workload.body(newer, "m", [], [], 5, exact=False))
+    assert (body["max_completion_tokens"], body["temperature"]) == (5, 1)
+    assert "max_tokens" not in body
     assert plain["max_tokens"] == 5 and not plain.keys() & {"ignore_eos", "min_tokens"}
     both = ("ignore_eos", "min_tokens")
     exact = json.loads(workload.body(work, "m", [], [], 5, exact=True))

@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 from support.vllm_asked import HELLO, REFUSALS, ask, plain
 from support.vllm_server import needs_vllm
+from support.waiting import eventually
 
 from helpers import load, serve, tools
 from helpers.errors import CourseError
@@ -32,6 +33,16 @@ def wait_idle(endpoint, within_s: float = 10) -> float:
             return took
         assert took < within_s, f"{now.running} still run after {took:.1f} s"
         time.sleep(0.05)
+
+
+def reading(endpoint, running: int):
+    """The metrics as soon as so many requests run: vLLM counts some steps after it answers."""
+
+    def now():
+        found = load.server_metrics(endpoint)
+        return found if found.running == running else None
+
+    return eventually(now)
 
 
 # -- answers ---------------------------------------------------------------------------------
@@ -99,7 +110,7 @@ async def test_a_wrong_key_is_told_as_one(vllm, tmp_path):
     stranger = replace(vllm.endpoint, api_key="wrong")
     with pytest.raises(CourseError, match="refuses the API key"):
         serve.endpoint(stranger.base_url, api_key="wrong", timeout_s=30)
-    with pytest.raises(CourseError, match=r"refuses the request: .*401\s.*pass the key"):
+    with pytest.raises(CourseError, match="refuses the API key"):
         await tools.run_tools(stranger, "Hi", [])
     run = await load.run(
         stranger,
@@ -144,7 +155,7 @@ def test_an_answer_nobody_reads_is_not_generated(vllm):
         extra_body={"ignore_eos": True},
     )
     next(iter(answer))
-    assert load.server_metrics(vllm.endpoint).running == 1
+    assert reading(vllm.endpoint, running=1)
     answer.close()
     wait_idle(vllm.endpoint)
 
@@ -195,15 +206,16 @@ def test_every_figure_of_the_metrics_is_there(vllm):
     answer = vllm.endpoint.client().chat.completions.create(
         model="smollm2",
         messages=HELLO,
-        max_tokens=300,
+        max_tokens=900,
         stream=True,
         extra_body={"ignore_eos": True},
     )
-    for _ in zip(answer, range(100), strict=False):
+    pieces = iter(answer)
+    next(pieces)
+    during = reading(vllm.endpoint, running=1)
+    assert during and during.waiting == 0 and 0 < during.kv_cache_usage < 1
+    for _ in zip(pieces, range(100), strict=False):
         pass
-    during = load.server_metrics(vllm.endpoint)
-    assert (during.running, during.waiting) == (1, 0)
-    assert 0 < during.kv_cache_usage < 1
     answer.close()
     wait_idle(vllm.endpoint)
     after = load.server_metrics(vllm.endpoint)

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 
-from helpers.load.client.answer import Message
+from helpers.load.client.answer import Message, numbered
 from helpers.tools.puppet import Puppet, event
 
 
@@ -63,4 +63,4 @@ def said(text="done"):
 
 def message(*calls, text=""):
     """An answer as its reader gives it."""
-    return Message.whole({"content": text, "tool_calls": list(calls)})
+    return Message([numbered({"content": text, "tool_calls": list(calls)})])

@@ -2,13 +2,15 @@
 
 import json
 
-from support.scripted import Message, call, message
+from support.scripted import call
 
+from helpers.load.client.answer import Message, numbered
+from helpers.load.client.reading import Answer
 from helpers.tools.conversation import Conversation, Step
 
 
-def reply(*calls, text="", finish="stop", **usage):
-    return message(*calls, text=text), finish, usage
+def reply(*calls, text="", **more):
+    return Answer(deltas=[numbered({"content": text, "tool_calls": list(calls)})], **more)
 
 
 def test_a_broken_call_goes_back_in_a_form_that_servers_take():
@@ -65,4 +67,4 @@ def test_a_history_can_be_sent_as_json():
     talk = Conversation(messages=[])
     talk.add_reply(reply(call("f", '{"a": "\ud83d"}'), text="\ud83d"), 1, talk.began)
     json.dumps(talk.messages, ensure_ascii=False).encode()
-    assert Message.whole(talk.messages[0]).calls[0].name == "f"
+    assert Message([numbered(talk.messages[0])]).calls[0].name == "f"

@@ -242,6 +242,73 @@ async def test_acting_is_free_before_foreign_text_was_read():
     assert sent == [1] and not talk.problems
 
 
+async def test_the_same_call_is_made_once():
+    """However it is written, also at once; the model gets the result and must answer."""
+    ran = []
+
+    @tools.tool
+    def look_up(name: str, count: int = 1) -> str:
+        ran.append(name)
+        return f"{name} is here"
+
+    again = [call("look_up", {"name": "a"}, "1"), call("look_up", {"count": "1", "name": "a"}, "2")]
+    async with Scripted(wants(*again), wants(again[1]), said("Here.")) as (server, endpoint):
+        talk = await tools.run_tools(endpoint, "Where is a?", [look_up])
+    assert ran == ["a"] and talk.answer == "Here."
+    assert talk.problems == ["not repeated: the same call has been made"] * 2
+    assert [one["tool_choice"] for one in server.asked] == ["auto", "auto", "none"]
+    told = json.loads(server.asked[2]["messages"][-1]["content"])
+    assert told == {"done": "this call has been made", "result": "a is here"}
+
+
+async def test_a_call_that_failed_may_be_made_again():
+    """A server that was busy for a moment is no reason to give up."""
+    ran = []
+
+    @tools.tool(acts=True)
+    def book(name: str) -> str:
+        ran.append(name)
+        if len(ran) == 1:
+            raise ValueError("busy")
+        return "booked"
+
+    wish = wants(call("book", {"name": "a"}))
+    async with Scripted(wish, wish, wish, said("Booked.")) as (_, endpoint):
+        talk = await tools.run_tools(endpoint, "Book", [book])
+    assert len(ran) == 2 and len(talk.problems) == 2 and talk.answer == "Booked."
+
+
+@pytest.mark.parametrize("approved", [False, True])
+async def test_what_has_been_done_is_not_done_again(approved):
+    """With other arguments neither, unless somebody approves: a model that books six tables."""
+    sent, send_money = money()
+    both = wants(call("send_money", {"amount": 1}, "1"), call("send_money", {"amount": 2}, "2"))
+    more = wants(call("send_money", {"amount": 3}))
+    async with Scripted(both, more, said()) as (server, endpoint):
+        talk = await tools.run_tools(endpoint, "Pay 1 and 2", [send_money],
+                                     approve=lambda *_: approved)  # fmt: skip
+    assert sorted(sent) == [1, 2, *[3] * approved]
+    assert approved or "send_money has been done" in talk.problems[0]
+    assert approved or "has been done" in server.asked[2]["messages"][-1]["content"]
+
+
+async def test_an_act_that_was_late_may_have_been_done():
+    """It goes on in its thread: made again, it would be done twice."""
+    ran = []
+
+    @tools.tool(acts=True)
+    def book(name: str) -> str:
+        ran.append(name)
+        time.sleep(0.3)
+        return "booked"
+
+    wish = wants(call("book", {"name": "a"}))
+    async with Scripted(wish, wish, said()) as (_, endpoint):
+        limits = tools.Limits(tool_s=0.05)
+        talk = await tools.run_tools(endpoint, "Book", [book], limits=limits)
+    assert ran == ["a"] and "no result within" in talk.problems[0]
+
+
 async def test_a_tool_that_is_not_in_the_list_is_not_there():
     """A name is looked up in the given list and nowhere else."""
     sent, _ = money()
@@ -337,9 +404,9 @@ def answer(stream, **choice):
 async def test_an_answer_is_read(stream):
     """Text, reason and counts, however they come."""
     async with Scripted(said("Hello")) as (_, endpoint):
-        found, finish, usage = await once(endpoint, stream)
-    assert (found.text, finish) == ("Hello", "stop")
-    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (7, 5)
+        found = await once(endpoint, stream)
+    assert (found.message().text, found.finish) == ("Hello", "stop")
+    assert (found.prompt_tokens, found.output_tokens) == (7, 5)
 
 
 @both
@@ -349,19 +416,19 @@ async def test_calls_count_whatever_the_reason(stream):
     asked = {"role": "assistant", "content": None, "tool_calls": [wish]}
     kind = "delta" if stream else "message"
     async with Scripted(answer(stream, finish_reason="stop", **{kind: asked})) as (_, endpoint):
-        found, finish, usage = await once(endpoint, stream)
-    [made] = found.calls
-    assert (made.name, json.loads(made.arguments)) == ("double", {"number": 4})
-    assert (finish, usage) == ("stop", {})
+        found = await once(endpoint, stream)
+    [made] = found.message().calls
+    assert (made.name, made.parsed()) == ("double", {"number": 4})
+    assert (found.finish, found.prompt_tokens) == ("stop", 0)
 
 
 async def test_a_stream_may_lack_what_nobody_needs():
     """The last event with counts only, a reason left out."""
     events = [{"choices": [{"delta": {"content": "Hi"}}]}, {"usage": {"prompt_tokens": 3}}]
-    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
     async with Scripted((200, text)) as (_, endpoint):
-        found, finish, usage = await once(endpoint, stream=True)
-    assert (found.text, finish, usage["prompt_tokens"]) == ("Hi", "", 3)
+        found = await once(endpoint, stream=True)
+    assert (found.message().text, found.finish, found.prompt_tokens) == ("Hi", "", 3)
 
 
 @both
@@ -369,7 +436,7 @@ async def test_a_stream_may_lack_what_nobody_needs():
     ("status", "text", "told"),
     [
         (400, '{"error": {"message": "auto tool choice requires a flag"}}', "auto-tool-choice"),
-        (401, '{"error": {"message": "no"}}', "api_key"),
+        (401, '{"error": {"message": "no"}}', "refuses the API key"),
         (404, "no such page", "refuses"),
         (200, "<html>hello</html>", "not one of the OpenAI API"),
         (200, '{"choices": []}', "not one of the OpenAI API"),
@@ -382,6 +449,18 @@ async def test_a_server_that_answers_nonsense_is_a_sentence(status, text, told, 
     async with Scripted((status, text)) as (_, endpoint):
         with pytest.raises(CourseError, match=told):
             await once(endpoint, stream)
+
+
+async def test_a_server_that_fails_in_mid_stream_is_a_sentence():
+    """What came before is no answer; an engine that ran out of memory says so in an event."""
+    begun = json.dumps({"choices": [{"delta": {"content": "Hel"}}]})
+    text = f'data: {begun}\n\ndata: {{"error": {{"message": "out of memory"}}}}\n\n'
+    async with Scripted((200, text)) as (_, endpoint):
+        with pytest.raises(CourseError, match=r"server failed: .*out of memory"):
+            await once(endpoint, stream=True)
+    async with Scripted((200, f"data: {begun}\n\n")) as (_, endpoint):
+        with pytest.raises(CourseError, match="ended without a finish reason"):
+            await once(endpoint, stream=True)
 
 
 @both

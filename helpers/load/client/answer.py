@@ -14,6 +14,16 @@ _FIELDS = (b"data", b"event", b"id", b"retry", b"error", b"")  # "": a comment, 
 _decode = msgspec.json.Decoder().decode
 
 
+class Delta(msgspec.Struct, gc=False):
+    """A piece of a message as a server sent it, of whatever types; or a whole message."""
+
+    content: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+
+
 @dataclass(slots=True)
 class Call:
     """A tool call as the model wrote it; ``arguments`` is text, which should be JSON."""
@@ -22,6 +32,17 @@ class Call:
     name: str = ""
     arguments: str = ""
     index: int | None = field(default=None, repr=False, compare=False)
+
+    def parsed(self) -> dict | None:
+        """Return the arguments, ``None`` if they are no JSON object."""
+        try:
+            values = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            return None
+        return values if isinstance(values, dict) else None
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.arguments})"
 
     def as_dict(self) -> dict:
         """Return it as it stands in the chat's history."""
@@ -32,77 +53,59 @@ class Call:
 class Message:
     """What the assistant said, put together from the pieces (deltas) of a stream.
 
-    >>> message = Message()
-    >>> message.add({"content": "Hel"})
-    >>> message.add({"content": "lo"})
-    >>> message.text
+    Args:
+        deltas: in the order in which they came.
+
+    >>> Message([Delta(content="Hel"), Delta(content="lo")]).text
     'Hello'
     """
 
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._thoughts: list[str] = []
-        self._calls: list[Call] = []
-
-    @classmethod
-    def whole(cls, message: dict) -> "Message":
-        """Read the ``message`` of an answer that is not streamed."""
-        made = cls()
-        made.add({**message, "tool_calls": None})
-        made._calls = [_call(wish) for wish in _list(message.get("tool_calls"))]
-        return made
-
-    @property
-    def text(self) -> str:
-        """The answer's text; a refusal, which OpenAI keeps apart, is one too."""
-        return "".join(self._texts)
-
-    @property
-    def reasoning(self) -> str:
-        """The model's thoughts, where the server tells them apart."""
-        return "".join(self._thoughts)
-
-    @property
-    def calls(self) -> list[Call]:
-        """The tool calls, in the server's order."""
-        return sorted(self._calls, key=lambda call: call.index or 0)
-
-    def add(self, delta: dict) -> None:
-        """Take the next piece; what is not as it should be in it is passed over."""
-        self._texts.append(_content(delta.get("content")) or _text(delta.get("refusal")))
-        self._thoughts.append(
-            _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))
-        )
-        for wish in _list(delta.get("tool_calls")):
-            piece = _call(wish)
-            call = self._begun(piece)
-            if call is None:
-                self._calls.append(piece)
-                continue
-            call.id = call.id or piece.id
-            call.name += "" if piece.name == call.name else piece.name
-            call.arguments += piece.arguments
+    def __init__(self, deltas: Iterable[Delta]) -> None:
+        self.text = ""
+        self.calls: list[Call] = []
+        for one in deltas:
+            self.text += _content(one.content) or _text(one.refusal)  # OpenAI keeps it apart
+            for wish in _list(one.tool_calls):
+                self._add(_call(wish))
+        self.calls.sort(key=lambda call: call.index or 0)
 
     def as_dict(self) -> dict:
         """Return the message as it stands in the chat's history."""
         message: dict[str, Any] = {"role": "assistant", "content": self.text}
-        if self._calls:
+        if self.calls:
             message["tool_calls"] = [call.as_dict() for call in self.calls]
         return message
 
-    def _begun(self, piece: Call) -> Call | None:
-        """Return the call that a piece goes on with; ``None`` begins another one.
+    def _add(self, piece: Call) -> None:
+        """Go on with the call that a piece belongs to, or begin another one.
 
-        Pieces of one call share their ``index``. Some servers number every call 0, or none: then
-        another id or name begins another call. Some repeat id and name in every piece.
+        Pieces of one call share their ``index``. Some servers number every call 0, or none: then a
+        new call begins with its name. But some repeat the name or the id in each piece, or give
+        each piece a new id: while the arguments are incomplete, the same name goes on.
         """
-        same = [call for call in self._calls if piece.index in (None, call.index)]
-        call = same[-1] if same else None
-        if call is None or (piece.id and call.id and piece.id != call.id):
-            return None
-        if piece.name and piece.name != call.name and call.arguments:
-            return None
-        return call
+        same = [c for c in self.calls if piece.index is None or c.index in (None, piece.index)]
+        if not same:
+            self.calls.append(piece)
+            return
+        call, repeated = same[-1], piece.name == same[-1].name
+        begins: object = piece.id and call.id and piece.id != call.id
+        if repeated and call.arguments:
+            begins = call.parsed() is not None and (begins or piece.arguments)
+        elif call.arguments:
+            begins = True
+        if begins and piece.name and call.name:
+            self.calls.append(piece)
+            return
+        call.id = call.id or piece.id
+        call.name += "" if repeated else piece.name
+        call.arguments += piece.arguments
+
+
+def numbered(message: dict) -> Delta:
+    """Return the message of an answer that is not streamed as one piece, its calls kept apart."""
+    wishes = [_dict(wish) for wish in _list(message.get("tool_calls"))]
+    calls = [{**wish, "index": number} for number, wish in enumerate(wishes)]
+    return msgspec.convert({**message, "tool_calls": calls}, Delta)
 
 
 def sse_events(pieces: Iterable[bytes]) -> Iterator[tuple[int, dict | None]]:
@@ -157,7 +160,7 @@ def _events(block: bytes) -> list[dict | None]:
 
 def _json(value: bytes, *, wrapped: bool = False) -> dict:
     try:
-        # The library's own takes what the fast one refuses: half a surrogate pair, NaN.
+        # The library's own takes what msgspec refuses: half a surrogate pair, NaN.
         event = json.loads(value.decode())
     except (ValueError, RecursionError):
         event = None

@@ -1,26 +1,20 @@
 """A finished exchange, read: its tokens and their times, usage, or the cause of its failure."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from helpers.load.client.answer import Message, sse_events
+from helpers.load.client.answer import Delta, Message, numbered, sse_events
 from helpers.load.client.transport import Exchange
 
 
-class _Delta(msgspec.Struct, gc=False):
-    content: Any = None
-    reasoning: Any = None
-    reasoning_content: Any = None
-    tool_calls: Any = None
-
-
 class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta | None = None
+    delta: Delta | None = None
+    message: Any = None  # of an answer that is not streamed
     text: Any = None
     finish_reason: str | None = None
 
@@ -28,13 +22,14 @@ class _Choice(msgspec.Struct, gc=False):
 class _Event(msgspec.Struct, gc=False):
     """What is needed of an event; the rest is passed over, not decoded."""
 
-    choices: list[_Choice] | None = None
+    choices: tuple[_Choice, ...] | None = None
     usage: Any = None
     error: Any = None
     message: Any = None
 
 
-_decode = msgspec.json.Decoder(_Event).decode
+_Timed = Iterable[tuple[float, _Event | None]]  # ``None`` is the stream's ``[DONE]``
+_decode = msgspec.json.Decoder(list[_Event]).decode
 
 
 @dataclass(slots=True)
@@ -50,15 +45,11 @@ class Answer:
     done: bool = False  # it ended with ``[DONE]``
     cause: str = ""
     error: str = ""
-    pieces: list[bytes] = field(default_factory=list, repr=False)
+    deltas: list[Delta] = field(default_factory=list, repr=False)
 
     def message(self) -> Message:
         """Put together what the assistant said."""
-        message = Message()
-        for _, event in sse_events(self.pieces):
-            for choice in (event or {}).get("choices") or ():
-                message.add(choice.get("delta") or {})
-        return message
+        return Message(self.deltas)
 
 
 def read(exchange: Exchange) -> Answer:
@@ -68,7 +59,7 @@ def read(exchange: Exchange) -> Answer:
     one token time, as the server sends one token an event unless it falls behind; how many tokens
     there were is what the server's ``usage`` says.
     """
-    answer = Answer(cause=exchange.cause, error=exchange.error, pieces=exchange.pieces)
+    answer = Answer(cause=exchange.cause, error=exchange.error)
     if exchange.status not in (0, 200):
         words = exchange.body[:300].decode("utf-8", "replace").strip()
         if exchange.status in range(300, 400):
@@ -78,66 +69,85 @@ def read(exchange: Exchange) -> Answer:
         return answer
     problem = ("malformed", "")
     try:
-        problem = _take(answer, _timed(exchange))
+        problem = _take(answer, _at_once(exchange) or _one_by_one(exchange))
     except ValueError as error:
         problem = "malformed", str(error)
     except (AttributeError, LookupError, TypeError) as error:
         problem = "malformed", f"not an event of a chat completion: {error!r}"
-    if not answer.counted:
+    if not answer.output_tokens:  # some servers count nothing, or 0 of a text
         answer.output_tokens = len(answer.token_times)  # a lower bound
     if not answer.cause:
         answer.cause, answer.error = problem if problem[0] else _shortcoming(answer)
     return answer
 
 
-def _timed(exchange: Exchange) -> Iterator[tuple[float, _Event | None]]:
-    """Yield each event with the time of the read that completed it, ``None`` for ``[DONE]``."""
-    pieces, body = exchange.pieces, exchange.body
-    whole = body.startswith(b"data: {") and body.endswith(b"}\n\ndata: [DONE]\n\n")
-    if whole and body.count(b"}\n\ndata: ") == len(pieces) - 1:
-        with suppress(ValueError, RecursionError):  # nearly always each piece is an event
-            events = [_decode(piece[6:-2]) for piece in pieces[:-1]]
-            return zip(exchange.times, [*events, None], strict=True)
-    return (
-        (exchange.times[index], None if event is None else msgspec.convert(event, _Event))
-        for index, event in sse_events(pieces)
-    )
+def _at_once(exchange: Exchange) -> _Timed | None:
+    """Decode a stream whose pieces are an event each, as nearly all are.
+
+    Of pieces that are cut otherwise, or are more than ``data:`` and a line of JSON, this leaves no
+    JSON, or fewer values than pieces: no string of JSON holds a raw line break.
+    """
+    *pieces, last = exchange.pieces or [b""]
+    if last.strip() == b"data: [DONE]":
+        with suppress(ValueError, RecursionError):
+            events = _decode(b"[" + b",".join([piece[5:-2] for piece in pieces]) + b"]")
+            if len(events) == len(pieces):
+                return zip(exchange.times, [*events, None], strict=True)
+    return None
 
 
-def _take(answer: Answer, timed: Iterator[tuple[float, _Event | None]]) -> tuple[str, str]:
+def _one_by_one(exchange: Exchange) -> _Timed:
+    """Find the events of any stream; an answer that is not streamed is one event."""
+    if exchange.body.startswith(b"{"):
+        whole = msgspec.convert(json.loads(exchange.body), _Event)
+        for choice in whole.choices or ():
+            choice.delta = numbered(choice.message)
+        yield from zip(exchange.times[-1:] * 2, (whole, None), strict=True)
+        return
+    for index, event in sse_events(exchange.pieces):
+        yield exchange.times[index], None if event is None else msgspec.convert(event, _Event)
+
+
+def _take(answer: Answer, timed: _Timed) -> tuple[str, str]:
     """Take events into the answer; return the cause of a failure that one of them tells of."""
+    token, keep = answer.token_times.append, answer.deltas.append
     for time, event in timed:
         if event is None:
             answer.done = True
             continue
-        if event.error or event.message:
+        if event.error or (event.message and not event.choices):
             return "server error", json.dumps(event.error or event.message)[:300]
         if event.choices:
             choice = event.choices[0]
-            delta = choice.delta
-            if choice.text or (delta is not None and (delta.content or _says(delta))):
-                answer.token_times.append(time)
-            answer.finish = choice.finish_reason or answer.finish
+            if (delta := choice.delta) is not None:  # what stands beside it repeats it
+                keep(delta)
+                if delta.content or _says(delta):
+                    token(time)
+            elif choice.text:
+                token(time)
+            if choice.finish_reason:
+                answer.finish = choice.finish_reason
         if event.usage:
             _count(answer, event.usage)
     return "", ""
 
 
-def _says(delta: _Delta) -> bool:
-    """Return whether a delta without text holds a thought, or a part of a call."""
-    if delta.reasoning_content or delta.reasoning:
+def _says(delta: Delta) -> bool:
+    """Return whether a delta without text holds a thought, a refusal, or a part of a call."""
+    if delta.reasoning_content or delta.reasoning or delta.refusal:
         return True
     functions = [wish.get("function") or {} for wish in delta.tool_calls or ()]
     return any(function.get("arguments") for function in functions)
 
 
 def _count(answer: Answer, usage: object) -> None:
-    output = _number(usage, "completion_tokens")
-    if output is not None and isinstance(usage, dict):
-        answer.output_tokens, answer.counted = output, True
-        answer.prompt_tokens = _number(usage, "prompt_tokens") or 0
+    if isinstance(usage, dict):
+        output = _number(usage, "completion_tokens")
+        answer.counted = answer.counted or output is not None
+        answer.output_tokens = output or answer.output_tokens  # some end with a count of 0
+        answer.prompt_tokens = _number(usage, "prompt_tokens") or answer.prompt_tokens
         details = usage.get("prompt_tokens_details")
-        answer.cached_tokens = _number(details, "cached_tokens") or 0
+        answer.cached_tokens = _number(details, "cached_tokens") or answer.cached_tokens
 
 
 def _number(counts: object, name: str) -> int | None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.load.client.answer import Message, sse_events
+from helpers.load.client.answer import Delta, Message, numbered, sse_events
 
 STREAM = (
     ': ping\n\nevent: message\nid: 1\ndata: {"a": "é\u2028"}\r\n\r\ndata:{"b":\ndata: 2}\n\n'
@@ -40,11 +40,14 @@ def test_what_is_no_event_raises_after_those_that_are(body):
 
 
 def streamed(*calls: tuple) -> Message:
-    message = Message()
-    for index, id, name, arguments in calls:
-        function = {"name": name, "arguments": arguments}
-        message.add({"tool_calls": [{"index": index, "id": id, "function": function}]})
-    return message
+    return Message(
+        Delta(
+            tool_calls=[
+                {"index": index, "id": id, "function": {"name": name, "arguments": arguments}}
+            ]
+        )
+        for index, id, name, arguments in calls
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,17 +57,37 @@ def streamed(*calls: tuple) -> Message:
         [(0, "A", "f", '{"a": 1}'), (0, "B", "g", "{}")],
         [(None, "A", "f", '{"a"'), (None, None, None, ": 1}"), (None, "B", "g", "{}")],
         [(None, "A", "f", '{"a"'), (None, "A", "f", ": 1}"), (None, "B", "g", "{}")],
+        [(None, "A", "f", ""), (None, "A", "", '{"a"'), (None, "A", "", ": 1}"),
+         (None, "B", "g", ""), (None, "B", "", "{}")],
         [(0, "A", "f", '{"a"'), (0, "A", "f", ": 1}"), (1, "B", "g", "{}")],
+        [(0, "A", "f", ""), (0, None, "f", '{"a"'), (0, None, "f", ": 1}"), (0, None, "f", ""),
+         (1, "B", "g", "{}"), (1, None, "g", "")],
+        [(0, "A", "f", '{"a"'), (0, "x", None, ": 1}"), (1, "B", "g", "{"), (1, "y", None, "}")],
+        [(0, "A", "f", '{"a"'), (0, "x", "f", ": 1}"), (0, "B", "g", "{}")],
+        [(None, "A", "f", '{"a"'), (0, None, None, ": 1}"), (1, "B", "g", "{}")],
         [(1, "B", "g", "{"), (0, "A", "f", '{"a": 1}'), (1, None, None, "}")],
         [(0, "A", None, ""), (0, "", "f", {"a": 1}), (1, "B", "g", {})],
     ],
-    ids=["as specified", "all are 0", "none has an index", "nor a pause", "repeated", "mixed",
-         "objects"],
+    ids=["as specified", "all are 0", "none has an index", "nor a pause", "null and ids repeated",
+         "repeated", "names repeated", "new ids", "new ids and names repeated", "null at first",
+         "mixed", "objects"],
 )  # fmt: skip
 def test_streamed_calls_are_put_together(calls):
-    """Servers number the pieces of calls in their own ways."""
+    """Servers number the pieces of calls in their own ways; a new call begins with a name."""
     found = [(call.id, call.name, call.arguments) for call in streamed(*calls).calls]
     assert found == [("A", "f", '{"a": 1}'), ("B", "g", "{}")]
+
+
+@pytest.mark.parametrize("ids", [(None, None), ("A", "B")])
+@pytest.mark.parametrize("index", [None, 0])
+def test_the_same_function_twice_is_two_calls(index, ids):
+    """Where one's arguments are complete, a name with arguments begins the next."""
+    calls = streamed(
+        (index, ids[0], "f", '{"a"'),
+        (index, None, None, ": 1}"),
+        (index, ids[1], "f", '{"a": 2}'),
+    ).calls
+    assert [call.parsed() for call in calls] == [{"a": 1}, {"a": 2}]
 
 
 def test_calls_without_ids():
@@ -77,20 +100,23 @@ def test_calls_without_ids():
 
 def test_a_message_is_text_that_can_be_sent_again():
     """Refusals and lists of parts are text; half a surrogate pair is replaced; odd is nothing."""
-    message = Message()
-    for delta in (
-        {"content": "", "reasoning": "hm", "reasoning_content": "hm"}, {"content": None},
-        {"content": 5, "tool_calls": 7}, {"content": "a\ud83d"}, {"refusal": "no"},
-        {"content": [{"type": "text", "text": "b"}, 3]}, {"tool_calls": [None]},
-    ):  # fmt: skip
-        message.add(delta)
-    assert (message.text, message.reasoning) == ("a?nob", "hm")
+    message = Message(
+        Delta(**delta)
+        for delta in (
+            {"content": "", "reasoning": "hm", "reasoning_content": "hm"}, {"content": None},
+            {"content": 5, "tool_calls": 7}, {"content": "a\ud83d"}, {"refusal": "no"},
+            {"content": [{"type": "text", "text": "b"}, 3]}, {"tool_calls": [None]},
+        )
+    )  # fmt: skip
+    assert message.text == "a?nob"
     assert json.dumps(message.as_dict()).encode()
-    assert Message.whole({"content": "x"}).as_dict() == {"role": "assistant", "content": "x"}
+    assert Message([numbered({"content": "x"})]).as_dict() == {"role": "assistant", "content": "x"}
 
 
 def test_calls_of_a_whole_message_stay_apart():
-    """Also where a server gives all the same id."""
-    wish = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    message = Message.whole({"content": None, "tool_calls": [wish, wish]})
-    assert message.as_dict() == {"role": "assistant", "content": "", "tool_calls": [wish, wish]}
+    """Also where a server gives all the same id, or no arguments."""
+    wish = {"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    other = {"id": "", "type": "function", "function": {"name": "g", "arguments": ""}}
+    message = Message([numbered({"content": None, "tool_calls": [wish, wish, other, other]})])
+    wishes = [wish, wish, other, other]
+    assert message.as_dict() == {"role": "assistant", "content": "", "tool_calls": wishes}

@@ -1,10 +1,14 @@
 """Token times, usage and causes, from answers good and bad, however they are cut."""
 
+import json
+from itertools import accumulate, pairwise
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.answers import DONE, ROLE, STOP, WORD, count, event, usage
 
+from helpers.load.client import reading
 from helpers.load.client.reading import Answer, read
 from helpers.load.client.transport import Exchange
 
@@ -24,18 +28,65 @@ def test_a_tokens_time_is_that_of_its_read():
     assert (found.finish, found.cause, found.message().text) == ("stop", "", "ww")
 
 
-@given(st.lists(st.integers(1, 400), unique=True).map(sorted))
-def test_tokens_are_found_wherever_the_cuts_are(cuts):
-    """Text that looks like an event or a key changes nothing."""
-    words = ['"content":"x', "\n\ndata: [DONE]\n\n", ""]
-    events = [ROLE, *(event({"content": word}) for word in words), STOP, count(4), DONE]
-    body = b"".join(events)
-    cuts = [cut for cut in cuts if cut < len(body)]
-    found = answer([body[a:b] for a, b in zip([0, *cuts], [*cuts, len(body)], strict=True)])
-    ends = [len(b"".join(events[: number + 1])) for number in (1, 2)]
-    assert found.token_times == [1.0 + sum(cut < end for cut in cuts) for end in ends]
+WORDS = st.sampled_from(['"content":"x', "\n\ndata: [DONE]\n\n", "", "w", "é\u2028", "\\", '","'])
+
+
+# What only some servers send, and how many tokens are in it.
+ODD = [
+    (b": ping\n\n", 0),
+    (b'data: {"choices":[]}\n\n', 0),
+    (count(1), 0),
+    (ROLE, 0),
+    (event({"reasoning": "hm"}), 1),
+    (b'data:{"choices":[{"delta":{"content":"w"}}]}\n\n', 1),
+    (b'event: x\ndata: {"choices":\ndata: [{"text":"w"}]}\n\n', 1),
+    (WORD[:-1] + WORD, 2),
+]
+
+
+@st.composite
+def streams(draw) -> list[tuple[bytes, int]]:
+    """Events and how many tokens are in each."""
+    words = draw(st.lists(WORDS))
+    middle = [(event({"content": word}), int(word != "")) for word in words]
+    for odd in draw(st.lists(st.sampled_from(ODD), max_size=2)):
+        middle.insert(draw(st.integers(0, len(middle))), odd)
+    made = [(ROLE, 0), *middle, (WORD, 1), (STOP, 0), (count(4), 0), (DONE, 0)]
+    if draw(st.booleans()):
+        made = [(one.replace(b"\n", b"\r\n"), tokens) for one, tokens in made]
+    return made
+
+
+@settings(max_examples=300, deadline=None)
+@given(streams(), st.data())
+def test_tokens_are_found_wherever_the_cuts_are(events, data):
+    """Read at once or event by event, in pieces of any size, an answer is the same."""
+    body = b"".join(one for one, _ in events)
+    ends = list(accumulate(len(one) for one, _ in events))
+    cuts = data.draw(st.just(ends[:-1]) | st.sets(st.integers(1, len(body) - 1)).map(sorted))
+    pieces = [body[a:b] for a, b in pairwise([0, *cuts, len(body)])]
+    found = answer(pieces)
+    times = [1.0 + sum(cut < end for cut in cuts) for end in ends]
+    assert found.token_times == [
+        time for time, (_, tokens) in zip(times, events, strict=True) for _ in range(tokens)
+    ]
     assert (found.cause, found.output_tokens, found.finish) == ("", 4, "stop")
-    assert found.message().text == "".join(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_at_once", lambda exchange: None)
+        assert answer(pieces) == found
+
+
+@pytest.mark.parametrize("gap", [b"\n\n", b"\r\n\r\n"])
+def test_a_plain_stream_is_decoded_at_once(gap, monkeypatch):
+    """One by one takes four times as long; what only looks plain is left to that."""
+    monkeypatch.setattr(reading, "sse_events", None)
+    events = [ROLE, *[WORD] * 8, event({"content": "\n\ndata: x"}), STOP, count(9), DONE]
+    found = answer([one.replace(b"\n\n", gap) for one in events])
+    assert len(found.token_times) == 9 and not found.cause
+    for odd in (b'error: {"code":500}', b": ping", b"retry: 5", b'event: {"a":1}', b"data: 5"):
+        exchange = Exchange()
+        exchange.pieces = [ROLE, odd + gap, DONE]
+        assert reading._at_once(exchange) is None
 
 
 LATE_ERROR = event({"content": ""}, "error", error={"code": 502, "message": "gone"})
@@ -98,6 +149,37 @@ def test_odd_usage_is_passed_over(odd, cause):
 
 
 @pytest.mark.parametrize(
+    "counts",
+    [
+        [],
+        [count(0)],
+        [usage('{"prompt_tokens":0,"completion_tokens":0}')],
+        [count(1), count(2), count(0)],  # some count in each event
+        [count(2).replace(b"[]", b'[{"index":0,"delta":{"content":""},"finish_reason":null}]')],
+        [count(2).replace(b"[]", b"null"), DONE, DONE],
+    ],
+)
+def test_a_text_is_never_of_no_tokens(counts):
+    """Usage may be missing, zero, in each event, or late and with a choice."""
+    found = answer([ROLE, WORD, WORD, event({}, "length"), *counts, DONE])
+    assert (found.output_tokens, found.finish, found.cause) == (2, "length", "")
+
+
+def test_text_beside_the_delta_repeats_it():
+    """Some gateways send the text so far, or all of it at the end, in fields of their own."""
+    beside = {"text": "w", "message": {"content": "ww"}}
+    events = [event({"content": "w"}), event({}, "stop")]
+    for number, one in enumerate(events):
+        entry = json.loads(one[6:])
+        entry["choices"][0] |= beside
+        events[number] = b"data: %s\n\n" % json.dumps(entry | {"message": "ok"}).encode()
+    found = answer([ROLE, *events, DONE])
+    assert (found.token_times, found.message().text, found.cause) == ([2.0], "w", "")
+    text = b'data: {"choices":[{"text":"w","finish_reason":"stop"}]}\n\n'  # of /completions
+    assert answer([text, DONE]).token_times == [1.0]
+
+
+@pytest.mark.parametrize(
     "delta",
     [
         {"content": "", "reasoning": "w"},  # Ollama
@@ -111,7 +193,22 @@ def test_reasoning_is_text(delta):
     """A thinking model's first token is that of its thoughts, counted once."""
     found = answer([*[event(delta)] * 20, *[WORD] * 5, STOP, count(25), DONE])
     assert found.token_times == [float(second) for second in range(1, 26)] and not found.cause
-    assert (found.message().reasoning, found.message().text) == ("w" * 20, "w" * 5)
+    assert found.message().text == "w" * 5
+
+
+def test_an_answer_that_is_not_streamed_is_read():
+    """A server that ignores ``stream`` hands over everything at once: one piece, at its end."""
+    wish = {"function": {"name": "f", "arguments": "{}"}}
+    message = {"content": "ww", "tool_calls": [wish, wish]}
+    entry = {"choices": [{"message": message, "finish_reason": "stop"}],
+             "usage": {"completion_tokens": 2, "prompt_tokens": 3}}  # fmt: skip
+    body = json.dumps(entry).encode()
+    found = answer([body[:9], body[9:]])
+    assert (found.token_times, found.output_tokens, found.prompt_tokens) == ([2.0], 2, 3)
+    assert (found.finish, found.cause, found.message().text) == ("stop", "", "ww")
+    assert [call.name for call in found.message().calls] == ["f", "f"]
+    assert answer([b'{"error":{"code":500}}']).cause == "server error"
+    assert answer([b'{"choices":[{"message":3}]}']).cause == "malformed"
 
 
 def test_arguments_of_a_call_are_tokens():
