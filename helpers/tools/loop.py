@@ -230,8 +230,9 @@ async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = Fal
         raise CourseError(f"the model server does not answer: {said}") from None
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         # No JSON, or not of the API's form: whatever a server may send, the reader gets a sentence.
+        said = hide_key(repr(error), client.api_key)[:300]
         raise CourseError(
-            f"the answer is not one of the OpenAI API: {hide_key(repr(error), client.api_key):.300}",
+            f"the answer is not one of the OpenAI API: {said}",
             "is base_url the root of an OpenAI-compatible server, ending in /v1?",
         ) from None
 
