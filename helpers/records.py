@@ -165,6 +165,8 @@ class Run:
             self.header = entry
         elif kind == "begin":
             self.header["began"] = entry["at"]
+        elif kind == "others":
+            self.header["others_cores"] = entry["cores"]
         elif kind in ("server", "end"):
             (self.samples if kind == "server" else self.ends).append(entry)
 
@@ -229,6 +231,19 @@ class Run:
         error_s = self.lag_p99_ms / 1e3
         return self.client_cpu > 0.9 or error_s > max(0.005, 0.1 * median(firsts or [0.0]))
 
+    @property
+    def disturbed(self) -> bool:
+        """Other programs slowed the rehearsal down, which computes on the same machine.
+
+        So it is judged when they used half a core more than the rented machine leaves to them. A
+        token then takes about twice as long, and evenly so: its times alone do not show it.
+        """
+        cores, _, kind = self.header["endpoint"].get("hardware", "").partition(" ")
+        if kind != "CPU cores":
+            return False
+        left = self.header["client"]["cpus"] - int(cores)
+        return self.header.get("others_cores", 0.0) > left + 0.5
+
     @cached_property
     def ok(self) -> list[Record]:
         """Records of the answers that arrived whole."""
@@ -254,4 +269,5 @@ class Run:
         if self.interrupted:
             said += "interrupted, " if self.stopped else "the server was gone, "
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
+        limit += "; OTHER PROGRAMS SLOWED THIS MACHINE" if self.disturbed else ""
         return f"Run({self.label}: {said}client error p99 {self.lag_p99_ms:.1f} ms{limit})"
