@@ -45,11 +45,8 @@ def reply(data: Any, status: int = 200, content_type: str = "application/json") 
 
 def routes(table: dict[str, Handler]) -> list[web.RouteDef]:
     """Routes from ``{"METHOD /path": handler}``, with and without the slash at the end."""
-    both = []
-    for line, handler in table.items():
-        method, path = line.split()
-        both += [web.route(method, path, handler), web.route(method, f"{path}/", handler)]
-    return both
+    lines = [(*line.partition(" "), handler) for line, handler in table.items()]
+    return [web.route(method, path + "{_:/?}", handler) for method, _, path, handler in lines]
 
 
 async def json_object(request: web.Request) -> dict[str, Any]:
