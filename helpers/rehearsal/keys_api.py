@@ -33,11 +33,9 @@ class KeysAPI:
     def routes(self) -> list[web.RouteDef]:
         """Every route."""
         return routes(
-            {
-                "POST /api/v0/auth/apikeys": self.create,
-                "GET /api/v0/auth/apikeys": self.show,
-                "DELETE /api/v0/auth/apikeys/{id}": self.delete,
-            }
+            ("POST /api/v0/auth/apikeys", self.create),
+            ("GET /api/v0/auth/apikeys", self.show),
+            ("DELETE /api/v0/auth/apikeys/{id}", self.delete),
         )
 
     def check(self, request: web.Request, given: str) -> None:

@@ -29,22 +29,20 @@ class RunPodAPI:
     def routes(self) -> list[web.RouteDef]:
         """Every route of the API, and the HTTPS proxy's stand-in."""
         return routes(
-            {
-                "POST /graphql": self.graphql,
-                "GET /v2/account/ssh-keys": self.list_keys,
-                "PUT /v2/account/ssh-keys": self.replace_keys,
-                "GET /v2/catalog/gpus": self.gpus,
-                "GET /v2/catalog/templates": self.public_templates,
-                "GET /v2/templates": self.own_templates,
-                "POST /v2/templates": self.add_template,
-                "GET /v2/pods": self.list_pods,
-                "POST /v2/pods": self.create,
-                "GET /v2/pods/{id}": self.show,
-                "DELETE /v2/pods/{id}": self.terminate,
-                "POST /v2/pods/{id}/action": self.act,
-                "GET /v2/pods/{id}/logs": self.logs,
-                "* /proxy/{id}/{port}/{path:.*}": self.proxy,
-            }
+            ("POST /graphql", self.graphql),
+            ("GET /v2/account/ssh-keys", self.list_keys),
+            ("PUT /v2/account/ssh-keys", self.replace_keys),
+            ("GET /v2/catalog/gpus", self.gpus),
+            ("GET /v2/catalog/templates", self.public_templates),
+            ("GET /v2/templates", self.own_templates),
+            ("POST /v2/templates", self.add_template),
+            ("GET /v2/pods", self.list_pods),
+            ("POST /v2/pods", self.create),
+            ("GET /v2/pods/{id}", self.show),
+            ("DELETE /v2/pods/{id}", self.terminate),
+            ("POST /v2/pods/{id}/action", self.act),
+            ("GET /v2/pods/{id}/logs", self.logs),
+            ("* /proxy/{id}/{port}/{path:.*}", self.proxy),
         )
 
     # -- account ---------------------------------------------------------------------------

@@ -73,10 +73,8 @@ class Rehearsal:
     def routes(self) -> list[web.RouteDef]:
         """What only the course itself asks, and no real provider has."""
         return routes(
-            {
-                "GET /rehearsal": self.health,
-                "POST /rehearsal/faults/{name}": self.arm,
-            }
+            ("GET /rehearsal", self.health),
+            ("POST /rehearsal/faults/{name}", self.arm),
         )
 
     @web.middleware

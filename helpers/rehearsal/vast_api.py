@@ -36,24 +36,22 @@ class VastAPI:
     def routes(self) -> list[web.RouteDef]:
         """Every route."""
         return routes(
-            {
-                "GET /api/v0/users/current": self.user,
-                "GET /api/v0/ssh": self.list_keys,
-                "POST /api/v0/ssh": self.add_key,
-                "POST /api/v0/bundles": self.search,
-                "GET /api/v0/template": self.list_templates,
-                "POST /api/v0/template": self.add_template,
-                "PUT /api/v0/asks/{id}": self.create,
-                "GET /api/v1/instances": self.list_instances,
-                "GET /api/v0/instances/{id}": self.show,
-                "PUT /api/v0/instances/{id}": self.manage,
-                "DELETE /api/v0/instances/{id}": self.destroy,
-                "PUT /api/v0/instances/request_logs/{id}": self.request_logs,
-                "PUT /api/v0/instances/reboot/{id}": self.reboot,
-                "PUT /api/v0/instances/recycle/{id}": self.reboot,
-                "PUT /api/v0/instances/command/{id}": self.execute,
-                "GET /logs/{name}": self.read_logs,
-            }
+            ("GET /api/v0/users/current", self.user),
+            ("GET /api/v0/ssh", self.list_keys),
+            ("POST /api/v0/ssh", self.add_key),
+            ("POST /api/v0/bundles", self.search),
+            ("GET /api/v0/template", self.list_templates),
+            ("POST /api/v0/template", self.add_template),
+            ("PUT /api/v0/asks/{id}", self.create),
+            ("GET /api/v1/instances", self.list_instances),
+            ("GET /api/v0/instances/{id}", self.show),
+            ("PUT /api/v0/instances/{id}", self.manage),
+            ("DELETE /api/v0/instances/{id}", self.destroy),
+            ("PUT /api/v0/instances/request_logs/{id}", self.request_logs),
+            ("PUT /api/v0/instances/reboot/{id}", self.reboot),
+            ("PUT /api/v0/instances/recycle/{id}", self.reboot),
+            ("PUT /api/v0/instances/command/{id}", self.execute),
+            ("GET /logs/{name}", self.read_logs),
         )
 
     # -- account ---------------------------------------------------------------------------

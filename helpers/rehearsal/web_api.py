@@ -43,9 +43,9 @@ def reply(data: Any, status: int = 200, content_type: str = "application/json") 
     return web.Response(body=json.dumps(data).encode(), status=status, content_type=content_type)
 
 
-def routes(table: dict[str, Handler]) -> list[web.RouteDef]:
-    """Routes from ``{"METHOD /path": handler}``, with and without the slash at the end."""
-    lines = [(*line.partition(" "), handler) for line, handler in table.items()]
+def routes(*table: tuple[str, Handler]) -> list[web.RouteDef]:
+    """Routes from ``("METHOD /path", handler)``, with and without the slash at the end."""
+    lines = [(*line.partition(" "), handler) for line, handler in table]
     return [web.route(method, path + "{_:/?}", handler) for method, _, path, handler in lines]
 
 
