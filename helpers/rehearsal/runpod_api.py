@@ -61,9 +61,8 @@ class RunPodAPI:
 
     async def replace_keys(self, request: web.Request) -> web.Response:
         """Replace the whole set of public keys."""
-        self.market.books.public_keys = (
-            _check("UpdateSshKeysRequest", await json_object(request))
-        )["keys"]
+        body = _check("UpdateSshKeysRequest", await json_object(request))
+        self.market.books.public_keys = body["keys"]
         self.market.save()
         return await self.list_keys(request)
 
@@ -170,7 +169,7 @@ class RunPodAPI:
     async def act(self, request: web.Request) -> web.Response:
         """Stop, start, restart or terminate, as far as the state allows."""
         rental = self._rental(request)
-        action = (_check("PodActionRequest", await json_object(request)))["action"]
+        action = _check("PodActionRequest", await json_object(request))["action"]
         if action not in self._pod(rental)["actions"]:
             raise Refusal(409, "", f"{action} is not possible now")
         if action == "terminate":
