@@ -1,5 +1,6 @@
 """What is read beside the requests while a run goes on: the server's metrics, other programs."""
 
+import contextlib
 import os
 import threading
 import time
@@ -65,9 +66,13 @@ class OtherPrograms:
 
 
 def _others_s() -> float:
-    whole, ours = psutil.cpu_times(), 0.0
-    for process in psutil.process_iter(["cmdline", "cpu_times"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if process.pid == os.getpid() or "helpers" in line or "vllm" in line.lower():
-            ours += sum(process.info["cpu_times"][:4])  # with that of children which have ended
-    return whole.user + whole.system - ours
+    with contextlib.suppress(psutil.Error, OSError):  # it adds to the run, and must not cost it
+        whole, ours = psutil.cpu_times(), 0.0
+        mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+        for process in psutil.process_iter(["cmdline", "cpu_times"]):
+            line = " ".join(process.info["cmdline"] or ())
+            if process.pid in mine or "helpers" in line or "vllm" in line.lower():
+                # The first four: its own time, and that of its children which have ended.
+                ours += sum((process.info["cpu_times"] or ())[:4])
+        return whole.user + whole.system - ours
+    return 0.0

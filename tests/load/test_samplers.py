@@ -90,3 +90,13 @@ def test_only_what_the_course_does_not_compute_counts_as_others(monkeypatch):
     add(3, ["python", "-c", "while True: pass"], 1e4)
     add(4, None, 1e4)  # somebody else's: its command line is not for us
     assert others.cores() > 1e3
+
+
+def test_a_computer_that_does_not_tell_costs_no_run(monkeypatch):
+    """Some containers hide their processes from each other."""
+
+    def hidden():
+        raise PermissionError
+
+    monkeypatch.setattr(psutil, "cpu_times", hidden)
+    assert OtherPrograms().cores() == 0
