@@ -71,7 +71,7 @@ def _others_s() -> float:
         mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
         for process in psutil.process_iter(["cmdline", "cpu_times"]):
             line = " ".join(process.info["cmdline"] or ())
-            if process.pid in mine or "helpers" in line or "vllm" in line.lower():
+            if process.pid in mine or " -m helpers." in line or "vllm" in line.lower():
                 # The first four: its own time, and that of its children which have ended.
                 ours += sum((process.info["cpu_times"] or ())[:4])
         return whole.user + whole.system - ours
