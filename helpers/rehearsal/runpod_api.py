@@ -33,8 +33,8 @@ class RunPodAPI:
             ("GET /v2/account/ssh-keys", self.list_keys),
             ("PUT /v2/account/ssh-keys", self.replace_keys),
             ("GET /v2/catalog/gpus", self.gpus),
-            ("GET /v2/catalog/templates", self.public_templates),
-            ("GET /v2/templates", self.own_templates),
+            ("GET /v2/catalog/templates", self.templates),
+            ("GET /v2/templates", self.templates),
             ("POST /v2/templates", self.add_template),
             ("GET /v2/pods", self.list_pods),
             ("POST /v2/pods", self.create),
@@ -109,14 +109,11 @@ class RunPodAPI:
         ]
         return sorted(found, key=lambda offer: offer["dph_base"])
 
-    async def public_templates(self, request: web.Request) -> web.Response:
-        """RunPod's own templates: here one, vLLM."""
+    async def templates(self, request: web.Request) -> web.Response:
+        """The reader's own templates, or RunPod's: here one, vLLM."""
         _check("TemplateQuery", dict(request.query))
-        return reply({"templates": [_course_template()]})
-
-    async def own_templates(self, request: web.Request) -> web.Response:
-        """The reader's own templates."""
-        return reply({"templates": self.market.books.runpod_templates})
+        theirs, own = [_course_template()], self.market.books.runpod_templates
+        return reply({"templates": theirs if "/catalog/" in request.path else own})
 
     async def add_template(self, request: web.Request) -> web.Response:
         """Keep a template of the reader's own."""

@@ -209,22 +209,11 @@ class VastAPI:
         return {
             **offer_row(offer, rental.disk_gb, rental.price is not None),
             **FIXED["vast_instance"],
-            "id": rental.id,
-            "label": rental.label,
-            "actual_status": rental.status,
-            "intended_status": rental.intended,
-            "cur_state": rental.intended,
-            "status_msg": rental.message,
-            "image_uuid": rental.image,
+            **{name: getattr(rental, ours) for name, ours in FIXED["vast_names"].items()},
             "extra_env": list(rental.env.items()),
-            "ssh_port": rental.ssh_port,
             "ports": {"22/tcp": port} if rental.ssh_port else {},
-            "start_date": rental.created,
             "uptime_mins": (time.time() - rental.started) / 60,
-            "dph_base": rental.gpu_usd_per_hour,
             "dph_total": rental.gpu_usd_per_hour + rental.disk_usd_per_hour,
-            "storage_total_cost": rental.disk_usd_per_hour,
-            "disk_space": rental.disk_gb,
         }
 
 

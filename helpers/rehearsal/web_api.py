@@ -11,7 +11,7 @@ from aiohttp import web
 
 from helpers.settings import ASSETS
 
-# Fields of the real APIs' answers that are always the same in the rehearsal.
+# Fields of the real APIs' answers that are always the same in the rehearsal; Vast.ai's names.
 FIXED = json.loads((ASSETS / "rehearsal_answers.json").read_text())
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
