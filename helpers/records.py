@@ -238,11 +238,11 @@ class Run:
         So it is judged when they used half a core more than the rented machine leaves to them. A
         token then takes about twice as long, and evenly so: its times alone do not show it.
         """
-        cores, _, kind = self.header["endpoint"].get("hardware", "").partition(" ")
-        if kind != "CPU cores":
+        cores, _, kind = self.header.get("endpoint", {}).get("hardware", "").partition(" ")
+        if kind != "CPU cores" or "others_cores" not in self.header:
             return False
         left = self.header["client"]["cpus"] - int(cores)
-        return self.header.get("others_cores", 0.0) > left + 0.5
+        return self.header["others_cores"] > left + 0.5
 
     @cached_property
     def ok(self) -> list[Record]:
