@@ -216,6 +216,19 @@ class Run:
         return max([late[int(len(late) * 0.99)] * 1e3, *lags])
 
     @property
+    def disturbed(self) -> bool:
+        """Other programs slowed the rehearsal down, which computes on the same machine.
+
+        So it is judged when they used half a core more than the rented machine leaves to them. A
+        token then takes about twice as long, and evenly so: its times alone do not show it.
+        """
+        cores, _, kind = self.header.get("endpoint", {}).get("hardware", "").partition(" ")
+        if kind != "CPU cores" or "others_cores" not in self.header:
+            return False
+        left = self.header["client"]["cpus"] - int(cores)
+        return self.header["others_cores"] > left + 0.5
+
+    @property
     def client_cpu(self) -> float:
         """Part of one core that the busiest load generator used."""
         return max([end["cpu_s"] / max(end["wall_s"], 1e-9) for end in self.ends], default=0.0)
@@ -230,19 +243,6 @@ class Run:
         firsts = [record.ttft_s for record in self.ok if record.ttft_s is not None]
         error_s = self.lag_p99_ms / 1e3
         return self.client_cpu > 0.9 or error_s > max(0.005, 0.1 * median(firsts or [0.0]))
-
-    @property
-    def disturbed(self) -> bool:
-        """Other programs slowed the rehearsal down, which computes on the same machine.
-
-        So it is judged when they used half a core more than the rented machine leaves to them. A
-        token then takes about twice as long, and evenly so: its times alone do not show it.
-        """
-        cores, _, kind = self.header.get("endpoint", {}).get("hardware", "").partition(" ")
-        if kind != "CPU cores" or "others_cores" not in self.header:
-            return False
-        left = self.header["client"]["cpus"] - int(cores)
-        return self.header["others_cores"] > left + 0.5
 
     @cached_property
     def ok(self) -> list[Record]:
@@ -268,6 +268,6 @@ class Run:
         said = f"{len(self.records)} requests, {len(self.failed)} failed, {tokens} output tokens, "
         if self.interrupted:
             said += "interrupted, " if self.stopped else "the server was gone, "
+        said += "OTHER PROGRAMS SLOWED THIS MACHINE, " if self.disturbed else ""
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
-        limit += "; OTHER PROGRAMS SLOWED THIS MACHINE" if self.disturbed else ""
         return f"Run({self.label}: {said}client error p99 {self.lag_p99_ms:.1f} ms{limit})"
