@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from datetime import datetime
 
@@ -43,6 +44,9 @@ def rehearse(config: Settings) -> None:
             runs = asyncio.run(load.sweep(endpoint, workload, users=USERS, folder=folder))
         print(f"destroyed; {rent.preflight(config)}")
         print(f"{endpoint.title}:\n{measure.table(runs).round(1).T.to_string()}")
+        if any(run.disturbed for run in runs):
+            most = max(run.header["others_cores"] for run in runs)
+            print(f"too busy to measure: other programs used {most:.1f} cores of this machine")
         for name, figure in {"throughput": plots.throughput, "latency": plots.latency}.items():
             figure(runs).savefig(folder / f"{name}.png")
             print(f"figure: {folder / name}.png")
@@ -69,7 +73,8 @@ def reset(config: Settings) -> None:
 
 def env(config: Settings) -> None:
     """Start it, and print what points the program `vastai` at it."""
-    server = rehearsal.ensure(config)
+    with contextlib.redirect_stdout(sys.stderr):  # what it says meanwhile is not for the shell
+        server = rehearsal.ensure(config)
     print(f"export VAST_URL={server.url} VAST_API_KEY={server.token}")
 
 

@@ -175,6 +175,8 @@ class Run:
             self.header = entry
         elif kind == "begin":
             self.header["began"] = entry["at"]
+        elif kind == "others":
+            self.header["others_cores"] = entry["cores"]
         elif kind in ("server", "end"):
             (self.samples if kind == "server" else self.ends).append(entry)
 
@@ -224,6 +226,19 @@ class Run:
         return max([late[int(len(late) * 0.99)] * 1e3, *lags])
 
     @property
+    def disturbed(self) -> bool:
+        """Other programs slowed the rehearsal down, which computes on the same machine.
+
+        So it is judged when they used half a core more than the rented machine leaves to them. A
+        token then takes about twice as long, and evenly so: its times alone do not show it.
+        """
+        cores, _, kind = self.header.get("endpoint", {}).get("hardware", "").partition(" ")
+        if kind != "CPU cores" or "others_cores" not in self.header:
+            return False
+        left = self.header["client"]["cpus"] - int(cores)
+        return self.header["others_cores"] > left + 0.5
+
+    @property
     def client_cpu(self) -> float:
         """Part of one core that the busiest load generator used."""
         return max([end["cpu_s"] / max(end["wall_s"], 1e-9) for end in self.ends], default=0.0)
@@ -269,6 +284,7 @@ class Run:
         said = f"{len(self.records)} requests, {len(self.failed)} failed, {tokens} output tokens, "
         if self.interrupted:
             said += "interrupted, " if self.stopped else "the server was gone, "
+        said += "OTHER PROGRAMS SLOWED THIS MACHINE, " if self.disturbed else ""
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
         if self.held_back:
             limit += "; THE STREAM IS HELD BACK and comes in one piece: TPOT and ITL are unknown"

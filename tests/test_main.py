@@ -55,6 +55,17 @@ def test_what_a_crashed_kernel_left_is_found_destroyed_and_forgotten(run, own_re
     assert rent.guard.Ledger(own_rehearsal, again).spent_usd() == 0
 
 
+def test_env_prints_nothing_else(run, monkeypatch):
+    """What a shell evaluates must not contain the progress of the very first start."""
+
+    def ensure(config):
+        print("fetching the rehearsal's model")
+        return rehearsal.Server("http://127.0.0.1:9", "t")
+
+    monkeypatch.setattr(rehearsal, "ensure", ensure)
+    assert run("rehearse", "--env") == "export VAST_URL=http://127.0.0.1:9 VAST_API_KEY=t\n"
+
+
 def test_start_env_and_stop(run, own_rehearsal):
     """Started and stopped by hand; ``--env`` prints what the vastai program reads."""
     assert "answers at http://127.0.0.1:" in run("rehearse", "--start")

@@ -44,6 +44,28 @@ def test_a_run_begins_when_its_clock_does(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("hardware", "cpus", "others", "disturbed"),
+    [
+        ("2 CPU cores", 2, 0.94, True),  # one busy loop in another terminal
+        ("2 CPU cores", 2, 0.31, False),  # a browser and an editor that do nothing
+        ("8 CPU cores", 16, 0.94, False),  # there is room beside it
+        ("8 CPU cores", 16, 9.0, True),
+        ("1x RTX 4090", 2, 0.94, False),  # the server is not on this machine
+        ("2 CPU cores", 2, None, False),  # a run of an older version
+    ],
+)
+def test_other_programs_on_the_machine_are_told(tmp_path, hardware, cpus, others, disturbed):
+    """The rehearsal at half its speed looks as even as at its full one: only this tells them."""
+    path, told = tmp_path / "run.jsonl", {"hardware": hardware, **HEADER["endpoint"]}
+    lines = [{**HEADER, "endpoint": told, "client": {"cpus": cpus}}, REQUEST, END]
+    lines += [] if others is None else [{"type": "others", "cores": others}]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    run = Run.read(path)
+    assert run.disturbed is disturbed
+    assert ("OTHER PROGRAMS SLOWED THIS MACHINE" in repr(run)) is disturbed
+
+
+@pytest.mark.parametrize(
     ("lines", "said"),
     [
         ([REQUEST], "is not a run"),

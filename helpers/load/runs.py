@@ -12,7 +12,7 @@ from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.load.arrivals import Arrivals, ClosedLoop, Replay, above_zero
 from helpers.load.files import RunFile, header
-from helpers.load.samplers import ServerSampler
+from helpers.load.samplers import OtherPrograms, ServerSampler
 from helpers.load.workers import Local, Where
 from helpers.load.workload import Workload, to_spec
 from helpers.records import Run
@@ -63,12 +63,14 @@ async def run(
     file = RunFile(path, header(endpoint, spec, label or str(arrivals), processes), shown=progress)
     if server_every_s:
         file.sampler = ServerSampler(endpoint, server_every_s, file)
+    others = OtherPrograms()
     specs = [{**spec, "shard": [number, processes]} for number in range(processes)]
     try:
         await where.play(specs, file)
     except (asyncio.CancelledError, KeyboardInterrupt):
         pass  # what was measured is returned
     finally:
+        file.add("others", {"cores": others.cores()})
         file.close()
     if file.problem:
         raise CourseError(

@@ -1,8 +1,12 @@
-"""What is read beside the requests while a run goes on: the server's metrics."""
+"""What is read beside the requests while a run goes on: the server's metrics, other programs."""
 
+import contextlib
+import os
 import threading
 import time
 from dataclasses import asdict
+
+import psutil
 
 from helpers.endpoint import Endpoint
 from helpers.load.files import RunFile
@@ -48,3 +52,27 @@ class ServerSampler:
             told = {name: value for name, value in asdict(reading).items() if value is not None}
             self.file.add("server", {"t_s": round(at, 3), **told})
         return reading is not None
+
+
+class OtherPrograms:
+    """The processor time that programs which are not the course's take, from now on."""
+
+    def __init__(self) -> None:
+        self.began, self.used_s = time.perf_counter(), _others_s()
+
+    def cores(self) -> float:
+        """How many cores they used on average."""
+        return round((_others_s() - self.used_s) / (time.perf_counter() - self.began), 2)
+
+
+def _others_s() -> float:
+    with contextlib.suppress(psutil.Error, OSError):  # it adds to the run, and must not cost it
+        whole, ours = psutil.cpu_times(), 0.0
+        mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+        for process in psutil.process_iter(["cmdline", "cpu_times"]):
+            line = " ".join(process.info["cmdline"] or ())
+            if process.pid in mine or " -m helpers." in line or "vllm" in line.lower():
+                # The first four: its own time, and that of its children which have ended.
+                ours += sum((process.info["cpu_times"] or ())[:4])
+        return whole.user + whole.system - ours
+    return 0.0

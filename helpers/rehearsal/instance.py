@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +22,13 @@ import asyncssh
 LAST_WORDS_S = 2.0
 # Threads that spin while they wait for each other collapse when another program wants a core: with
 # 300 turns of waiting nothing is lost alone, and 50 instead of 0.3-3 tokens/s are left beside one.
-SHIM = """#!/bin/sh
+VLLM = f"""#!/bin/sh
 export GOMP_SPINCOUNT="${{GOMP_SPINCOUNT:-300}}"
-exec "{python}" -m helpers.rehearsal.engine "$@"
+exec "{sys.executable}" -m helpers.rehearsal.engine "$@"
+"""
+NVIDIA_SMI = """#!/bin/sh
+echo "rehearsal: no GPU is here; its offer says" >&2
+printf "$REHEARSAL_GPUS"
 """
 
 
@@ -44,13 +49,13 @@ class Machine:
         self.opens = time.monotonic() + self.config["ssh_after_s"]
 
     def boot(self) -> None:
-        """Lay out the home directory, the ``vllm`` command and the host key; run the script."""
+        """Lay out the home directory, its commands and the host key; run the script."""
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self.config["cores"])  # all that it starts stays there
-        shim = self.home / "bin" / "vllm"
-        shim.parent.mkdir(parents=True, exist_ok=True)
-        shim.write_text(SHIM.format(python=sys.executable))
-        shim.chmod(0o755)
+        (self.home / "bin").mkdir(parents=True, exist_ok=True)
+        for name, text in {"vllm": VLLM, "nvidia-smi": NVIDIA_SMI}.items():
+            (self.home / "bin" / name).write_text(text)
+            (self.home / "bin" / name).chmod(0o755)
         host_key = self.folder / "host_key"
         if not host_key.exists():
             asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(host_key))
@@ -116,34 +121,32 @@ class Login(asyncssh.SSHServer):
         return self.conn.forward_unix_connection(str(socket))
 
 
+class Files(asyncssh.SFTPServer):
+    """What ``scp`` and ``sftp`` see: the home directory, also under a container's usual names."""
+
+    def map_path(self, path: bytes) -> bytes:
+        """Where a path of the client's leads to."""
+        return super().map_path(re.sub(b"^/(root|workspace)(?=/|$)", b"/", path))
+
+    def exit(self) -> None:
+        """All went well: without a status ``scp`` reports a failure."""
+        self.channel.exit(0)
+
+
 async def _serve_session(machine: Machine, process: asyncssh.SSHServerProcess[bytes]) -> None:
     """Run one command, or a login shell, and carry its bytes both ways."""
     shell = ["/bin/sh", "-c", process.command] if process.command else ["/bin/sh", "-i"]
     child = await asyncio.create_subprocess_exec(
         *shell, stdin=PIPE, stdout=PIPE, stderr=PIPE, **machine.place()
     )
-    feeding = asyncio.create_task(_feed(process.stdin, child.stdin))
-    outputs = ((child.stdout, process.stdout), (child.stderr, process.stderr))
-    pumps = [asyncio.create_task(_pump(source, sink)) for source, sink in outputs]
+    # The end of the one output must not close the channel before the other has been sent.
+    await process.redirect(child.stdin, child.stdout, child.stderr, send_eof=False)
     status = await child.wait()
     # What it wrote last is still on its way; a process it left behind may hold the pipes for ever.
-    await asyncio.wait(pumps, timeout=LAST_WORDS_S)
-    for task in (feeding, *pumps):
-        task.cancel()
+    outputs = (process.stdout, process.stderr)
+    sent = (asyncio.wait_for(output.drain(), LAST_WORDS_S) for output in outputs)
+    await asyncio.gather(*sent, return_exceptions=True)
     process.exit(status if status >= 0 else 128 - status)
-
-
-async def _pump(source: Any, sink: Any) -> None:
-    with contextlib.suppress(OSError, asyncssh.Error):  # either end may go at any time
-        while data := await source.read(1 << 16):
-            sink.write(data)
-            await sink.drain()
-
-
-async def _feed(source: Any, sink: Any) -> None:
-    """Carry what the client sends, and then its end."""
-    await _pump(source, sink)
-    sink.close()
 
 
 async def _main(folder: Path) -> None:
@@ -155,7 +158,8 @@ async def _main(folder: Path) -> None:
         0,
         server_host_keys=[str(folder / "host_key")],
         process_factory=lambda process: _serve_session(machine, process),
-        sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=bytes(machine.home)),
+        sftp_factory=lambda channel: Files(channel, chroot=bytes(machine.home)),
+        allow_scp=True,  # of old clients, and of `scp -O`
         password_auth=False,
         kbdint_auth=False,
         allow_pty=False,  # a shell's lines are edited where they are typed

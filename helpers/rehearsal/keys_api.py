@@ -33,11 +33,9 @@ class KeysAPI:
     def routes(self) -> list[web.RouteDef]:
         """Every route."""
         return routes(
-            {
-                "POST /api/v0/auth/apikeys": self.create,
-                "GET /api/v0/auth/apikeys": self.show,
-                "DELETE /api/v0/auth/apikeys/{id}": self.delete,
-            }
+            ("POST /api/v0/auth/apikeys", self.create),
+            ("GET /api/v0/auth/apikeys", self.show),
+            ("DELETE /api/v0/auth/apikeys/{id}", self.delete),
         )
 
     def check(self, request: web.Request, given: str) -> None:
@@ -56,7 +54,8 @@ class KeysAPI:
     async def create(self, request: web.Request) -> web.Response:
         """A new key; its text is told this once."""
         body = await json_object(request)
-        rights = ",".join(sorted(body["permissions"]["api"]))
+        if not (rights := ",".join(sorted((body.get("permissions") or {}).get("api") or {}))):
+            raise Refusal(400, "missing_permissions", "permissions.api names no right")
         number, text = next(self._ids), secrets.token_hex(32)
         self._keys[text] = {"id": number, "user_id": 1, "name": body["name"], "rights": rights}
         return reply({"id": number, "key": text, "permissions": body["permissions"]})

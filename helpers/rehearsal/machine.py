@@ -82,12 +82,15 @@ class Machine:
         sockets = market.sockets / str(rental.id)
         sockets.mkdir(exist_ok=True)
         own, key = str(rental.id), rental.api_key
+        gpu = "GPU {}: {runpod_id} ({gpu_ram} MiB)\\n"  # as `nvidia-smi -L` tells it
+        offer = market.offers[rental.offer_id]
         env = {
             **rental.env,
             **{"CONTAINER_ID": own, "CONTAINER_API_KEY": key, "VAST_URL": market.url},
             **{"RUNPOD_POD_ID": own, "RUNPOD_API_KEY": key, "RUNPOD_URL": market.url},
             "REHEARSAL_CORES": str(len(self.cores)),
             "REHEARSAL_MODEL": str(market.model),
+            "REHEARSAL_GPUS": "".join(gpu.format(n, **offer) for n in range(offer["num_gpus"])),
             "REHEARSAL_VLLM_ENV": str(settings.vllm_env.absolute()),
             "REHEARSAL_ENGINE": settings.engine,
             "LOAD_UNIX_SOCKETS": str(sockets),

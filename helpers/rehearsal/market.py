@@ -8,9 +8,9 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from helpers.rehearsal import model, offers
 from helpers.rehearsal.faults import FAULTS, Faults
@@ -25,12 +25,13 @@ HOURS_PER_MONTH = 730
 class Contract(BaseModel):
     """What a renter asks for, in Vast.ai's words or RunPod's; prices are dollars an hour."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # it may hold keys
     label: str | None = Field(None, max_length=256, validation_alias=AliasChoices("label", "name"))
     image: str = Field(min_length=1)
     env: dict[str, str] = {}
     onstart: str = ""
-    ports: list[str] = []
-    disk_gb: float = Field(10, ge=8, validation_alias=AliasChoices("disk_gb", "disk"))
+    ports: list[Annotated[str, Field(pattern=r"^\d{1,5}/(http|tcp)$")]] = []
+    disk_gb: float = Field(10, ge=1, validation_alias=AliasChoices("disk_gb", "disk"))
     price: float | None = Field(None, ge=0.001, le=128)  # a bid: others may bid more
 
 
@@ -122,8 +123,14 @@ class Market:
         self.save()
 
     def add_key(self, key: object) -> int:
-        """Let a public key log in to machines rented from now on; its number is returned."""
-        text = public_key(key)
+        """Let a public key log in to machines rented from now on; its number is returned.
+
+        Raises:
+            Refusal: when it is none.
+        """
+        text = str(key).strip()
+        if not re.fullmatch(r"(ssh|ecdsa|sk)-\S+ \S+.*", text):
+            raise Refusal(400, "no_ssh_key", "not an OpenSSH public key")
         if text not in self.books.public_keys:
             self.books.public_keys.append(text)
             self.save()
@@ -183,7 +190,7 @@ class Market:
         """The end of the machine's log."""
         file = self.folder(rental.id) / "container.log"
         text = file.read_text(errors="replace") if file.exists() else ""
-        return text.splitlines()[-max(lines, 1) :]
+        return text.splitlines()[-lines:] if lines > 0 else []
 
     def run(self, rental: Rental) -> None:
         """Start the machine (again)."""
@@ -193,6 +200,14 @@ class Market:
         count = self.offers[rental.offer_id]["cpu_cores_effective"]
         self.machines[rental.id] = Machine(self, rental, cores[:count])
         self.save()
+
+    def reboot(self, rental: Rental, anew: bool = False) -> None:
+        """End the machine's processes and boot it; ``anew`` with an empty disk."""
+        self.meter()
+        self._end(rental.id)
+        if anew:
+            shutil.rmtree(self.folder(rental.id) / "root", ignore_errors=True)
+        self.run(rental)
 
     def stop(self, rental: Rental, message: str = "stopped") -> None:
         """Stop the machine; its disk stays, and stays billed."""
@@ -247,15 +262,3 @@ class Market:
                 self.stop(rental, "outbid: somebody bids more")
                 rental.intended = "running"  # the market stopped it, not the renter
                 self.save()
-
-
-def public_key(text: object) -> str:
-    """One line of an OpenSSH public key file, without what stands around it.
-
-    Raises:
-        Refusal: when it is none.
-    """
-    line = str(text).strip()
-    if not re.fullmatch(r"(ssh|ecdsa|sk)-\S+ \S+.*", line):
-        raise Refusal(400, "invalid_args", "not an OpenSSH public key")
-    return line

@@ -7,12 +7,15 @@ import shlex
 from datetime import UTC, datetime
 from typing import Any
 
+import jsonschema
 from aiohttp import web
 
-from helpers.rehearsal.market import HOURS_PER_MONTH, Contract, Market, Rental, public_key
+from helpers.rehearsal.market import HOURS_PER_MONTH, Contract, Market, Rental
 from helpers.rehearsal.web_api import FIXED, Refusal, forward, json_object, reply, routes
 from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, VLLM_IMAGE, ServingSpec
+from helpers.settings import ASSETS
 
+_PUBLISHED = json.loads((ASSETS / "rehearsal_requests.json").read_text())
 _STATUS = {None: "PROVISIONING", "loading": "STARTING", "running": "RUNNING", "exited": "EXITED"}
 _SERVE = "exec vllm serve "  # what vLLM's image does with its arguments
 
@@ -26,28 +29,29 @@ class RunPodAPI:
     def routes(self) -> list[web.RouteDef]:
         """Every route of the API, and the HTTPS proxy's stand-in."""
         return routes(
-            {
-                "POST /graphql": self.graphql,
-                "GET /v2/account/ssh-keys": self.list_keys,
-                "PUT /v2/account/ssh-keys": self.replace_keys,
-                "GET /v2/catalog/gpus": self.gpus,
-                "GET /v2/catalog/templates": self.public_templates,
-                "GET /v2/templates": self.own_templates,
-                "POST /v2/templates": self.add_template,
-                "GET /v2/pods": self.list_pods,
-                "POST /v2/pods": self.create,
-                "GET /v2/pods/{id}": self.show,
-                "DELETE /v2/pods/{id}": self.terminate,
-                "POST /v2/pods/{id}/action": self.act,
-                "GET /v2/pods/{id}/logs": self.logs,
-                "* /proxy/{id}/{port}/{path:.*}": self.proxy,
-            }
+            ("POST /graphql", self.graphql),
+            ("GET /v2/account/ssh-keys", self.list_keys),
+            ("PUT /v2/account/ssh-keys", self.replace_keys),
+            ("GET /v2/catalog/gpus", self.gpus),
+            ("GET /v2/catalog/templates", self.templates),
+            ("GET /v2/templates", self.templates),
+            ("POST /v2/templates", self.add_template),
+            ("GET /v2/pods", self.list_pods),
+            ("POST /v2/pods", self.create),
+            ("GET /v2/pods/{id}", self.show),
+            ("DELETE /v2/pods/{id}", self.terminate),
+            ("POST /v2/pods/{id}/action", self.act),
+            ("GET /v2/pods/{id}/logs", self.logs),
+            ("* /proxy/{id}/{port}/{path:.*}", self.proxy),
         )
 
     # -- account ---------------------------------------------------------------------------
 
     async def graphql(self, request: web.Request) -> web.Response:
         """The one question that REST v2 cannot answer: the balance."""
+        if "clientBalance" not in (await json_object(request))["query"]:
+            told = "the rehearsal answers myself { clientBalance }, and offers no more of GraphQL"
+            return reply({"errors": [{"message": told}]})
         credit = {"clientBalance": round(self.market.books.credit, 6)}
         return reply({"data": {"myself": credit}})
 
@@ -57,20 +61,19 @@ class RunPodAPI:
 
     async def replace_keys(self, request: web.Request) -> web.Response:
         """Replace the whole set of public keys."""
-        keys = [public_key(key) for key in (await json_object(request))["keys"]]
-        self.market.books.public_keys = keys
+        body = _check("UpdateSshKeysRequest", await json_object(request))
+        self.market.books.public_keys = body["keys"]
         self.market.save()
-        return reply({"keys": keys})
+        return await self.list_keys(request)
 
     # -- catalogue and templates -----------------------------------------------------------
 
     async def gpus(self, request: web.Request) -> web.Response:
         """GPU types with prices and stock, from the market's offers."""
-        count, cloud = int(request.query.get("count", 1)), request.query.get("cloud", "SECURE")
-        cuda = request.query.get("minCudaVersion", 0)
+        query = _check("GpuQuery", dict(request.query))
+        wanted = (int(query.get("count", 1)), query.get("cloud"), query.get("minCudaVersion"))
         kinds = {offer["runpod_id"]: None for offer in self.market.offers.values()}
-        types = [self._type(kind, self._free(kind, count, cloud, cuda)) for kind in kinds]
-        return reply({"gpus": types})
+        return reply({"gpus": [self._type(kind, self._free(kind, *wanted)) for kind in kinds]})
 
     def _type(self, gpu_id: str, free: list[dict[str, Any]]) -> dict[str, Any]:
         """One GPU type as the API shows it, with the offers of it that are free."""
@@ -93,28 +96,28 @@ class RunPodAPI:
         rows = [offer for offer in self.market.offers.values() if offer["runpod_id"] == gpu_id]
         return min(offer["dph_base"] / offer["num_gpus"] for offer in rows)
 
-    def _free(self, gpu_id: str, count: int, cloud: str, cuda: float | str) -> list[dict[str, Any]]:
+    def _free(
+        self, gpu_id: str, count: int, cloud: str | None, cuda: str | None
+    ) -> list[dict[str, Any]]:
         """Offers of that kind which nobody has rented, the cheapest first."""
         found = [
             offer
             for offer in self.market.free_offers().values()
             if (offer["runpod_id"], offer["num_gpus"]) == (gpu_id, count)
-            and offer["cuda_max_good"] >= float(cuda)
+            and offer["cuda_max_good"] >= float(cuda or 0)
             and (offer["verified"] or cloud == "COMMUNITY")
         ]
         return sorted(found, key=lambda offer: offer["dph_base"])
 
-    async def public_templates(self, request: web.Request) -> web.Response:
-        """RunPod's own templates: here one, vLLM."""
-        return reply({"templates": [_course_template()]})
-
-    async def own_templates(self, request: web.Request) -> web.Response:
-        """The reader's own templates."""
-        return reply({"templates": self.market.books.runpod_templates})
+    async def templates(self, request: web.Request) -> web.Response:
+        """The reader's own templates, or RunPod's: here one, vLLM."""
+        _check("TemplateQuery", dict(request.query))
+        theirs, own = [_course_template()], self.market.books.runpod_templates
+        return reply({"templates": theirs if "/catalog/" in request.path else own})
 
     async def add_template(self, request: web.Request) -> web.Response:
         """Keep a template of the reader's own."""
-        body = await json_object(request)
+        body = _check("CreateTemplateRequest", await json_object(request))
         row = FIXED["runpod_template"] | body | {"id": secrets.token_hex(5)}
         self.market.books.runpod_templates.append(row)
         self.market.save()
@@ -124,14 +127,14 @@ class RunPodAPI:
 
     async def create(self, request: web.Request) -> web.Response:
         """Rent: checks what the real API checks."""
-        body = await json_object(request)
+        body = _check("OfferedHere", await json_object(request))
         if template_id := body.get("templateId"):
             body = self._with_template(template_id, body)
         contract = Contract.model_validate(
             {"disk": 20, **body, "onstart": _script(body["image"], body.get("args") or "")}
         )
         gpu, cloud = body["gpu"], body.get("cloud", "SECURE")
-        free = self._free(gpu["id"], gpu.get("count", 1), cloud, gpu.get("minCudaVersion", 0))
+        free = self._free(gpu["id"], gpu.get("count", 1), cloud, gpu.get("minCudaVersion"))
         if not free or self.market.faults.take("offer_taken"):
             raise Refusal(400, "", "There are no instances currently available with that GPU.")
         price = self._price(gpu["id"]) * free[0]["num_gpus"]
@@ -141,6 +144,8 @@ class RunPodAPI:
     def _with_template(self, template_id: str, body: dict[str, Any]) -> dict[str, Any]:
         """The template's values, overruled by what the caller gave."""
         rows = {row["id"]: row for row in (_course_template(), *self.market.books.runpod_templates)}
+        if template_id not in rows:
+            raise Refusal(404, "", f"there is no template {template_id}")
         row = rows[template_id]
         base = {key: row[key] for key in ("image", "args", "disk", "ports")}
         return {**base, **body, "env": row["env"] | body.get("env", {})}
@@ -159,26 +164,28 @@ class RunPodAPI:
         return web.Response(status=204)
 
     async def act(self, request: web.Request) -> web.Response:
-        """Stop or start, as far as the state allows."""
+        """Stop, start, restart or terminate, as far as the state allows."""
         rental = self._rental(request)
-        action = (await json_object(request)).get("action")
+        action = _check("PodActionRequest", await json_object(request))["action"]
         if action not in self._pod(rental)["actions"]:
             raise Refusal(409, "", f"{action} is not possible now")
+        if action == "terminate":
+            return await self.terminate(request)
         if action == "stop":
             rental.disk_usd_per_hour = 0.0  # a stopped pod keeps, and pays, its volume only
             self.market.stop(rental)
         else:
             rental.disk_usd_per_hour = DISK_USD_PER_GB_MONTH * rental.disk_gb / HOURS_PER_MONTH
-            self.market.run(rental)
+            self.market.reboot(rental, anew=True)
         return reply(self._pod(rental))
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         """The container's log as server-sent events; the stream stays open, as the real one."""
-        rental = self._rental(request)
+        rental, query = self._rental(request), _check("LogQuery", dict(request.query))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         now = _time(rental.created)
-        for line in self.market.log(rental, int(request.query.get("tail", 100))):
+        for line in self.market.log(rental, int(query.get("tail", 100))):
             event = json.dumps({"ts": now, "source": "container", "line": line})
             await response.write(f"id: {now}\ndata: {event}\n\n".encode())
         await asyncio.sleep(10)
@@ -212,7 +219,7 @@ class RunPodAPI:
             "ports": rental.ports,
             "env": rental.env,
             "status": status,
-            "actions": ["stop"] if running else ["start"] if status in ("EXITED", "ERROR") else [],
+            "actions": FIXED["runpod_actions"][status],
             "gpu": {"id": offer["runpod_id"], "count": offer["num_gpus"]},
             "vcpuCount": offer["cpu_cores_effective"],
             "cloud": "SECURE" if offer["verified"] else "COMMUNITY",
@@ -223,6 +230,20 @@ class RunPodAPI:
             "createdAt": _time(rental.created),
             "startedAt": _time(rental.started) if running else None,
         }
+
+
+def _check(schema: str, value: dict[str, Any]) -> dict[str, Any]:
+    """Return a value that fits a schema of the API's description.
+
+    Raises:
+        Refusal: with what does not fit; what was sent is not repeated, it may hold keys.
+    """
+    rules = {**_PUBLISHED, "$ref": f"#/components/schemas/{schema}"}
+    if wrong := list(jsonschema.Draft202012Validator(rules).iter_errors(value)):
+        error = max(wrong, key=lambda error: len(error.path))  # the others may follow from it
+        what = error.message.replace(repr(error.instance), "it")
+        raise Refusal(422, "", f"{error.json_path}: {what}")
+    return value
 
 
 def _script(image: str, args: str) -> str:

@@ -11,6 +11,7 @@ import time
 
 from aiohttp import web
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from helpers import settings as settings_module
 from helpers.rehearsal.keys_api import KeysAPI
@@ -72,10 +73,8 @@ class Rehearsal:
     def routes(self) -> list[web.RouteDef]:
         """What only the course itself asks, and no real provider has."""
         return routes(
-            {
-                "GET /rehearsal": self.health,
-                "POST /rehearsal/faults/{name}": self.arm,
-            }
+            ("GET /rehearsal", self.health),
+            ("POST /rehearsal/faults/{name}", self.arm),
         )
 
     @web.middleware
@@ -96,11 +95,8 @@ class Rehearsal:
             done = await handler(request)
             self.market.faults.after(request)
             return done
-        except Refusal as refusal:
-            return refusal.answer(request.path)
-        except _WRONG as error:
-            what = f"{type(error).__name__}: {error}"
-            return Refusal(400, "invalid_args", what).answer(request.path)
+        except (Refusal, web.HTTPException, *_WRONG) as error:
+            return _refusal(request, error).answer(request.path)
 
     def _needs_no_key(self, path: str, given: str) -> bool:
         """Is this a request that the account's key has nothing to do with?
@@ -125,6 +121,19 @@ class Rehearsal:
         """Arm a fault; see ``faults.py``."""
         self.market.provoke(request.match_info["name"])
         return reply({"success": True})
+
+
+def _refusal(request: web.Request, error: Exception) -> Refusal:
+    """What went wrong with a request, as a refusal."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, web.HTTPException):  # no such route, or not with this method
+        what = f"{request.method} {request.path} is not offered here: this is the rehearsal"
+        return Refusal(error.status, "not_found", what)
+    if isinstance(error, ValidationError):
+        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        return Refusal(400, "invalid_args", "; ".join(wrong))
+    return Refusal(400, "invalid_args", f"{type(error).__name__}: {error}")
 
 
 def _same(given: str, secret: str) -> bool:

@@ -1,10 +1,14 @@
 """The part of Vast.ai's REST API that its SDK calls, answered by the rehearsal's market."""
 
+import asyncio
 import json
 import operator
+import re
 import secrets
+import shlex
+import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -13,18 +17,9 @@ from helpers.rehearsal.market import HOURS_PER_MONTH, Contract, Market, Rental
 from helpers.rehearsal.web_api import FIXED, Refusal, json_object, reply, routes
 from helpers.serve.spec import ServingSpec
 
+MIN_DISK_GB = 8
 _SEARCH_OPTIONS = {"order", "type", "limit", "allocated_storage", "disable_bundling"}
-
-_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "eq": operator.eq,
-    "neq": operator.ne,
-    "gt": operator.gt,
-    "gte": operator.ge,
-    "lt": operator.lt,
-    "lte": operator.le,
-    "in": lambda value, choices: value in choices,
-    "notin": lambda value, choices: value not in choices,
-}
+_COMPARISONS = {"gt": "gt", "gte": "ge", "lt": "lt", "lte": "le"}  # in ``operator``
 
 
 class VastAPI:
@@ -41,21 +36,22 @@ class VastAPI:
     def routes(self) -> list[web.RouteDef]:
         """Every route."""
         return routes(
-            {
-                "GET /api/v0/users/current": self.user,
-                "GET /api/v0/ssh": self.list_keys,
-                "POST /api/v0/ssh": self.add_key,
-                "POST /api/v0/bundles": self.search,
-                "GET /api/v0/template": self.list_templates,
-                "POST /api/v0/template": self.add_template,
-                "PUT /api/v0/asks/{offer}": self.create,
-                "GET /api/v1/instances": self.list_instances,
-                "GET /api/v0/instances/{id}": self.show,
-                "PUT /api/v0/instances/{id}": self.manage,
-                "DELETE /api/v0/instances/{id}": self.destroy,
-                "PUT /api/v0/instances/request_logs/{id}": self.request_logs,
-                "GET /logs/{name}": self.read_logs,
-            }
+            ("GET /api/v0/users/current", self.user),
+            ("GET /api/v0/ssh", self.list_keys),
+            ("POST /api/v0/ssh", self.add_key),
+            ("POST /api/v0/bundles", self.search),
+            ("GET /api/v0/template", self.list_templates),
+            ("POST /api/v0/template", self.add_template),
+            ("PUT /api/v0/asks/{id}", self.create),
+            ("GET /api/v1/instances", self.list_instances),
+            ("GET /api/v0/instances/{id}", self.show),
+            ("PUT /api/v0/instances/{id}", self.manage),
+            ("DELETE /api/v0/instances/{id}", self.destroy),
+            ("PUT /api/v0/instances/request_logs/{id}", self.request_logs),
+            ("PUT /api/v0/instances/reboot/{id}", self.reboot),
+            ("PUT /api/v0/instances/recycle/{id}", self.reboot),
+            ("PUT /api/v0/instances/command/{id}", self.execute),
+            ("GET /logs/{name}", self.read_logs),
         )
 
     # -- account ---------------------------------------------------------------------------
@@ -93,7 +89,8 @@ class VastAPI:
     async def list_templates(self, request: web.Request) -> web.Response:
         """Templates that match ``select_filters``."""
         filters = json.loads(request.query.get("select_filters") or "{}")
-        return reply({"templates": [t for t in self._templates() if matches(t, filters)]})
+        found = [t for t in self._templates() if matches(t, filters)]
+        return reply({"success": True, "templates_found": len(found), "templates": found})
 
     def _templates(self) -> list[dict[str, Any]]:
         return [course_template(), *self.market.books.vast_templates]
@@ -102,6 +99,8 @@ class VastAPI:
         """Keep a template of the reader's own."""
         marks = {"creator_id": 1, "hash_id": secrets.token_hex(16)}
         template = await json_object(request) | marks
+        disk_gb = template.get("recommended_disk_space") or MIN_DISK_GB
+        Contract.model_validate({"image": template["image"], "disk": disk_gb})
         self.market.books.vast_templates.append(template)
         self.market.save()
         return reply({"success": True, "template": template})
@@ -114,7 +113,9 @@ class VastAPI:
         body = {k: v for k, v in (await json_object(request)).items() if v is not None}
         hash_id = body.get("template_hash_id")
         contract = Contract.model_validate(self._template(hash_id) | body if hash_id else body)
-        number = request.match_info["offer"]
+        if contract.disk_gb < MIN_DISK_GB:
+            raise Refusal(400, "invalid_args", f"disk: at least {MIN_DISK_GB} GB")
+        number = request.match_info["id"]
         offer = self.market.free_offers().get(int(number) if number.isdecimal() else -1)
         if offer is None or self.market.faults.take("offer_taken"):
             what = f"error 404/3603: no_such_ask Instance type by id {number} is not available."
@@ -146,14 +147,37 @@ class VastAPI:
         return reply({"instances": self._row(rental) if rental else None})
 
     async def manage(self, request: web.Request) -> web.Response:
-        """Stop or start."""
-        rental = self.market.find(request.match_info["id"])
-        wanted = (await json_object(request)).get("state")
+        """Stop or start it, or write its label."""
+        rental, body = self.market.find(request.match_info["id"]), await json_object(request)
+        wanted = body.get("state", rental.intended)
+        if wanted not in ("stopped", "running"):
+            raise Refusal(400, "invalid_args", "state is stopped or running")
+        rental.label = Contract.model_validate({"image": "-", "label": rental.label, **body}).label
         if wanted == "stopped" and rental.intended != "stopped":
             self.market.stop(rental)
         elif wanted == "running" and rental.status == "exited":
             self.market.run(rental)
+        self.market.save()
         return reply({"success": True})
+
+    async def reboot(self, request: web.Request) -> web.Response:
+        """Boot a running machine again; recycled, it begins with an empty disk."""
+        rental = self.market.find(request.match_info["id"])
+        if rental.intended == "stopped":
+            raise Refusal(400, "invalid_args", "it is stopped: start it")
+        self.market.reboot(rental, anew="/recycle/" in request.path)
+        return reply({"success": True})
+
+    async def execute(self, request: web.Request) -> web.Response:
+        """Run one of the three programs that Vast.ai runs, within the machine's home directory."""
+        rental = self.market.find(request.match_info["id"])
+        words = shlex.split((await json_object(request))["command"])
+        words = [re.sub("^/+(root|workspace)?/*", "./", word) for word in words]
+        if words[:1] not in (["ls"], ["rm"], ["du"]) or re.search(r"\.\.|=", " ".join(words)):
+            raise Refusal(400, "invalid_args", "only ls, rm and du, and no way out of the machine")
+        home = self.market.folder(rental.id) / "root"
+        done = await asyncio.to_thread(subprocess.run, words, cwd=home, capture_output=True)
+        return self._link((done.stdout + done.stderr).decode(errors="replace"))
 
     async def destroy(self, request: web.Request) -> web.Response:
         """End the contract."""
@@ -162,10 +186,13 @@ class VastAPI:
 
     async def request_logs(self, request: web.Request) -> web.Response:
         """Prepare the log and answer the link under which it will be found."""
+        rental = self.market.find(request.match_info["id"])
         lines = int((await json_object(request)).get("tail") or 1000)
+        return self._link("\n".join(self.market.log(rental, lines)))
+
+    def _link(self, text: str) -> web.Response:
         link = f"{secrets.token_urlsafe(24)}.log"
-        log = self.market.log(self.market.find(request.match_info["id"]), lines)
-        self._logs[link] = "\n".join(log)
+        self._logs[link] = text
         return reply({"success": True, "result_url": f"{self.market.url}/logs/{link}"})
 
     async def read_logs(self, request: web.Request) -> web.Response:
@@ -182,33 +209,33 @@ class VastAPI:
         return {
             **offer_row(offer, rental.disk_gb, rental.price is not None),
             **FIXED["vast_instance"],
-            "id": rental.id,
-            "label": rental.label,
-            "actual_status": rental.status,
-            "intended_status": rental.intended,
-            "cur_state": rental.intended,
-            "status_msg": rental.message,
-            "image_uuid": rental.image,
+            **{name: getattr(rental, ours) for name, ours in FIXED["vast_names"].items()},
             "extra_env": list(rental.env.items()),
-            "ssh_port": rental.ssh_port,
             "ports": {"22/tcp": port} if rental.ssh_port else {},
-            "start_date": rental.created,
             "uptime_mins": (time.time() - rental.started) / 60,
-            "dph_base": rental.gpu_usd_per_hour,
             "dph_total": rental.gpu_usd_per_hour + rental.disk_usd_per_hour,
-            "storage_total_cost": rental.disk_usd_per_hour,
-            "disk_space": rental.disk_gb,
         }
 
 
 def matches(row: Mapping, filters: Mapping, skip: Collection[str] = ()) -> bool:
     """Does a row pass every ``{column: {operator: value}}``?"""
     return all(
-        _OPERATORS[name](row.get(column), _like(row.get(column), wanted))
+        _passes(row.get(column), name, wanted)
         for column, tests in filters.items()
         if column not in skip
         for name, wanted in tests.items()
     )
+
+
+def _passes(value: Any, name: str, wanted: Any) -> bool:
+    if isinstance(value, str):
+        value = value.rpartition(", ")[2]  # of "Place, XY" the country's code
+    wanted = _like(value, wanted)
+    if name in ("in", "notin"):
+        return (value in wanted) == (name == "in")
+    if name in ("eq", "neq"):
+        return (value == wanted) == (name == "eq")
+    return value is not None and getattr(operator, _COMPARISONS[name])(value, wanted)
 
 
 def _like(value: Any, wanted: Any) -> Any:

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from helpers.settings import ASSETS
 
-# Fields of the real APIs' answers that are always the same in the rehearsal.
+# Fields of the real APIs' answers that are always the same in the rehearsal; Vast.ai's names.
 FIXED = json.loads((ASSETS / "rehearsal_answers.json").read_text())
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -43,13 +43,10 @@ def reply(data: Any, status: int = 200, content_type: str = "application/json") 
     return web.Response(body=json.dumps(data).encode(), status=status, content_type=content_type)
 
 
-def routes(table: dict[str, Handler]) -> list[web.RouteDef]:
-    """Routes from ``{"METHOD /path": handler}``, with and without the slash at the end."""
-    both = []
-    for line, handler in table.items():
-        method, path = line.split()
-        both += [web.route(method, path, handler), web.route(method, f"{path}/", handler)]
-    return both
+def routes(*table: tuple[str, Handler]) -> list[web.RouteDef]:
+    """Routes from ``("METHOD /path", handler)``, with and without the slash at the end."""
+    lines = [(*line.partition(" "), handler) for line, handler in table]
+    return [web.route(method, path + "{_:/?}", handler) for method, _, path, handler in lines]
 
 
 async def json_object(request: web.Request) -> dict[str, Any]:

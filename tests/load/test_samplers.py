@@ -1,13 +1,16 @@
 """What is read beside a run: the server's metrics."""
 
 import asyncio
+import os
 import threading
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from support.listening import listen
 
 from helpers import load
-from helpers.load.samplers import ServerSampler
+from helpers.load.samplers import OtherPrograms, ServerSampler
 
 STREAM = (
     b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],'
@@ -66,3 +69,34 @@ async def test_a_sampler_that_breaks_does_not_cost_the_run(tmp_path, monkeypatch
     run = await load.run(endpoint, load.Synthetic(), one, requests=2, path=path, progress=False)
     server.close()
     assert len(run.ok) == 2 and files[0].closed
+
+
+def test_only_what_the_course_does_not_compute_counts_as_others(monkeypatch):
+    """Whoever has a video open learns why; this process, the rehearsal and vLLM are no others."""
+    processes, whole = [], [0.0]
+
+    def add(pid, words, seconds):
+        times = (seconds, 0.0, 0.0, 0.0)
+        processes.append(SimpleNamespace(pid=pid, info={"cmdline": words, "cpu_times": times}))
+        whole[0] += seconds
+
+    monkeypatch.setattr(psutil, "process_iter", lambda names: iter(processes))
+    monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(user=whole[0], system=0.0))
+    others = OtherPrograms()
+    add(os.getpid(), ["python"], 50.0)
+    add(1, ["python", "-m", "helpers.rehearsal.engine", "serve"], 50.0)
+    add(2, ["VLLM::EngineCore"], 50.0)
+    assert others.cores() == 0
+    add(3, ["python", "-c", "while True: pass"], 1e4)
+    add(4, None, 1e4)  # somebody else's: its command line is not for us
+    assert others.cores() > 1e3
+
+
+def test_a_computer_that_does_not_tell_costs_no_run(monkeypatch):
+    """Some containers hide their processes from each other."""
+
+    def hidden():
+        raise PermissionError
+
+    monkeypatch.setattr(psutil, "cpu_times", hidden)
+    assert OtherPrograms().cores() == 0

@@ -1,6 +1,9 @@
 """``ENGINE``: what is refused before anything starts, and which arguments reach vLLM."""
 
+from argparse import Namespace
+
 import pytest
+import xllamacpp
 from support.machines import Idle
 
 from helpers import rehearsal, rent
@@ -53,6 +56,15 @@ def test_a_rehearsal_keeps_its_engine(own_rehearsal, tmp_path):
     assert rent.preflight(other).endswith("your instances now: 1 (1 on rehearsal)")
     guard.destroy(seen, machine.id)
     assert not seen.instances() and rent.preflight(other).endswith("your instances now: 0")
+
+
+def test_threads_that_wait_for_the_next_token_sleep(monkeypatch):
+    """Built without OpenMP, as for macOS, llama.cpp would spin through half of each pause."""
+    monkeypatch.setenv("REHEARSAL_CORES", "2")
+    params = xllamacpp.CommonParams()
+    assert params.cpuparams.poll > 0
+    engine._size(params, Namespace(max_num_seqs=None, max_model_len=None, api_key=None))
+    assert params.cpuparams.poll == params.cpuparams_batch.poll == 0
 
 
 def test_arguments_for_a_gpu_become_arguments_for_a_cpu(tmp_path):

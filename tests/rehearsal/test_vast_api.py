@@ -2,15 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import requests
 from support.waiting import eventually
 
-from helpers import rehearsal
-from helpers.rent import guard
+from helpers import rehearsal, rent
+from helpers.rent import guard, ssh
 from helpers.rent.market import OfferFilter
 from helpers.serve.spec import ServingSpec
 
@@ -68,6 +70,80 @@ def test_stock_vastai_with_a_wrong_key_is_refused(vastai, settings):
     env = {**os.environ, "VAST_URL": rehearsal.running(settings).url, "VAST_API_KEY": "wrong"}
     done = subprocess.run([VASTAI, "show", "user"], env=env, capture_output=True, text=True)
     assert "Invalid user key" in done.stdout + done.stderr
+
+
+def test_a_machine_rented_by_hand_is_like_a_real_one(vastai, provider, settings, tmp_path):
+    """Label, ``nvidia-smi``, ``scp``, execute, reboot and recycle, with the stock programs."""
+    provider.register_key(ssh.ensure_key(settings))
+    offer = provider.offers(OfferFilter())[0]
+    answer = vastai("create", "instance", offer.id, "--image", "x", "--disk", "10", "--ssh")
+    number = json.loads(answer.stdout)["new_contract"]
+    try:
+        vastai("label", "instance", str(number), "llm-course:by-hand:1")
+        machine = rent.wait_running(provider, str(number), progress=print)
+        assert machine.label == "llm-course:by-hand:1"
+        ssh.wait_login(machine, settings, progress=print)
+        assert f"{offer.gpu} (" in ssh.run(machine, settings, "nvidia-smi")
+        (tmp_path / "note.txt").write_text("hello")
+        words = ssh.command(machine, settings).split()
+        words[words.index("-p")] = "-P"
+        scp = [shutil.which("scp") or pytest.skip("OpenSSH's scp is not installed"), *words[1:-1]]
+        for place, *old in (("",), ("/root/", "-O"), ("/workspace/again.txt",)):
+            subprocess.run(
+                [*scp, *old, tmp_path / "note.txt", f"{words[-1]}:{place}"], check=True, timeout=30
+            )
+        sdk = provider.sdk
+        assert "again.txt" in sdk.execute(number, "ls -l /workspace")
+        sdk.execute(number, "rm /root/again.txt")
+        for refused in ("cat note.txt", "ls ..", "du --files0-from=note.txt", ""):
+            with pytest.raises(requests.HTTPError, match="400"):
+                sdk.execute(number, refused)
+        assert vastai("reboot", "instance", str(number)).returncode == 0
+        machine = rent.wait_running(provider, machine.id, progress=print)
+        ssh.wait_login(machine, settings, progress=print)
+        assert "note.txt" in ssh.run(machine, settings, "ls")
+        assert "again.txt" not in ssh.run(machine, settings, "ls")
+        vastai("recycle", "instance", str(number))
+        machine = rent.wait_running(provider, machine.id, progress=print)
+        ssh.wait_login(machine, settings, progress=print)
+        assert "note.txt" not in ssh.run(machine, settings, "ls")
+        vastai("stop", "instance", str(number))
+        stopped = vastai("reboot", "instance", str(number))
+        assert "it is stopped: start it" in stopped.stdout + stopped.stderr
+        told = vastai("prepay", "instance", str(number), "1")
+        assert "is not offered here" in told.stdout + told.stderr
+    finally:
+        guard.destroy(provider, str(number))
+
+
+def test_searches_understand_countries_and_what_a_row_lacks(provider):
+    """Vast's manual filters by two-letter codes; a column without a value passes no comparison."""
+
+    def found(query):
+        return [o["geolocation"] for o in provider.sdk.search_offers(query=query, limit=100)]
+
+    every = found("num_gpus>=1")
+    assert found("geolocation=SE num_gpus>=1") == [place for place in every if "SE" in place]
+    both = found("geolocation in [SE,RO] num_gpus>=1")
+    others = found("geolocation notin [SE,RO] num_gpus>=1")
+    assert both and others and sorted(both + others) == sorted(every)
+    assert found("dlperf>10") == [] and found("dlperf!=10 num_gpus>=1") == every
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--disk", "4"), "disk: at least 8 GB"),
+        (("--disk", "10", "--bid_price", "300"), "price: Input should be less than or equal"),
+    ],
+)
+def test_a_rental_outside_the_limits_is_refused(vastai, provider, words, told):
+    """With what is wrong, and without what was sent: it may hold keys."""
+    offer = provider.offers(OfferFilter())[0]
+    answer = vastai("create", "instance", offer.id, "--image", "x", "--env", "-e K=secret", *words)
+    assert told in answer.stdout + answer.stderr
+    assert "secret" not in answer.stdout + answer.stderr
+    assert provider.offers(OfferFilter())[0].id == offer.id
 
 
 def test_interruptible_offers_are_rented_by_bid(provider):
