@@ -34,10 +34,6 @@ def rehearse(config: Settings) -> None:
                 endpoint = tunnel.endpoint(
                     poll_s=provider.poll_s, progress=say, log=lambda: provider.logs(instance.id, 20)
                 )
-            answer = endpoint.client().completions.create(
-                model=endpoint.model, prompt="A GPU is", max_tokens=40
-            )
-            print(f"A GPU is{answer.choices[0].text}")
             folder = config.runs_dir / f"rehearsal-{datetime.now():%Y%m%d-%H%M%S}"
             workload = load.Synthetic(input_tokens=16, output_tokens=64)
             runs = asyncio.run(load.sweep(endpoint, workload, users=USERS, folder=folder))
