@@ -124,6 +124,7 @@ class Run:
         samples: the server's ``/metrics`` during the run, each with its time ``t_s``.
         ends: what each load-generating process reported about itself at its end.
         path: the file.
+        allow_partial: figures and answers may be made of it although it was stopped.
     """
 
     header: dict
@@ -131,16 +132,21 @@ class Run:
     samples: list[dict] = field(default_factory=list)
     ends: list[dict] = field(default_factory=list)
     path: Path | None = None
+    allow_partial: bool = False
 
     @classmethod
-    def read(cls, path: str | Path) -> "Run":
+    def read(cls, path: str | Path, *, allow_partial: bool = False) -> "Run":
         """Read a run's file, also one cut short by a killed process.
+
+        Args:
+            path: the file.
+            allow_partial: if the run was stopped, take what there is for a result.
 
         Raises:
             CourseError: the file is missing or is no run.
         """
         path = Path(path)
-        run = cls({}, [], path=path)
+        run = cls({}, [], path=path, allow_partial=allow_partial)
         try:
             lines = path.read_text(errors="replace").split("\n")
         except OSError as error:
@@ -175,8 +181,10 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The run's name, by default its arrivals in words."""
-        return self.header["label"]
+        """The run's name, by default its arrivals in words; if it was stopped, when."""
+        ended, of = len(self.ok) + len(self.failed), self.header.get("requests")
+        came = f"{ended} of {of} requests" if of else f"{ended} requests"
+        return self.header["label"] + f" (stopped after {came})" * self.stopped
 
     @property
     def began(self) -> float:
@@ -251,7 +259,22 @@ class Run:
     def __repr__(self) -> str:
         tokens = sum(record.output_tokens for record in self.records)
         said = f"{len(self.records)} requests, {len(self.failed)} failed, {tokens} output tokens, "
-        if self.interrupted:
-            said += "interrupted, " if self.stopped else "the server was gone, "
+        if self.interrupted and not self.stopped:
+            said += "the server was gone, "
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
         return f"Run({self.label}: {said}client error p99 {self.lag_p99_ms:.1f} ms{limit})"
+
+
+def whole(*runs: Run) -> None:
+    """Refuse runs that somebody stopped: unasked, no figure or answer is made of them.
+
+    Raises:
+        CourseError: one was stopped, and not read with ``allow_partial``.
+    """
+    for run in runs:
+        if run.stopped and not run.allow_partial:
+            raise CourseError(
+                f"{run.label} is no result",
+                "measure it again, or ask for what there is: "
+                f"load.Run.read({str(run.path)!r}, allow_partial=True)",
+            )

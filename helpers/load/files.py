@@ -57,8 +57,8 @@ class RunFile:
         self._write(line)
         entry = msgspec.json.decode(line)
         if entry["type"] == "request":
-            self.done += 1
-            self.failed += bool(entry["cause"])
+            self.done += entry["cause"] != "interrupted"
+            self.failed += entry["cause"] not in ("", "interrupted")
             self.tokens += entry["output_tokens"]
 
     async def begin(self, at: float | None = None) -> None:
