@@ -2,11 +2,12 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 from datetime import datetime
 
 from helpers import load, measure, plots, rehearsal, rent, serve, settings
-from helpers.errors import CourseError
+from helpers.errors import CourseError, Stopped
 from helpers.progress import Progress
 from helpers.rehearsal.faults import FAULTS
 from helpers.settings import Settings
@@ -36,7 +37,11 @@ def rehearse(config: Settings) -> None:
                 )
             folder = config.runs_dir / f"rehearsal-{datetime.now():%Y%m%d-%H%M%S}"
             workload = load.Synthetic(input_tokens=16, output_tokens=64)
-            runs = asyncio.run(load.sweep(endpoint, workload, users=USERS, folder=folder))
+            try:
+                runs = asyncio.run(load.sweep(endpoint, workload, users=USERS, folder=folder))
+            except Stopped:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses again: we clean up
+                raise
         print(f"destroyed; {rent.preflight(config)}")
         print(f"{endpoint.title}:\n{measure.table(runs).round(1).T.to_string()}")
         for name, figure in {"throughput": plots.throughput, "latency": plots.latency}.items():
@@ -111,12 +116,16 @@ def main(argv: list[str] | None = None) -> int:
             print(f"armed: {FAULTS[options.fault]}")
         else:
             options.run(config)
+    except (KeyboardInterrupt, Stopped) as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        left = "`python -m helpers status` shows what is rented"
+        if options.run is rehearse and not rehearsal.holds_rentals(config):
+            left = f"nothing is left rented{' or running' * (not rehearsal.running(config))}"
+        print(f"{str(error) or 'interrupted'}\n{left}", file=sys.stderr)
+        return 130
     except CourseError as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; `python -m helpers status` shows what is rented", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -119,7 +119,7 @@ class Run:
     """A finished (or interrupted) run: its settings, a record a request, the server's view.
 
     Args:
-        header: settings, versions, machine, endpoint, time of day.
+        header: settings, endpoint, time of day.
         records: one a request, in order of sending.
         samples: the server's ``/metrics`` during the run, each with its time ``t_s``.
         ends: what each load-generating process reported about itself at its end.
@@ -222,11 +222,6 @@ class Run:
         return max([late[int(len(late) * 0.99)] * 1e3, *lags])
 
     @property
-    def client_cpu(self) -> float:
-        """Part of one core that the busiest load generator used."""
-        return max([end["cpu_s"] / max(end["wall_s"], 1e-9) for end in self.ends], default=0.0)
-
-    @property
     def client_limited(self) -> bool:
         """The client was the limit: the server can do more, or better, than was measured.
 
@@ -235,7 +230,8 @@ class Run:
         """
         firsts = [record.ttft_s for record in self.ok if record.ttft_s is not None]
         error_s = self.lag_p99_ms / 1e3
-        return self.client_cpu > 0.9 or error_s > max(0.005, 0.1 * median(firsts or [0.0]))
+        busy = any(end["cpu_s"] > 0.9 * end["wall_s"] for end in self.ends)
+        return busy or error_s > max(0.005, 0.1 * median(firsts or [0.0]))
 
     @cached_property
     def ok(self) -> list[Record]:
@@ -275,6 +271,5 @@ def whole(*runs: Run) -> None:
         if run.stopped and not run.allow_partial:
             raise CourseError(
                 f"{run.label} is no result",
-                "measure it again, or ask for what there is: "
-                f"load.Run.read({str(run.path)!r}, allow_partial=True)",
+                f"measure again; to use it: load.Run.read({str(run.path)!r}, allow_partial=True)",
             )

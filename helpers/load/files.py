@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable
@@ -115,7 +114,6 @@ def header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
         "endpoint": public,
         **{key: value for key, value in spec.items() if key not in ("api_key", "base_url")},
         "processes": processes,
-        "client": {"platform": platform.platform(), "cpus": os.cpu_count()},
     }
 
 

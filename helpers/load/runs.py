@@ -90,9 +90,10 @@ def _kept(file: RunFile, after: Sequence[Run], stopped: bool, allow_partial: boo
     done = Run.read(file.path, allow_partial=allow_partial)
     if stopped and not allow_partial:
         names = ", ".join(one.path.name for one in (*after, done) if one.path)
+        folder = min(str(file.path.parent), os.path.relpath(file.path.parent), key=len)
         raise Stopped(
-            f"{done.label}; the records are in {os.path.relpath(file.path.parent)}: {names}",
-            "run the cell again; load.Run.read(path, allow_partial=True) takes what there is",
+            f"{done.label}; the records are in {folder}: {names}",
+            "run it again; load.Run.read(path, allow_partial=True) takes what there is",
         )
     return done
 
