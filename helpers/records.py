@@ -124,7 +124,7 @@ class Run:
         samples: the server's ``/metrics`` during the run, each with its time ``t_s``.
         ends: what each load-generating process reported about itself at its end.
         path: the file.
-        allow_partial: figures and answers may be made of it although it was stopped.
+        allow_partial: figures and answers may be made of it although it was interrupted.
     """
 
     header: dict
@@ -140,7 +140,7 @@ class Run:
 
         Args:
             path: the file.
-            allow_partial: if the run was stopped, take what there is for a result.
+            allow_partial: if the run was interrupted, take what there is for a result.
 
         Raises:
             CourseError: the file is missing or is no run.
@@ -181,10 +181,11 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The run's name, by default its arrivals in words; if it was stopped, when."""
+        """The run's name, by default its arrivals in words; of an interrupted one, how far."""
         ended, of = len(self.ok) + len(self.failed), self.header.get("requests")
         came = f"{ended} of {of} requests" if of else f"{ended} requests"
-        return self.header["label"] + f" (stopped after {came})" * self.stopped
+        why = "stopped" if self.stopped else "the server was gone"
+        return self.header["label"] + f" ({why} after {came})" * self.interrupted
 
     @property
     def began(self) -> float:
@@ -207,7 +208,7 @@ class Run:
 
     @property
     def stopped(self) -> bool:
-        """Somebody stopped it; a server that was gone is a measurement."""
+        """Somebody stopped it; the server was there."""
         return self.interrupted and all(end["ended"] != "server gone" for end in self.ends)
 
     @property
@@ -255,20 +256,18 @@ class Run:
     def __repr__(self) -> str:
         tokens = sum(record.output_tokens for record in self.records)
         said = f"{len(self.records)} requests, {len(self.failed)} failed, {tokens} output tokens, "
-        if self.interrupted and not self.stopped:
-            said += "the server was gone, "
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
         return f"Run({self.label}: {said}client error p99 {self.lag_p99_ms:.1f} ms{limit})"
 
 
 def whole(*runs: Run) -> None:
-    """Refuse runs that somebody stopped: unasked, no figure or answer is made of them.
+    """Refuse interrupted runs: unasked, no figure or answer is made of them.
 
     Raises:
-        CourseError: one was stopped, and not read with ``allow_partial``.
+        CourseError: one was interrupted, and not read with ``allow_partial``.
     """
     for run in runs:
-        if run.stopped and not run.allow_partial:
+        if run.interrupted and not run.allow_partial:
             raise CourseError(
                 f"{run.label} is no result",
                 f"measure again; to use it: load.Run.read({str(run.path)!r}, allow_partial=True)",

@@ -6,7 +6,6 @@ it and keeps its records in a file as they come.
 """
 
 import asyncio
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,12 +51,12 @@ async def run(
         where: where the requests are made: ``Local`` (the default), ``OverSSH``, ``OnExecutor``.
         server_every_s: time between readings of the server's ``/metrics``; ``None`` for none.
         progress: show a line of progress.
-        allow_partial: when it is stopped, return what was measured.
+        allow_partial: when it is interrupted, return what was measured.
         after: runs of the same measurement that came before; a stop tells of them, too.
 
     Raises:
         Stopped: it was stopped; says how far it came and where the records are.
-        CourseError: no end is given, the server does not answer, or a generator breaks.
+        CourseError: no end is given, the server does not answer or is gone, or a generator breaks.
     """
     where = where or Local()
     limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
@@ -88,13 +87,13 @@ def _kept(file: RunFile, after: Sequence[Run], stopped: bool, allow_partial: boo
             f"free some disk space; what was written so far is in {file.path}",
         )
     done = Run.read(file.path, allow_partial=allow_partial)
-    if stopped and not allow_partial:
+    if (stopped or done.interrupted) and not allow_partial:
         names = ", ".join(one.path.name for one in (*after, done) if one.path)
-        folder = min(str(file.path.parent), os.path.relpath(file.path.parent), key=len)
-        raise Stopped(
-            f"{done.label}; the records are in {folder}: {names}",
-            "run it again; load.Run.read(path, allow_partial=True) takes what there is",
-        )
+        what = f"{done.label}; the records are in {file.path.parent}: {names}"
+        then = "; load.Run.read(path, allow_partial=True) takes what there is"
+        if stopped:
+            raise Stopped(what, "run it again" + then)
+        raise CourseError(what, "is it still rented? `python -m helpers status`" + then)
     return done
 
 

@@ -201,7 +201,8 @@ async def _together(players: list[_Player], file: RunFile) -> None:
 def _must_answer(starts: list[dict]) -> None:
     if error := next((start["error"] for start in starts if start["error"]), ""):
         raise CourseError(
-            f"the server does not answer: {error}", "is it up, and is the tunnel open?"
+            f"the server does not answer: {error}",
+            "is it still rented (`python -m helpers status`), and is the tunnel open?",
         )
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from jupyter_client import KernelManager
+from support.waiting import eventually
 
 from helpers.records import Run
 from helpers.settings import PROJECT
@@ -36,6 +37,10 @@ class Kernel:
     def __init__(self):
         self.manager = KernelManager(kernel_name="python3")
         self.manager.start_kernel(cwd=str(PROJECT))
+        self.open()
+
+    def open(self):
+        """Look at it from a browser."""
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         self.client.wait_for_ready(60)
@@ -137,3 +142,13 @@ def test_no_half_of_a_picture(notebook, part):
         f"{patched}finally:\n    {part} = same; del runs", lambda text: "NOW" in text
     )
     assert told.error["ename"] == "KeyboardInterrupt" and told.shown == []
+
+
+def test_a_browser_that_is_closed_costs_no_record(notebook, tmp_path):
+    """The kernel goes on; whoever comes back finds the name bound and can draw."""
+    notebook.client.execute(SWEEP)
+    assert eventually((tmp_path / "0001_users.jsonl").exists)
+    notebook.client.stop_channels()
+    notebook.open()
+    told = notebook.cell(DRAWN)
+    assert told.error is None and "image/png" in told.shown
