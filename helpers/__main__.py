@@ -96,7 +96,6 @@ def destroy(config: Settings) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; an expected failure is two lines and status 1."""
     parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
-    parser.set_defaults(fault=None)
     commands = parser.add_subparsers(required=True)
     for run in (rehearse, status, destroy):
         summary = str(run.__doc__).partition("\n")[0]
@@ -111,9 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         config = settings.read()
-        if options.fault:
-            rehearsal.provoke(config, options.fault)
-            print(f"armed: {FAULTS[options.fault]}")
+        if fault := vars(options).get("fault"):
+            rehearsal.provoke(config, fault)
+            print(f"armed: {FAULTS[fault]}")
         else:
             options.run(config)
     except (KeyboardInterrupt, Stopped) as error:

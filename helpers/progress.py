@@ -25,7 +25,7 @@ class Progress:
         self._began, self._last, self._shown = time.monotonic(), "", shown
         self._notebook = shown and not keep and "ipykernel.kernelapp" in sys.modules
         self._terminal = shown and not keep and not self._notebook and sys.stdout.isatty()
-        self._place = time.monotonic_ns()  # of the line, among a notebook's outputs
+        self._place = str(time.monotonic_ns())  # of the line, among a notebook's outputs
         self.updates = self._terminal or self._notebook  # a line is replaced by the next one
 
     def __call__(self, line: str) -> None:
@@ -35,8 +35,7 @@ class Progress:
         if self._notebook:
             from IPython.display import display
 
-            again, place = bool(self._last), str(self._place)
-            display({"text/plain": text}, raw=True, display_id=place, update=again)
+            display({"text/plain": text}, raw=True, display_id=self._place, update=bool(self._last))
         elif self._terminal:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{text[:width]}", end="", flush=True)
@@ -48,7 +47,7 @@ class Progress:
         """End the line: it stays, and what is shown next comes below it."""
         if self._terminal and self._last:
             print()
-        self._last, self._place = "", time.monotonic_ns()
+        self._last, self._place = "", str(time.monotonic_ns())
 
     def __enter__(self) -> "Progress":
         return self
