@@ -119,7 +119,7 @@ class Run:
     """A finished (or interrupted) run: its settings, a record a request, the server's view.
 
     Args:
-        header: settings, endpoint, time of day.
+        header: settings, machine, endpoint, time of day.
         records: one a request, in order of sending.
         samples: the server's ``/metrics`` during the run, each with its time ``t_s``.
         ends: what each load-generating process reported about itself at its end.
@@ -260,7 +260,7 @@ class Run:
         return f"Run({self.label}: {said}client error p99 {self.lag_p99_ms:.1f} ms{limit})"
 
 
-def whole(*runs: Run) -> None:
+def refuse_partial(*runs: Run) -> None:
     """Refuse interrupted runs: unasked, no figure or answer is made of them.
 
     Raises:

@@ -114,6 +114,7 @@ def header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
         "endpoint": public,
         **{key: value for key, value in spec.items() if key not in ("api_key", "base_url")},
         "processes": processes,
+        "client": {"cpus": os.cpu_count()},
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from helpers.errors import CourseError
 from helpers.measure.summary import measured, summary, window
-from helpers.records import Record, Run, whole
+from helpers.records import Record, Run, refuse_partial
 
 NEVER_MS = 1e12
 
@@ -108,7 +108,7 @@ def goodput(run: Run, objective: Objective) -> float:
 
     The measure of DistServe (Zhong et al. 2024) and of ``vllm bench serve --goodput``.
     """
-    whole(run)
+    refuse_partial(run)
     start, end = window(run)
     good = sum(objective.holds(r) for r in run.records if start <= r.end_s <= end)
     return good / max(end - start, 1e-9)
@@ -188,7 +188,7 @@ def falls_behind(run: Run) -> bool:
 
 def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarray:
     """Return whether the run met the objective, then whether it does with requests drawn again."""
-    whole(run)
+    refuse_partial(run)
     inside = measured(run)
     error_rate = len(run.failed) / max(len(run.ok) + len(run.failed), 1)
     if not inside or error_rate > objective.error_rate or falls_behind(run):
