@@ -44,3 +44,7 @@ def writing(folder: Path, setting: str) -> Iterator[None]:
     except OSError as error:
         hint = f"free some space, or set {setting} to a path that you can write to"
         raise CourseError(f"cannot write to {folder}: {error.strerror or error}", hint) from None
+
+
+class Stopped(CourseError):
+    """The reader stopped something, by Ctrl-C or the notebook's stop button."""

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import resource
-import signal
 import sys
 from time import perf_counter as clock
 from time import time
@@ -83,7 +82,6 @@ def _raise_file_limit() -> None:
 
 def main() -> None:
     """Play the spec on standard input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, by `stop` or its end
     _raise_file_limit()
     spec, out = json.loads(sys.stdin.buffer.readline()), _Output()
     new_loop().run_until_complete(_main(spec, out))

@@ -35,12 +35,12 @@ async def sweep(
         folder: where the runs' files go, by default ``runs/``.
         options: as for ``run``.
     """
-    runs = []
+    runs: list[Run] = []
     for count in users:
         end = _end(count, requests_per_user, options)
         path = Path(folder) / f"{count:04d}_users.jsonl" if folder else None
         work, arrivals = unseen(workload, count), ClosedLoop(users=count)
-        runs.append(await run(endpoint, work, arrivals, path=path, **end, **options))
+        runs.append(await run(endpoint, work, arrivals, path=path, after=runs, **end, **options))
         if runs[-1].interrupted:
             break
     return runs
@@ -90,7 +90,8 @@ async def search(
         path = Path(folder) / f"{load:08.2f}.jsonl" if folder else None
         # Half a user off, because a sweep before may have asked the questions of a whole one.
         work, these = unseen(workload, load + 0.5), make(int(load) if whole else load)
-        runs[load] = await run(endpoint, work, these, path=path, **{**options, **end})
+        told = {**options, **end, "after": [*runs.values()]}
+        runs[load] = await run(endpoint, work, these, path=path, **told)
         return not runs[load].interrupted and meets(runs[load], objective)
 
     low, high = 0.0, start

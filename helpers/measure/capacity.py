@@ -9,7 +9,7 @@ import numpy as np
 
 from helpers.errors import CourseError
 from helpers.measure.summary import measured, summary, window
-from helpers.records import Record, Run
+from helpers.records import Record, Run, refuse_partial
 
 NEVER_MS = 1e12
 
@@ -108,6 +108,7 @@ def goodput(run: Run, objective: Objective) -> float:
 
     The measure of DistServe (Zhong et al. 2024) and of ``vllm bench serve --goodput``.
     """
+    refuse_partial(run)
     start, end = window(run)
     good = sum(objective.holds(r) for r in run.records if start <= r.end_s <= end)
     return good / max(end - start, 1e-9)
@@ -123,19 +124,18 @@ def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacit
     """Return the highest load of a sweep or search that meets the objective.
 
     Loads above the lowest miss do not count, even if one of them met it again; of repeated runs
-    at a load each has to meet it. A run that somebody stopped says nothing.
+    at a load each has to meet it.
 
     Raises:
-        CourseError: there are no runs, or they mix users and rates.
+        CourseError: there are no runs, they mix users and rates, or one was stopped.
     """
     objective = objective or Objective()
     by_load: dict[float, list[Run]] = {}
     units = set()
     for run in runs:
-        if not run.stopped:
-            load, unit = level(run)
-            by_load.setdefault(load, []).append(run)
-            units.add(unit)
+        load, unit = level(run)
+        by_load.setdefault(load, []).append(run)
+        units.add(unit)
     if len(units) != 1:
         raise CourseError("capacity needs runs, all of users or all of rates", "see load.search")
     best, fails_at, confidence = 0.0, None, 1.0
@@ -188,6 +188,7 @@ def falls_behind(run: Run) -> bool:
 
 def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarray:
     """Return whether the run met the objective, then whether it does with requests drawn again."""
+    refuse_partial(run)
     inside = measured(run)
     error_rate = len(run.failed) / max(len(run.ok) + len(run.failed), 1)
     if not inside or error_rate > objective.error_rate or falls_behind(run):

@@ -7,7 +7,7 @@ import numpy as np
 
 from helpers.errors import CourseError
 from helpers.measure.summary import latencies, measured, token_times, window
-from helpers.records import Run
+from helpers.records import Run, refuse_partial
 
 RESAMPLES = 400
 FEWEST = 5  # requests on either side of a comparison
@@ -102,6 +102,7 @@ def _interval(value: float, drawn: np.ndarray) -> Interval:
 
 def _resampled(run: Run, measure: str, seed: int) -> tuple[float, np.ndarray]:
     """Return the measure, and what it is when its units are drawn again."""
+    refuse_partial(run)
     found, blocks = _LATENCY.fullmatch(measure), _blocks(run, measure)
 
     def statistic(chosen: list[np.ndarray]) -> float:

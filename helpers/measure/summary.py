@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from helpers.records import Record, Run
+from helpers.records import Record, Run, refuse_partial
 
 if TYPE_CHECKING:
     import pandas
@@ -60,6 +60,7 @@ class Summary:
 
 def summary(run: Run) -> Summary:
     """Return one run in numbers; a run without a finished answer has NaN latencies."""
+    refuse_partial(run)
     start, end = window(run)
     length = max(end - start, 1e-9)
     inside = measured(run)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from helpers import measure
 from helpers.errors import CourseError
 from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, RED, Picture, bars, picture, styled
-from helpers.records import Run
+from helpers.records import Run, refuse_partial
 
 
 @styled
@@ -93,6 +93,7 @@ def request(run: Run) -> Picture:
     Raises:
         CourseError: none got a token.
     """
+    refuse_partial(run)
     good = sorted((r for r in run.ok if r.token_us), key=lambda r: r.e2e_s)
     if not good:
         raise CourseError(f"{run.label}: no request got a token", "see run.frame() for the causes")
@@ -113,6 +114,7 @@ def request(run: Run) -> Picture:
 @styled
 def timeline(run: Run) -> Picture:
     """Every request of a run as a line from start to end; the steady window is shaded."""
+    refuse_partial(run)
     records, rows = run.records, range(len(run.records))
     title = f"{len(records)} requests, at most {measure.most_at_once(run)} at the same time"
     figure, (axes,) = picture(title, f"{run.title}; {run.label}")
@@ -121,7 +123,7 @@ def timeline(run: Run) -> Picture:
     first = [r.end_s if r.ttft_s is None else r.origin_s + r.ttft_s for r in records]
     axes.hlines(rows, starts, first, color=ORANGE, label="to first token")
     axes.hlines(rows, first, ends, color=BLUE, label="tokens arrive")
-    failed = [row for row in rows if not records[row].ok]
+    failed = [row for row in rows if records[row].cause not in ("", "interrupted")]
     axes.plot([ends[row] for row in failed], failed, "x", color=RED, label="failed")
     axes.invert_yaxis()
     axes.set(xlabel="time since the start of the run, s", ylabel="requests, in the order sent")
@@ -132,6 +134,7 @@ def timeline(run: Run) -> Picture:
 @styled
 def server_view(run: Run) -> Picture:
     """What customers felt above what the server saw, on one time axis."""
+    refuse_partial(run)
     view = pd.DataFrame(run.samples, columns=["t_s", "running", "waiting", "kv_cache_usage"])
     busiest = view[["running", "waiting"]].max().fillna(0)
     title = f"While {run.label} ask, up to {busiest.waiting:.0f} requests wait inside the server"
