@@ -16,7 +16,7 @@ from urllib3 import Retry
 from helpers.errors import CourseError
 from helpers.rent import deadman, market
 from helpers.rent.calls import RUNPOD
-from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Template, Terms
+from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Terms
 from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, ServingSpec
 
 API_URL = "https://api.runpod.io"
@@ -37,8 +37,8 @@ class RunPod(Provider):
     A spec that binds to loopback is served behind SSH, as on Vast.ai: the pod is RunPod's own
     image, which has an SSH server, and installs the spec's version of vLLM when it boots. A spec
     with ``host="0.0.0.0"`` runs vLLM's image and is reached through RunPod's HTTPS proxy, which is
-    open to everyone: a key for the API is generated (:meth:`public_api` tells both). That pod, and
-    one from a template, has no dead-man's switch: its image runs one command.
+    open to everyone: a key for the API is generated (:meth:`public_api` tells both). That pod has
+    no dead-man's switch: its image runs one command.
 
     Args:
         api_key: the account's key, or the rehearsal's token.
@@ -114,10 +114,7 @@ class RunPod(Provider):
         gpu = {"id": offer.id, "count": offer.gpu_count, "minCudaVersion": cuda}
         body = {"name": label, "cloud": "SECURE", "gpu": gpu, "startSsh": True}
         body["disk"] = spec.disk_gb
-        if template := terms.get("template_id"):
-            body |= {"templateId": template, "env": spec.env}
-        else:
-            body |= container(spec, lifetime_s=terms.get("lifetime_s", deadman.LIFETIME_S))
+        body |= container(spec, lifetime_s=terms.get("lifetime_s", deadman.LIFETIME_S))
         return self._instance(self._send("POST", "/v2/pods", body))
 
     @RUNPOD.told("listing the pods")
@@ -203,28 +200,9 @@ class RunPod(Provider):
         """End the rental and every charge; no error when it is gone already."""
         self._send("DELETE", f"/v2/pods/{instance_id}")
 
-    @RUNPOD.told("searching templates")
-    def templates(self) -> list[Template]:
-        """The account's own templates, then RunPod's for vLLM."""
-        own = self._send("GET", "/v2/templates")["templates"]
-        theirs = self._send("GET", "/v2/catalog/templates")["templates"]
-        rows = own + [row for row in theirs if "vllm" in row["name"].lower()]
-        return [
-            Template(id=row["id"], name=row["name"], image=row["image"], own=row in own)
-            for row in rows
-            if not row["serverless"]
-        ]
-
-    @RUNPOD.told("creating the template")
-    def create_template(self, spec: ServingSpec, name: str) -> str:
-        """Keep a spec as a template of one's own, without the keys in its environment."""
-        body = {"name": name, "disk": spec.disk_gb, **container(spec)}
-        body["env"] = {k: v for k, v in body["env"].items() if not market.is_secret(k)}
-        return self._send("POST", "/v2/templates", body)["id"]
-
 
 def container(spec: ServingSpec, lifetime_s: float = deadman.LIFETIME_S) -> dict[str, Any]:
-    """The part of a pod or template that says what runs: image, arguments, ports, environment.
+    """The part of a pod that says what runs: image, arguments, ports, environment.
 
     Args:
         spec: what to serve.
