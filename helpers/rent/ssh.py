@@ -203,6 +203,7 @@ def tunnel(instance: Instance, settings: Settings, remote_port: int = 8000) -> T
         "username": instance.ssh_user,
         "client_keys": [str(settings.ssh_key)],
         "passphrase": passphrase(settings),
+        "ignore_encrypted": True,  # the agent may have the key that is locked here
         "known_hosts": str(known_hosts(settings)),
         "host_key_alias": alias(instance),
     }
