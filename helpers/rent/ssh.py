@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from helpers.serve.router import free_port
 from helpers.settings import Settings
 
 LOGIN_TIMEOUT_S, OPEN_TIMEOUT_S = 120.0, 60.0
+MARK = "llm-course: here it begins"
 PROCESS = Path(__file__).with_name("tunnel.py")
 
 
@@ -47,8 +49,9 @@ def run(instance: Instance, settings: Settings, command: str, timeout_s: float =
     """
     with connect(instance, settings) as client:
         try:
-            _, out, err = client.exec_command(command, timeout=timeout_s)
+            _, out, err = client.exec_command(f"echo {MARK}; {command}", timeout=timeout_s)
             text, errors = out.read().decode(errors="replace"), err.read().decode(errors="replace")
+            text = text.rpartition(f"{MARK}\n")[2]  # before it: what a .bashrc says at each login
             status = out.channel.recv_exit_status()
         except TimeoutError:
             raise CourseError(f"{command!r} said nothing for {timeout_s:.0f} s") from None
@@ -99,6 +102,8 @@ def command(
 
 # -- the tunnel ----------------------------------------------------------------------------
 
+OPEN: "weakref.WeakSet[Tunnel]" = weakref.WeakSet()  # to be closed when their machine is destroyed
+
 
 class Tunnel:
     """A forwarded port, kept up by a process of its own; close it, or leave its ``with``.
@@ -140,6 +145,7 @@ class Tunnel:
         except BaseException:
             self.close()
             raise
+        OPEN.add(self)
 
     @property
     def base_url(self) -> str:
