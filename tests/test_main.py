@@ -9,6 +9,7 @@ from support.waiting import ours
 
 import helpers.__main__
 from helpers import rehearsal, rent, serve
+from helpers.rent.ledger import Ledger
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_what_a_crashed_kernel_left_is_found_destroyed_and_forgotten(run, own_re
     run("rehearse", "--reset")
     again = rent.connect(own_rehearsal)
     assert again.balance_usd() == 5
-    assert rent.guard.Ledger(own_rehearsal, again).spent_usd() == 0
+    assert Ledger(own_rehearsal, again.name).spent_usd() == 0
 
 
 def test_start_env_and_stop(run, own_rehearsal):

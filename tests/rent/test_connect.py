@@ -43,8 +43,8 @@ def test_without_a_key_it_says_which_and_where_to_get_it(settings, name):
         rent.connect(mine)
     assert "https://" in told.value.hint
     assert rent.preflight(mine).startswith(
-        f"provider: {name} (real money), {name.upper()}_API_KEY is not set "
-        "(its instances are not counted), your instances now: "
+        f"provider: {name} (real money), {name.upper()}_API_KEY is not set"
+        ", your instances now: at least "
     )
 
 
@@ -53,7 +53,7 @@ def test_the_first_line_starts_nothing(own_rehearsal):
     assert rent.preflight(own_rehearsal) == (
         "provider: rehearsal (pretend money), not started yet, your instances now: 0"
     )
-    assert rehearsal.running(own_rehearsal) is None and rent.configured(own_rehearsal) == []
+    assert rehearsal.running(own_rehearsal) is None and rent.accounts(own_rehearsal) == ({}, [])
 
 
 def test_the_first_line_of_a_running_rehearsal(settings, provider):
@@ -73,7 +73,7 @@ def test_a_provider_that_cannot_be_asked_is_told(own_rehearsal, monkeypatch):
     line = rent.preflight(
         own_rehearsal.model_copy(update={"provider": "vast", "vast_api_key": SecretStr(KEY)})
     )
-    assert "Vast.ai did not answer" in line and "0 (vast cannot be asked: " in line
+    assert "Vast.ai did not answer" in line and "at least 0 (vast cannot be asked: " in line
     assert KEY not in line and "\n" not in line
 
 

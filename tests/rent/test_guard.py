@@ -10,6 +10,7 @@ from support.machines import Idle
 from helpers import rent as providers
 from helpers.errors import CourseError
 from helpers.rent import guard
+from helpers.rent.ledger import Ledger
 from helpers.rent.market import OfferFilter
 from helpers.serve.spec import ServingSpec
 
@@ -65,12 +66,13 @@ def test_ledger_outlives_the_kernel_and_closes_what_is_gone(own_rehearsal):
     provider = providers.connect(own_rehearsal)
     machine = guard.rent(provider, ServingSpec(), "ledger", own_rehearsal, progress=print)
     provider.destroy(machine.id)  # behind the guard's back
-    ledger = guard.Ledger(own_rehearsal, provider)
-    assert ledger.read()[machine.id]["ended"] is None
-    ledger.close_gone(set())
+    ledger = Ledger(own_rehearsal, provider.name)
+    assert ledger.read()[machine.label]["ended"] is None and ledger.open()
+    ledger.compare(set())
+    assert not ledger.open()
     spent = ledger.spent_usd()
     assert 0 < spent < 0.01
-    assert guard.Ledger(own_rehearsal, provider).spent_usd() == spent
+    assert Ledger(own_rehearsal, provider.name).spent_usd() == spent
 
 
 def test_real_money_is_asked_for(small_offer, settings, monkeypatch):
@@ -155,7 +157,7 @@ def test_failed_instance_is_replaced(provider, settings):
 
 def test_status_lists_price_running_and_stopped(provider, instance):
     """The table says what a machine costs now, and what it costs when only stopped."""
-    table = guard.status(provider).set_index("id")
+    table = guard.status(provider.instances()).set_index("id")
     row = table.loc[instance.id]
     assert 0 < row["stopped_usd_per_hour"] < row["usd_per_hour"]
 
