@@ -1,6 +1,7 @@
 """Errors of a marketplace: each is told in a sentence, with what to do next."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -116,8 +117,9 @@ def patient(send: Callable[..., requests.Response]) -> Callable[..., requests.Re
     """
 
     def sending(*words: Any, **options: Any) -> requests.Response:
-        began = time.monotonic()
-        for pause in (*PAUSES_S, PATIENCE_S):
+        began, pauses = time.monotonic(), iter((*PAUSES_S, math.inf))
+        while True:
+            pause = next(pauses)
             try:
                 answer = send(*words, **options)
             except (requests.ConnectionError, requests.Timeout):
@@ -127,13 +129,12 @@ def patient(send: Callable[..., requests.Response]) -> Callable[..., requests.Re
                 if answer.status_code not in (429, 502, 503, 504) or _quota(answer):
                     return answer
                 asked = number(answer.headers.get("Retry-After"), pause)
-                pause = asked if asked >= 0 else pause
-                if not time.monotonic() - began + pause <= PATIENCE_S:
+                pause = asked if asked >= 0 and pause < math.inf else pause
+                if time.monotonic() - began + pause > PATIENCE_S:
                     return answer
             if pause > 1:
                 Progress()(f"the marketplace is busy: asked again in {pause:.0f} s")
             time.sleep(pause)
-        return answer
 
     return sending
 

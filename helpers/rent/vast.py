@@ -11,7 +11,7 @@ from helpers.rent.calls import MISFITS, VAST, agreed, number, patient, readable,
 from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Terms
 from helpers.serve.spec import ServingSpec
 
-_STATUS = {None: "creating", "running": "running"}
+_STATUS = {"None": "creating", "running": "running"}
 _STATUS |= dict.fromkeys(("exited", "stopped", "frozen", "unknown", "offline"), "failed")
 
 
@@ -182,7 +182,7 @@ def _status(row: dict[str, Any]) -> str:
         return "loading"  # started again, waiting for its GPU
     if actual == "created" and "error" in str(row.get("status_msg")).lower():
         return "failed"
-    return _STATUS.get(actual, "loading")
+    return _STATUS.get(str(actual), "loading")
 
 
 def _ssh_address(row: dict[str, Any]) -> tuple[str | None, int | None]:

@@ -7,7 +7,7 @@ from helpers import rent
 from helpers.errors import CourseError
 from helpers.rent import guard, ssh
 from helpers.rent.market import LABEL_PREFIX, OfferFilter
-from helpers.rent.runpod import container
+from helpers.rent.runpod import RunPod, container
 from helpers.serve.spec import ServingSpec
 
 
@@ -73,3 +73,47 @@ def test_what_runs_in_a_pod():
     pod = container(ServingSpec())
     assert pod["image"].startswith("runpod/") and pod["ports"] == ["22/tcp"] and pod["env"] == {}
     assert "pip install vllm==0.33.0" in pod["args"]
+
+
+POD = {
+    "id": "p1", "name": "llm-course:t:abc", "status": "RUNNING", "runtime": {"uptime": 1},
+    "gpu": {"id": "NVIDIA GeForce RTX 4090", "count": 1}, "mounts": {"persistent": {"size": 9}},
+    "ssh": {"direct": {"host": "1.2.3.4", "port": 22, "username": "root"}}, "cost": 0.4,
+    "createdAt": "2026-01-01T00:00:00Z", "vcpuCount": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", sorted(POD.keys() - {"id", "name"}))
+@pytest.mark.parametrize("oddity", [None, "missing", {}, {"direct": None, "persistent": None}])
+def test_one_odd_pod_is_listed_and_hides_no_other(monkeypatch, field, oddity):
+    """While a pod is made some of its fields are null, and it costs already."""
+    odd = POD | {"id": "p2", field: oddity}
+    if oddity == "missing":
+        del odd[field]
+    gone = POD | {"id": "p4", "status": "TERMINATED"}
+    pods = [odd, None, POD, POD | {"id": "p3", "name": None}, gone]
+    tamper(monkeypatch, lambda request, go: reply(200, {"pods": pods}))
+    market = RunPod("k")
+    assert [pod.id for pod in market.instances()] == ["p2", "p1"]
+    assert len(guard.status(market.everything())) == 3
+
+
+def test_one_odd_gpu_type_hides_no_other(market, monkeypatch):
+    """A type without a price, and the whole catalogue looked empty."""
+    known = market.offers(OfferFilter())
+    odd = [None, {"name": "X"}, {"id": "x", "price": None}]
+    tamper(monkeypatch, lambda request, go: reply(200, {"gpus": odd + go().json()["gpus"]}))
+    assert market.offers(OfferFilter()) == known
+
+
+@pytest.mark.parametrize("spelled", ["RTX_4090", "rtx 4090", "NVIDIA GeForce RTX 4090"])
+def test_a_gpu_may_be_spelled_as_elsewhere(market, spelled):
+    """Its id, its name, or as Vast.ai's command line writes it."""
+    assert {o.gpu for o in market.offers(OfferFilter(gpu=(spelled,)))} == {"RTX 4090"}
+
+
+def test_a_gpu_that_nobody_offers_is_told(market):
+    """An empty list would not say that the name is wrong."""
+    with pytest.raises(CourseError, match="GPU called 'RTX 4O90'") as told:
+        market.offers(OfferFilter(gpu=("RTX 4O90",)))
+    assert told.value.hint.startswith("did you mean RTX 4090")
