@@ -112,16 +112,18 @@ RUNPOD = Service(
 def patient(send: Callable[..., requests.Response]) -> Callable[..., requests.Response]:
     """Let a function that sends a request repeat it when the line or a gateway failed.
 
-    It waits as the service asks, but never past :data:`PATIENCE_S`, and says so. It is not for
-    what rents: a request whose answer got lost may have done its work.
+    It waits as the service asks, but never past :data:`PATIENCE_S`, and says so. What may rent is
+    sent once: a request whose answer got lost may have done its work.
     """
 
-    def sending(*words: Any, **options: Any) -> requests.Response:
+    def sending(method: str, url: str, *words: Any, **options: Any) -> requests.Response:
+        if "/asks/" in url or (method == "POST" and "/bundles/" not in url):
+            return send(method, url, *words, **options)
         began, pauses = time.monotonic(), iter((*PAUSES_S, math.inf))
         while True:
             pause = next(pauses)
             try:
-                answer = send(*words, **options)
+                answer = send(method, url, *words, **options)
             except (requests.ConnectionError, requests.Timeout):
                 if time.monotonic() - began + pause > PATIENCE_S:
                     raise

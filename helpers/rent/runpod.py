@@ -37,7 +37,7 @@ class RunPod(Provider):
         self.url = server_url or API_URL
         self._http = requests.Session()
         self._http.trust_env = False  # a ~/.netrc would replace our Authorization header
-        self._patient = patient(self._http.request)
+        self._request = patient(self._http.request)
         self._http.headers["Authorization"] = f"Bearer {api_key}"
         self.name = "rehearsal-runpod" if rehearsal else "runpod"
         self.rehearsal = rehearsal
@@ -45,9 +45,7 @@ class RunPod(Provider):
 
     def _send(self, method: str, path: str, body: dict | None = None) -> Any:
         """One request; the answer's JSON, None for an empty one."""
-        # What is asked for, set or ended may be repeated; a POST, which may rent, never is.
-        send = self._http.request if method == "POST" else self._patient
-        answer = send(method, self.url + path, json=body, timeout=TIMEOUT_S)
+        answer = self._request(method, self.url + path, json=body, timeout=TIMEOUT_S)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -155,7 +153,7 @@ class RunPod(Provider):
         """Tail of the container's log."""
         url = f"{self.url}/v2/pods/{instance_id}/logs?source=container&tail={min(lines, 5000)}"
         said: list[str] = []
-        with self._patient("GET", url, stream=True, timeout=(10, 3)) as answer:
+        with self._request("GET", url, stream=True, timeout=(10, 3)) as answer:
             answer.raise_for_status()
             # An endless stream of events: read until it falls silent.
             with contextlib.suppress(requests.RequestException):

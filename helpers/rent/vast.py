@@ -25,11 +25,10 @@ class Vast(Provider):
     """
 
     def __init__(self, api_key: str, server_url: str | None = None, rehearsal: bool = False):
-        # The SDK would repeat every call whose answer got lost, even the one that rents; then its
-        # second attempt is told "no such offer", because the first one rented it.
+        # The SDK alone would repeat every call whose answer got lost, even the one that rents; its
+        # second attempt would be told "no such offer", because the first one rented it.
         self.sdk = VastAI(api_key=api_key, server_url=server_url, retry=1)
         self.sdk.client._request = patient(self.sdk.client._request)
-        self.once = VastAI(api_key=api_key, server_url=server_url, retry=1)
         self.name = "rehearsal" if rehearsal else "vast"
         self.rehearsal = rehearsal
         self.poll_s = 0.5 if rehearsal else 10.0
@@ -99,7 +98,7 @@ class Vast(Provider):
             "env": spec.env,
         }
         options |= {"label": label, "disk": spec.disk_gb, "ssh": True, "direct": True}
-        answer = self.once.create_instance(
+        answer = self.sdk.create_instance(
             int(offer.id), bid_price=terms.get("bid_usd_per_hour"), cancel_unavail=True, **options
         )
         price = terms.get("bid_usd_per_hour", offer.usd_per_hour)

@@ -1,5 +1,6 @@
 """One set of rules for both marketplaces: what is repeated, and what each error says."""
 
+import contextlib
 import json
 import threading
 import time
@@ -84,9 +85,15 @@ def test_what_costs_money_is_asked_for_once(moody, kind, before, small_offer):
     """A lost answer may be a rental: it is for the caller to look, not for us to repeat."""
     url, asked = moody
     asked += [("earlier", "")] * before
+    market = kind("k", server_url=url)
     with pytest.raises(CourseError):
-        kind("k", server_url=url).create(small_offer, ServingSpec(), "label", {})
+        market.create(small_offer, ServingSpec(), "label", {})
     assert len(asked) == before + 1
+    if isinstance(market, Vast):  # by hand, as a notebook does
+        del asked[before:]
+        with contextlib.suppress(requests.RequestException):
+            market.sdk.create_instance(1, image="i", ssh=True, direct=True)
+        assert len(asked) == before + 1
 
 
 @SERVICES
@@ -154,14 +161,14 @@ def waits(answers: list, monkeypatch) -> tuple[list[float], int]:
     monkeypatch.setattr("helpers.rent.calls.time.sleep", sleep)
     monkeypatch.setattr("helpers.rent.calls.time.monotonic", lambda: clock[0])
 
-    def send():
+    def send(method, url):
         answer = left.pop(0) if len(left) > 1 else left[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     try:
-        patient(send)()
+        patient(send)("GET", "https://host/")
     except requests.RequestException:
         assert isinstance(answers[-1], Exception)
     return slept, len(slept) + 1
