@@ -55,8 +55,8 @@ def accounts(settings: Settings) -> tuple[dict[Provider, list[Instance]], list[s
                     # Whatever ENGINE is now, its machines are ours.
                     one = one.model_copy(update={"engine": server.engine})
                 provider = connect(one)
-                rented = found[provider] = provider.everything()
-                Ledger(one, name).compare({word for i in rented for word in (i.id, i.label)})
+                found[provider] = provider.everything()
+                Ledger(one, name).compare(found[provider])
         except CourseError as error:
             unknown.append(f"{name} cannot be asked: {error.what}")
     return found, unknown

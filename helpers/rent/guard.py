@@ -145,7 +145,7 @@ def _rent_anew(
 ) -> Instance:
     """The cheapest offer within the limits whose machine comes up."""
     ledger = Ledger(settings, provider.name)
-    ledger.compare({name for i in provider.instances() for name in (i.id, i.label)})
+    ledger.compare(provider.instances())
     balance, offers = provider.balance_usd(), provider.offers(wanted)
     if not offers:
         raise CourseError("no offer matches the filter", "loosen it: less VRAM, a higher ceiling")
@@ -155,9 +155,8 @@ def _rent_anew(
         if number == 0 and settings.confirm and not provider.rehearsal:
             confirm(offer, settings, balance)
         say(f"renting {offer.gpu} at ${offer.usd_per_hour:.3f}/h")
-        name = market.unique_label(
-            label
-        )  # written down first: whatever happens, it is looked for by it
+        # Written down before it is asked for: whatever happens, it is looked for by its label.
+        name = market.unique_label(label)
         ledger.note(name, usd_per_hour=offer.usd_per_hour, began=time.time())
         try:
             return launch(offer, name)

@@ -2,11 +2,13 @@
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from filelock import FileLock
 
 from helpers.errors import CourseError
+from helpers.rent.market import Instance
 from helpers.settings import Settings
 
 
@@ -45,12 +47,13 @@ class Ledger:
             part.write_text(json.dumps(rentals, indent=1))
             part.replace(self.file)
 
-    def compare(self, present: set[str]) -> None:
+    def compare(self, instances: Iterable[Instance]) -> None:
         """What the provider no longer knows has ended, now at the latest; what it knows has not.
 
         Args:
-            present: labels and ids of the provider's machines.
+            instances: all that is rented at the provider.
         """
+        present = {name for instance in instances for name in (instance.id, instance.label)}
         for label, rental in self.read().items():
             gone = label not in present
             if gone == (rental["ended"] is None):

@@ -69,7 +69,7 @@ def test_ledger_outlives_the_kernel_and_closes_what_is_gone(own_rehearsal):
     provider.destroy(machine.id)  # behind the guard's back
     ledger = Ledger(own_rehearsal, provider.name)
     assert ledger.read()[machine.label]["ended"] is None and ledger.open()
-    ledger.compare(set())
+    ledger.compare([])
     assert not ledger.open()
     spent = ledger.spent_usd()
     assert 0 < spent < 0.01

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,10 +29,10 @@ def test_the_provider_knows_better(ledger):
     """Gone is gone, whoever ended it; what is there was wrongly taken for gone."""
     for name in ("gone", "there"):
         ledger.note(name, usd_per_hour=1, began=time.time())
-    ledger.compare({"there"})
+    ledger.compare([SimpleNamespace(id="7", label="there")])
     assert [ledger.read()[name]["ended"] is None for name in ("gone", "there")] == [False, True]
     ledger.note("there", ended=time.time())
-    ledger.compare({"there"})
+    ledger.compare([SimpleNamespace(id="7", label="there")])
     assert ledger.open()
 
 
