@@ -81,21 +81,20 @@ def env(config: Settings) -> None:
 
 def status(config: Settings) -> None:
     """Show everything of the course that is rented, and what it costs."""
-    for provider in rent.configured(config):
-        table = rent.guard.status(provider)
+    found, unknown = rent.accounts(config)
+    for provider, rented in found.items():
+        table = rent.guard.status(rent.ours(rented))
         if len(table):
             print(table.to_string(index=False))
             print(f"{provider.name}: ${table['usd_per_hour'].sum():.3f}/h")
     print(rent.preflight(config))
+    if unknown:
+        raise CourseError("; ".join(unknown), "mend that, or look in the provider's console")
 
 
 def destroy(config: Settings) -> None:
     """Destroy everything of the course that is rented, and look that it is gone."""
-    for provider in rent.configured(config):
-        for instance in provider.instances():
-            rent.guard.destroy(provider, instance.id)
-            print(f"{provider.name}: instance {instance.id} ({instance.label}) is gone")
-    print(rent.preflight(config))
+    rent.guard.end(config)
 
 
 def main(argv: list[str] | None = None) -> int:

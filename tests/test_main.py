@@ -7,10 +7,13 @@ import sys
 import time
 
 import pytest
+from support.line import reply, tamper
+from support.machines import Idle
 from support.waiting import eventually, ours
 
 import helpers.__main__
 from helpers import rehearsal, rent, serve
+from helpers.rent.ledger import Ledger
 
 
 @pytest.fixture
@@ -79,7 +82,39 @@ def test_what_a_crashed_kernel_left_is_found_destroyed_and_forgotten(run, own_re
     run("rehearse", "--reset")
     again = rent.connect(own_rehearsal)
     assert again.balance_usd() == 5
-    assert rent.guard.Ledger(own_rehearsal, again).spent_usd() == 0
+    assert Ledger(own_rehearsal, again.name).spent_usd() == 0
+
+
+@pytest.mark.parametrize("command", ["status", "destroy"])
+def test_every_provider_is_asked_and_the_silent_one_named(command, own_rehearsal, capsys):
+    """One that fails hides no other, and is never taken for one with nothing rented."""
+    provider = rent.connect(own_rehearsal)
+    machine = provider.launch(provider.offers(rent.OfferFilter())[0], Idle(), "asked")
+    ledger = Ledger(own_rehearsal, "runpod")
+    ledger.note("llm-course:x:1", usd_per_hour=1, began=0)
+    assert helpers.__main__.main([command]) == 1
+    shown = capsys.readouterr()
+    assert machine.id in shown.out and "RUNPOD_API_KEY is not set" in shown.err
+    assert len(provider.instances()) == (command == "status")
+    assert "at least" in shown.out and ledger.open()
+
+
+def test_one_machine_that_stays_keeps_no_other(own_rehearsal, capsys, monkeypatch):
+    """Destroying goes on after a failure, tells it, and ends with an error."""
+    provider = rent.connect(own_rehearsal)
+    offers = provider.offers(rent.OfferFilter())
+    first, second = (provider.launch(offer, Idle(), "stays") for offer in offers[:2])
+
+    def refuse(request, go):
+        mine = request.method == "DELETE" and f"/{first.id}/" in request.path_url
+        return reply(403, {"msg": "not now"}) if mine else go()
+
+    tamper(monkeypatch, refuse)
+    assert helpers.__main__.main(["destroy"]) == 1
+    assert "not now" in capsys.readouterr().err
+    assert [machine.id for machine in provider.instances()] == [first.id]
+    monkeypatch.undo()
+    assert second.id != first.id
 
 
 def test_env_prints_nothing_else(run, monkeypatch):

@@ -37,7 +37,7 @@ CELLS = [
     """
     instance = guard.rent(provider, spec, "secrets", config)
     print(instance, provider.logs(instance.id, 100))
-    guard.status(provider)
+    guard.status(provider.instances())
     """,
     """
     tunnel = ssh.tunnel(instance, config)

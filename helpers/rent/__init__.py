@@ -8,10 +8,10 @@ Serverless. This room knows nothing of tokens: what it hands on is an address.
 """
 
 from helpers.rent import guard, serverless, skypilot, ssh
-from helpers.rent.connect import configured, connect, frame, preflight, wait_running
-from helpers.rent.market import Instance, Offer, OfferFilter
+from helpers.rent.connect import accounts, connect, frame, preflight, wait_running
+from helpers.rent.market import Instance, Offer, OfferFilter, ours
 
 __all__ = [
-    "Instance", "Offer", "OfferFilter", "configured", "connect", "frame", "guard", "preflight",
-    "serverless", "skypilot", "ssh", "wait_running",
+    "Instance", "Offer", "OfferFilter", "accounts", "connect", "frame", "guard", "ours",
+    "preflight", "serverless", "skypilot", "ssh", "wait_running",
 ]  # fmt: skip

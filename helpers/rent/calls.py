@@ -1,16 +1,23 @@
 """Errors of a marketplace: each is told in a sentence, with what to do next."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
 
 import requests
 
 from helpers.errors import CourseError
+from helpers.progress import Progress
 from helpers.rent.market import NoAnswer, NotFound, OfferGone
 
 MISFITS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+PATIENCE_S = 60.0  # a call is given up after so many seconds, waits included
+PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # between attempts, where the service asks for no other
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +81,8 @@ class Service:
             kind, hint = NotFound, "look it up again: it may be gone"
         elif status == 429:
             hint = "wait a minute and run the cell again"
+            if _quota(answer):
+                hint = "the day's quota is used up; it begins anew at midnight UTC"
         elif status == 401:
             words = f"{self.name} does not accept {self.key} ({words})"
             hint = f"create a key at {self.keys_url} and put it into .env"
@@ -98,6 +107,67 @@ RUNPOD = Service(
     status_url="https://uptime.runpod.io",
     taken={400: ("capacity", "no longer available", "no instances", "not available", "resources")},
 )
+
+
+def patient(send: Callable[..., requests.Response]) -> Callable[..., requests.Response]:
+    """Let a function that sends a request repeat it when the line or a gateway failed.
+
+    It waits as the service asks, but never past :data:`PATIENCE_S`, and says so. What may rent is
+    sent once: a request whose answer got lost may have done its work.
+    """
+
+    def sending(method: str, url: str, *words: Any, **options: Any) -> requests.Response:
+        if "/asks/" in url or (method == "POST" and "/bundles/" not in url):
+            return send(method, url, *words, **options)
+        began, pauses = time.monotonic(), iter((*PAUSES_S, math.inf))
+        while True:
+            pause = next(pauses)
+            try:
+                answer = send(method, url, *words, **options)
+            except (requests.ConnectionError, requests.Timeout):
+                if time.monotonic() - began + pause > PATIENCE_S:
+                    raise
+            else:
+                if answer.status_code not in (429, 502, 503, 504) or _quota(answer):
+                    return answer
+                asked = number(answer.headers.get("Retry-After"), pause)
+                pause = asked if asked >= 0 and pause < math.inf else pause
+                if time.monotonic() - began + pause > PATIENCE_S:
+                    return answer
+            if pause > 1:
+                Progress()(f"the marketplace is busy: asked again in {pause:.0f} s")
+            time.sleep(pause)
+
+    return sending
+
+
+def _quota(answer: requests.Response) -> bool:
+    return answer.status_code == 429 and "quota" in answer.text.lower()
+
+
+def readable(read: Callable[[Any], T], rows: Iterable[Any]) -> list[T]:
+    """What can be read of some records: one odd row (a null, a missing field) hides no other."""
+    found = []
+    for row in rows:
+        with contextlib.suppress(*MISFITS):
+            found.append(read(row))
+    return found
+
+
+def number(value: Any, otherwise: float = 0.0) -> float:
+    """A number as a service sends it; ``otherwise`` when it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return otherwise
+
+
+def seconds(value: Any) -> float:
+    """A time in seconds since 1970, in whatever form it comes; now when it is none."""
+    with contextlib.suppress(*MISFITS):
+        iso = str(value).partition(" m=")[0].replace(" UTC", "").replace(" +", "+")  # Go's form
+        return datetime.fromisoformat(iso).timestamp()
+    return number(value, time.time())
 
 
 def reason(body: object) -> str:

@@ -8,8 +8,9 @@ import pandas as pd
 
 from helpers import rehearsal
 from helpers.errors import CourseError
-from helpers.rent.calls import RUNPOD, VAST
-from helpers.rent.market import Instance, Offer, Provider
+from helpers.rent.calls import MISFITS, RUNPOD, VAST
+from helpers.rent.ledger import Ledger
+from helpers.rent.market import Instance, Offer, Provider, ours
 from helpers.rent.runpod import RunPod
 from helpers.rent.vast import Vast
 from helpers.settings import Settings
@@ -33,19 +34,45 @@ def connect(settings: Settings) -> Provider:
     return market(server.token, server_url=server.url, rehearsal=True)
 
 
-def configured(settings: Settings) -> list[Provider]:
-    """Every provider on which something of the course may be rented now.
+def accounts(settings: Settings) -> tuple[dict[Provider, list[Instance]], list[str]]:
+    """Every provider on which something of the course may be rented now, asked what is.
 
-    Those whose key is set, and the rehearsal when something is rented there (also after a crash).
+    Those whose key is set, the chosen one, those whose ledger has something open, and the
+    rehearsal when it runs or holds rentals (also after a crash).
+
+    Returns:
+        All that is rented at each, the course's or not (:func:`helpers.rent.market.ours`), and a
+        sentence for each that could not be asked: what is rented there, nobody knows.
     """
-    names = [name for name in ("vast", "runpod") if getattr(settings, f"{name}_api_key")]
-    chosen = [settings.model_copy(update={"provider": name}) for name in names]
-    if rehearsal.holds_rentals(settings):
-        running = rehearsal.running(settings)  # whatever ENGINE is now, its machines are ours
-        engine = running.engine if running else settings.engine
-        update = {"provider": "rehearsal", "engine": engine}
-        chosen.insert(0, settings.model_copy(update=update))
-    return [connect(each) for each in chosen]
+    found: dict[Provider, list[Instance]] = {}
+    unknown = []
+    pretend = settings.provider if settings.provider.startswith("rehearsal") else "rehearsal"
+    for name in ("vast", "runpod", pretend):
+        one = settings.model_copy(update={"provider": name})
+        try:
+            if _may_hold(one, chosen=settings.provider == name):
+                if server := rehearsal.running(one):
+                    # Whatever ENGINE is now, its machines are ours.
+                    one = one.model_copy(update={"engine": server.engine})
+                provider = connect(one)
+                found[provider] = provider.everything()
+                Ledger(one, name).compare(found[provider])
+        except CourseError as error:
+            unknown.append(f"{name} cannot be asked: {error.what}")
+    return found, unknown
+
+
+def _may_hold(settings: Settings, chosen: bool) -> bool:
+    """May something be rented at the provider of these settings?"""
+    name = settings.provider
+    if name in ("vast", "runpod"):
+        key = getattr(settings, f"{name}_api_key")
+        return bool(chosen or key or Ledger(settings, name).open())
+    try:
+        return bool(rehearsal.running(settings)) or rehearsal.holds_rentals(settings)
+    except (OSError, *MISFITS):
+        hint = "python -m helpers rehearse --reset"
+        raise CourseError("its books (state.json) are damaged", hint) from None
 
 
 def preflight(settings: Settings) -> str:
@@ -55,23 +82,24 @@ def preflight(settings: Settings) -> str:
 
     Returns:
         The provider, pretend or real money, the credit (or why it is not known), and how many
-        instances of the course are rented now, on every provider of :func:`configured`.
+        instances of the course are rented now, on every provider of :func:`accounts`.
     """
     pretend = settings.provider.startswith("rehearsal")
     try:
         asked = not pretend or rehearsal.running(settings)
         credit = f"credit: ${connect(settings).balance_usd():.2f}" if asked else "not started yet"
     except CourseError as error:
-        credit = error.what if pretend else f"{error.what} (its instances are not counted)"
-    counts, unknown = {}, []
-    for provider in configured(settings):
-        try:
-            counts[provider.name] = len(provider.instances())
-        except CourseError as error:
-            unknown.append(f"{provider.name} cannot be asked: {error.what}")
-    where = [f"{count} on {name}" for name, count in counts.items() if count] + unknown
+        credit = error.what
+    found, where = accounts(settings)
+    least = "at least " if where else ""
+    mine = {provider.name: len(ours(rented)) for provider, rented in found.items()}
+    for provider, rented in found.items():
+        if count := mine[provider.name]:
+            where.append(f"{count} on {provider.name}")
+        if others := len(rented) - count:
+            where.append(f"{others} more on {provider.name} without the course's label")
+    now = f"{least}{sum(mine.values())}" + (f" ({', '.join(where)})" if where else "")
     money = "pretend money" if pretend else "real money"
-    now = f"{sum(counts.values())} ({', '.join(where)})" if where else "0"
     return f"provider: {settings.provider} ({money}), {credit}, your instances now: {now}"
 
 

@@ -1,10 +1,8 @@
 """What stands between the reader and a surprise bill."""
 
 import contextlib
-import functools
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -13,49 +11,16 @@ from filelock import FileLock
 
 from helpers.errors import CourseError
 from helpers.progress import Progress, fact
-from helpers.rent import deadman, ssh
-from helpers.rent.connect import frame, wait_running
-from helpers.rent.market import LABEL_PREFIX, Instance, Offer, OfferFilter, OfferGone, Provider
+from helpers.rent import deadman, market, ssh
+from helpers.rent.connect import accounts, frame, preflight, wait_running
+from helpers.rent.ledger import Ledger
+from helpers.rent.market import Instance, Offer, OfferFilter, OfferGone, Provider, ours
 from helpers.serve.spec import ServingSpec
 from helpers.settings import Settings
 
 HOSTS_TRIED = 3
+AGAIN = "`python -m helpers destroy` again, or end it in the provider's console"
 PRETEND = "pretend money: `python -m helpers rehearse --reset`"
-
-
-class Ledger:
-    """What the course has rented, in a file, so that a budget outlives every kernel.
-
-    Each provider has a file of its own; :func:`rent` alone writes it, one process at a time.
-    """
-
-    def __init__(self, settings: Settings, provider: Provider) -> None:
-        self.file = settings.rehearsal_home / f"rentals-{provider.name}.json"
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        """Rentals by id: ``usd_per_hour``, ``began`` and ``ended`` (None while it may run)."""
-        return json.loads(self.file.read_text()) if self.file.exists() else {}
-
-    def note(self, instance_id: str, **facts: float) -> None:
-        """Add facts to a rental."""
-        rentals = self.read()
-        rentals.setdefault(instance_id, {"ended": None}).update(facts)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(rentals, indent=1))
-        part.replace(self.file)
-
-    def close_gone(self, present: set[str]) -> None:
-        """What the provider no longer knows has ended, now at the latest."""
-        for number, rental in self.read().items():
-            if rental["ended"] is None and number not in present:
-                self.note(number, ended=time.time())
-
-    def spent_usd(self) -> float:
-        """Dollars, at most: hours of existence times the running price."""
-        return sum(
-            ((r["ended"] or time.time()) - r["began"]) / 3600 * r["usd_per_hour"]
-            for r in self.read().values()
-        )
 
 
 def check(offer: Offer, settings: Settings, balance_usd: float, spent_usd: float = 0.0) -> None:
@@ -141,7 +106,7 @@ def rent(
     Raises:
         CourseError: when nothing could be rented within the limits; nothing is left rented.
     """
-    say = progress or Progress()
+    say, key = progress or Progress(), ssh.ensure_key(settings)
 
     def come_up(new: Instance) -> Instance:
         up = wait_running(provider, new.id, timeout_s=loading_timeout_s, progress=say)
@@ -160,25 +125,27 @@ def rent(
         if instance is not None:
             fact(say, f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
             destroy(provider, instance.id)
-        launch = functools.partial(
-            provider.launch, spec=spec, label=label, lifetime_s=settings.lifetime_hours * 3600
-        )
+
+        def launch(offer: Offer, name: str) -> Instance:
+            lifetime_s = settings.lifetime_hours * 3600
+            return come_up(provider.launch(offer, spec, name, lifetime_s=lifetime_s))
+
+        provider.register_key(key)
         wanted = wanted or OfferFilter(gpu_count=spec.gpus)
-        return _rent_anew(provider, settings, wanted, launch, come_up, say)
+        return _rent_anew(provider, settings, wanted, launch, label, say)
 
 
 def _rent_anew(
     provider: Provider,
     settings: Settings,
     wanted: OfferFilter,
-    launch: Callable[[Offer], Instance],
-    come_up: Callable[[Instance], Instance],
+    launch: Callable[[Offer, str], Instance],
+    label: str,
     say: Callable[[str], None],
 ) -> Instance:
     """The cheapest offer within the limits whose machine comes up."""
-    ledger = Ledger(settings, provider)
-    ledger.close_gone({i.id for i in provider.instances()})
-    provider.register_key(ssh.ensure_key(settings))
+    ledger = Ledger(settings, provider.name)
+    ledger.compare(provider.instances())
     balance, offers = provider.balance_usd(), provider.offers(wanted)
     if not offers:
         raise CourseError("no offer matches the filter", "loosen it: less VRAM, a higher ceiling")
@@ -188,18 +155,18 @@ def _rent_anew(
         if number == 0 and settings.confirm and not provider.rehearsal:
             confirm(offer, settings, balance)
         say(f"renting {offer.gpu} at ${offer.usd_per_hour:.3f}/h")
+        # Written down before it is asked for: whatever happens, it is looked for by its label.
+        name = market.unique_label(label)
+        ledger.note(name, usd_per_hour=offer.usd_per_hour, began=time.time())
         try:
-            instance = launch(offer)
+            return launch(offer, name)
         except OfferGone:
+            ledger.note(name, ended=time.time())
             fact(say, f"{offer.gpu} was taken by somebody else, trying the next offer")
-            continue
-        try:
-            ledger.note(instance.id, usd_per_hour=offer.usd_per_hour, began=instance.created)
-            return come_up(instance)
         except BaseException as error:
-            destroy(provider, instance.id)
-            ledger.note(instance.id, ended=time.time())
-            if not isinstance(error, CourseError):
+            was_rented = _give_back(provider, name, error)
+            ledger.note(name, ended=time.time())
+            if not (was_rented and isinstance(error, CourseError)):
                 raise
             failures.append(f"{offer.gpu}: {error.what}")
             fact(say, f"{failures[-1]}; destroyed")
@@ -209,10 +176,25 @@ def _rent_anew(
     raise CourseError(f"nothing could be rented:\n{tried}", "search again in a few minutes")
 
 
+def _give_back(provider: Provider, name: str, error: BaseException) -> bool:
+    """Destroy what was rented under that label; was there anything?"""
+    try:
+        found = find(provider, name)
+    except CourseError:
+        raise error from None  # nobody knows: it stays open in the ledger
+    if found:
+        destroy(provider, found.id)
+    return found is not None
+
+
 def find(provider: Provider, label: str) -> Instance | None:
     """The instance that was rented under a label, None when there is none."""
-    prefix = f"{LABEL_PREFIX}{label}:"
-    return next((i for i in provider.instances() if i.label.startswith(prefix)), None)
+    return next((i for i in provider.instances() if label in (i.label, purpose(i))), None)
+
+
+def purpose(instance: Instance) -> str:
+    """What an instance was rented for: its label without what we put around it."""
+    return instance.label.removeprefix(market.LABEL_PREFIX).rpartition(":")[0]
 
 
 def extend(instance: Instance, settings: Settings, hours: float) -> datetime:
@@ -232,8 +214,10 @@ def extend(instance: Instance, settings: Settings, hours: float) -> datetime:
     if not 0 < hours <= settings.lifetime_hours:
         most = f"{settings.lifetime_hours:g} h"
         raise CourseError(f"{hours:g} h: {most} are what you allow at once", "see LIFETIME_HOURS")
-    answer = ssh.run(instance, settings, deadman.extend_command(hours * 3600))
-    return datetime.fromtimestamp(int(answer))
+    answer = ssh.run(instance, settings, deadman.extend_command(hours * 3600)).split()
+    if not answer or not answer[-1].isdecimal():
+        raise CourseError(f"{instance.id} did not tell its deadline: {answer}", "run it again")
+    return datetime.fromtimestamp(int(answer[-1]))
 
 
 # -- ending --------------------------------------------------------------------------------
@@ -248,6 +232,8 @@ def destroy(provider: Provider, instance_id: str, timeout_s: float = 120) -> Non
         CourseError: when it is still there after ``timeout_s`` seconds.
     """
     deadline = time.monotonic() + timeout_s
+    for tunnel in [each for each in ssh.OPEN if each.instance.id == instance_id]:
+        tunnel.close()
     provider.destroy(instance_id)
     # Asked in two ways: one odd "not found" must not pass for the end of all charges.
     while provider.instance(instance_id) or instance_id in {i.id for i in provider.instances()}:
@@ -257,6 +243,31 @@ def destroy(provider: Provider, instance_id: str, timeout_s: float = 120) -> Non
                 "destroy it by hand now (on Vast.ai: https://cloud.vast.ai/instances/)",
             )
         time.sleep(provider.poll_s)
+
+
+def end(settings: Settings, *labels: str) -> None:
+    """Destroy the course's machines of these labels, or all of them, on every provider.
+
+    It needs nothing of the notebook that rented them, so it works after a restart of the kernel,
+    too. ``python -m helpers destroy`` is the same for all labels.
+
+    Raises:
+        CourseError: when a provider could not be asked or a machine not be destroyed, after all
+            the others were.
+    """
+    found, failed = accounts(settings)
+    for provider, rented in found.items():
+        for machine in ours(rented):
+            if labels and purpose(machine) not in labels:
+                continue
+            try:
+                destroy(provider, machine.id)
+                print(f"{provider.name}: instance {machine.id} ({machine.label}) is gone")
+            except CourseError as error:
+                failed.append(f"{provider.name}: {error.what}")
+    print(preflight(settings))
+    if failed:
+        raise CourseError("not all is known to be gone: " + "; ".join(failed), AGAIN)
 
 
 @contextlib.contextmanager
@@ -271,8 +282,8 @@ def rented(
             destroy(provider, instance.id)
 
 
-def status(provider: Provider) -> pd.DataFrame:
-    """Everything of the course that is rented, what it costs an hour and has cost about.
+def status(instances: Iterable[Instance]) -> pd.DataFrame:
+    """What instances cost an hour and have cost about, e.g. those of ``provider.instances()``.
 
     Returns:
         One row an instance; ``about_usd`` is hours times the present price, an upper bound for
@@ -280,7 +291,7 @@ def status(provider: Provider) -> pd.DataFrame:
     """
     shown = ["provider", "id", "label", "status", "gpu_count", "gpu"]
     shown += ["usd_per_hour", "stopped_usd_per_hour", "created"]
-    table = frame(provider.instances()).reindex(columns=shown)
+    table = frame(instances).reindex(columns=shown)
     table["hours"] = (time.time() - table.pop("created")) / 3600
     table["about_usd"] = table.hours * table.usd_per_hour
     return table.round({"usd_per_hour": 3, "stopped_usd_per_hour": 4, "hours": 2, "about_usd": 3})

@@ -1,12 +1,24 @@
 """The reader's SSH key pair: made when there is none, never overwritten, the private half kept."""
 
 import os
+import shlex
 from pathlib import Path
 
 import asyncssh
+import paramiko
 
 from helpers.errors import CourseError
 from helpers.settings import Settings
+
+_REWRITE = "a.read_private_key(FILE, input('passphrase, if any: ') or None).write_private_key(FILE)"
+_FORMS = {  # of private keys that cannot be used: what is said of them, and what mends them
+    "PuTTY-User-Key-File": ("is in PuTTY's form", "puttygen FILE -O private-openssh -o FILE"),
+    "BEGIN PRIVATE KEY": (
+        "is in PKCS#8's form, which not every SSH program reads",
+        f'rewrite it, unprotected: python -c "import asyncssh as a; {_REWRITE}"',
+    ),
+    "": ("cannot be opened", "see why: ssh-keygen -y -f FILE; SSH_PASSPHRASE in .env unlocks it"),
+}
 
 
 def ensure_key(settings: Settings) -> str:
@@ -18,7 +30,8 @@ def ensure_key(settings: Settings) -> str:
         The public key: the one line that goes to the provider and into ``authorized_keys``.
 
     Raises:
-        CourseError: when the files are not a usable pair.
+        CourseError: when the files are not a usable pair, with the command that mends them: told
+            here, before money is spent on a machine that would never let us in.
     """
     private = settings.ssh_key
     public = Path(f"{private}.pub")
@@ -29,7 +42,11 @@ def ensure_key(settings: Settings) -> str:
         with open(private, "xb", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
             file.write(key.export_private_key("openssh", passphrase=passphrase(settings)))
         public.write_bytes(key.export_public_key())
-    return read_public_key(public)
+    halves = _public_halves(private, passphrase(settings))
+    line = read_public_key(public)
+    if line.split()[1] not in halves:
+        raise CourseError(f"{public} is not the public half of {private}", _derive(public))
+    return line
 
 
 def passphrase(settings: Settings) -> str | None:
@@ -41,15 +58,12 @@ def read_public_key(path: Path) -> str:
     """A public key file's line, after a check that it is one.
 
     Raises:
-        CourseError: when the file is missing, holds a private key, or is no key at all.
+        CourseError: when the file is missing, holds a private key, or is not one OpenSSH line.
     """
     try:
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        raise CourseError(
-            f"there is no public key at {path}",
-            f"derive it from the private one: ssh-keygen -y -f {path.with_suffix('')} > {path}",
-        ) from None
+        text = path.read_text(encoding="utf-8-sig", errors="replace").strip()
+    except OSError:
+        raise CourseError(f"there is no public key at {path}", _derive(path)) from None
     if "PRIVATE KEY" in text:
         raise CourseError(
             f"{path} holds a private key: it never leaves this machine",
@@ -58,8 +72,39 @@ def read_public_key(path: Path) -> str:
     try:
         asyncssh.import_public_key(text)
     except asyncssh.KeyImportError:
+        text = ""
+    if len(text.splitlines()) != 1:  # PuTTY's and OpenSSL's forms have several
         raise CourseError(
-            f"{path} is not an OpenSSH public key",
-            "it is one line that starts with ssh-ed25519 or ssh-rsa",
-        ) from None
+            f"{path} is not an OpenSSH public key: one line that starts with ssh-", _derive(path)
+        )
     return text
+
+
+def _derive(public: Path) -> str:
+    private = shlex.quote(str(public.with_suffix("") if public.suffix == ".pub" else public))
+    return f"derive it from the private one: ssh-keygen -y -f {private} > {private}.pub"
+
+
+def _public_halves(private: Path, phrase: str | None) -> list[str]:
+    """Public halves of what we can log in with: the file's, or the agent's when it is locked."""
+    locked, text = False, ""
+    for kind in (paramiko.Ed25519Key, paramiko.RSAKey, paramiko.ECDSAKey):
+        try:
+            text = private.read_text(errors="replace")
+            return [kind.from_private_key_file(str(private), phrase).get_base64()]
+        except paramiko.PasswordRequiredException:
+            locked = True
+        except (paramiko.SSHException, ValueError):
+            pass  # it is of another kind, or of none
+        except OSError as error:
+            what = f"the private key {private} cannot be read: {error.strerror}"
+            hint = f"put it back, or make a new pair: mv {private}.pub {private}.old"
+            raise CourseError(what, hint) from None
+    if locked and (known := [key.get_base64() for key in paramiko.Agent().get_keys()]):
+        return known
+    if locked:
+        what = f"the private key {private} is protected by a passphrase"
+        raise CourseError(what, f"ssh-add {private}, or set SSH_PASSPHRASE in .env")
+    form = next(form for form in _FORMS if form in text.replace("ENCRYPTED ", ""))
+    what, hint = _FORMS[form]
+    raise CourseError(f"the private key {private} {what}", hint.replace("FILE", f"'{private}'"))

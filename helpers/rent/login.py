@@ -40,7 +40,7 @@ def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClie
         client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
         try:
             with FileLock(f"{known}.lock"):  # two notebooks may meet two machines at once
-                known.touch(0o600)
+                _drop_cut_lines(known)
                 client.load_host_keys(str(known))
                 client.connect(
                     alias(instance),  # what its key is looked up by: the address is the socket's
@@ -56,6 +56,19 @@ def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClie
         except (OSError, paramiko.SSHException) as error:
             raise CourseError(*_told(error, instance, settings)) from None
         yield client
+
+
+def _drop_cut_lines(known: Path) -> None:
+    """A crash or a full disk may cut a line, and one such line would end every login."""
+    known.touch(0o600)
+    lines = known.read_text(errors="replace").splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        with contextlib.suppress(paramiko.SSHException, paramiko.hostkeys.InvalidHostKey):
+            if paramiko.hostkeys.HostKeyEntry.from_line(line):
+                kept.append(line)
+    if kept != lines:
+        known.write_text("".join(kept))
 
 
 def _told(error: Exception, instance: Instance, settings: Settings) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 """What all marketplaces have in common: the records they hand out, and the protocol."""
 
+import difflib
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable
@@ -121,25 +123,11 @@ class Instance:
         return f"{self.gpu_count}x {self.gpu}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Template:
-    """A stored description of what to run: the "one click" of a marketplace.
-
-    ``id`` is what ``launch(..., template_id=id)`` takes, ``own`` whether the account made it.
-    """
-
-    id: str
-    name: str
-    image: str
-    own: bool
-
-
 class Terms(TypedDict, total=False):
     """How to rent: what :meth:`Provider.launch` takes by name."""
 
     lifetime_s: float
     bid_usd_per_hour: float
-    template_id: str
 
 
 class Provider(Protocol):
@@ -161,8 +149,12 @@ class Provider(Protocol):
     def create(self, offer: Offer, spec: ServingSpec, label: str, terms: Terms) -> Instance:
         """Send the one request that rents, and never a second: :meth:`launch` calls it."""
 
+    def everything(self) -> list[Instance]:
+        """All that is rented on the account, whoever rented it."""
+
     def instances(self) -> list[Instance]:
-        """Everything rented on the account that carries the course's label."""
+        """What of it carries the course's label."""
+        return ours(self.everything())
 
     def instance(self, instance_id: str) -> Instance | None:
         """One instance, None when it is gone."""
@@ -179,16 +171,6 @@ class Provider(Protocol):
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
 
-    def templates(self) -> list[Template]:
-        """The account's own templates, then the provider's for vLLM."""
-
-    def create_template(self, spec: ServingSpec, name: str) -> str:
-        """Keep a spec as a template of one's own, without the keys in its environment.
-
-        Returns:
-            The template's id.
-        """
-
     def launch(
         self, offer: Offer, spec: ServingSpec, label: str, **terms: Unpack[Terms]
     ) -> Instance:
@@ -200,11 +182,10 @@ class Provider(Protocol):
 
         Args:
             offer: what to rent.
-            spec: what to serve; with a template only its disk size and environment count.
+            spec: what to serve.
             label: name of the purpose, e.g. ``"mistral"``; found again by ``instances()``.
             **terms: ``lifetime_s``, seconds after which the machine destroys itself (four hours);
-                ``bid_usd_per_hour`` makes it interruptible, at this bid for the GPU;
-                ``template_id`` rents from a template instead of the spec's image and script.
+                ``bid_usd_per_hour`` makes it interruptible, at this bid for the GPU.
 
         Returns:
             The instance, also when it was rented and only the answer got lost.
@@ -215,7 +196,7 @@ class Provider(Protocol):
                 the look-up failed as well: then it tells the label that the reader must look for.
             BaseException: what interrupted it; what had been rented is destroyed.
         """
-        unique = f"{LABEL_PREFIX}{label}:{uuid.uuid4().hex[:8]}"
+        unique = unique_label(label)
         try:
             return self.create(offer, spec, unique, terms)
         except BaseException as error:
@@ -238,6 +219,38 @@ def _labelled(provider: Provider, label: str, error: BaseException) -> Instance 
             f"renting failed, and nobody knows whether it is rented all the same ({unknown.what})",
             f"when the network is back: `python -m helpers status` (label {label})",
         ) from error
+
+
+def ours(instances: Iterable[Instance]) -> list[Instance]:
+    """Those that carry the course's label."""
+    return [instance for instance in instances if instance.label.startswith(LABEL_PREFIX)]
+
+
+def unique_label(purpose: str) -> str:
+    """The label of one rental, by which it is found even when the answer got lost."""
+    made = purpose.startswith(LABEL_PREFIX)
+    return purpose if made else f"{LABEL_PREFIX}{purpose}:{uuid.uuid4().hex[:8]}"
+
+
+def plain(gpu: str) -> str:
+    """A GPU's name without what one or another writes around it: NVIDIA_GeForce_RTX_4090."""
+    return re.sub(r"^(nvidia )?(geforce )?", "", gpu.replace("_", " ").strip(), flags=re.IGNORECASE)
+
+
+def check_names(wanted: Iterable[str], known: Iterable[str]) -> None:
+    """Names of GPUs that nothing was found for, compared with those on offer.
+
+    Raises:
+        CourseError: when there is no such name, with those that are close to it.
+    """
+    names = {plain(name).lower(): name for name in known}
+    for gpu in wanted:
+        if names and plain(gpu).lower() not in names:
+            close = difflib.get_close_matches(plain(gpu).lower(), names, cutoff=0.5)
+            some = " or ".join(names[name] for name in close or sorted(names)[:9])
+            raise CourseError(
+                f"no machine on offer has a GPU called {gpu!r}", f"did you mean {some}?"
+            )
 
 
 def is_secret(name: str) -> bool:

@@ -3,30 +3,20 @@ the same routes."""
 
 import contextlib
 import json
-import secrets
 import shlex
-from datetime import datetime
 from itertools import islice
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3 import Retry
 
 from helpers.errors import CourseError
 from helpers.rent import deadman, market
-from helpers.rent.calls import RUNPOD
-from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Template, Terms
+from helpers.rent.calls import RUNPOD, number, patient, readable, seconds
+from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Terms
 from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, ServingSpec
 
 API_URL = "https://api.runpod.io"
-PROXY = "https://{pod}-{port}.proxy.runpod.net"
-_HOURS_PER_MONTH = 730
-# What is asked for, set or ended may be repeated; a POST, which may rent, never is: not even after
-# an "other" error, which urllib3 would repeat whatever the method.
-_PATIENCE = Retry(4, other=0, backoff_factor=0.5, retry_after_max=60, raise_on_status=False)
-_PATIENCE.status_forcelist = {429, 502, 503, 504}
-_PATIENCE.allowed_methods = frozenset({"GET", "PUT", "DELETE"})
+_HOURS_PER_MONTH, TIMEOUT_S = 730, 60.0
 _STATUS = {"PROVISIONING": "creating", "STARTING": "loading", "RUNNING": "running"}
 _STATUS |= {"EXITED": "stopped"}  # anything else, such as ERROR, is "failed"
 
@@ -34,11 +24,8 @@ _STATUS |= {"EXITED": "stopped"}  # anything else, such as ERROR, is "failed"
 class RunPod(Provider):
     """The RunPod marketplace.
 
-    A spec that binds to loopback is served behind SSH, as on Vast.ai: the pod is RunPod's own
-    image, which has an SSH server, and installs the spec's version of vLLM when it boots. A spec
-    with ``host="0.0.0.0"`` runs vLLM's image and is reached through RunPod's HTTPS proxy, which is
-    open to everyone: a key for the API is generated (:meth:`public_api` tells both). That pod, and
-    one from a template, has no dead-man's switch: its image runs one command.
+    As on Vast.ai the model is served behind SSH: the pod is RunPod's own image, which has an SSH
+    server, and installs the spec's version of vLLM when it boots.
 
     Args:
         api_key: the account's key, or the rehearsal's token.
@@ -48,10 +35,9 @@ class RunPod(Provider):
 
     def __init__(self, api_key: str, server_url: str | None = None, rehearsal: bool = False):
         self.url = server_url or API_URL
-        self.proxy = f"{server_url}/proxy/{{pod}}/{{port}}" if server_url else PROXY
         self._http = requests.Session()
         self._http.trust_env = False  # a ~/.netrc would replace our Authorization header
-        self._http.mount(self.url, HTTPAdapter(max_retries=_PATIENCE))
+        self._request = patient(self._http.request)
         self._http.headers["Authorization"] = f"Bearer {api_key}"
         self.name = "rehearsal-runpod" if rehearsal else "runpod"
         self.rehearsal = rehearsal
@@ -59,7 +45,7 @@ class RunPod(Provider):
 
     def _send(self, method: str, path: str, body: dict | None = None) -> Any:
         """One request; the answer's JSON, None for an empty one."""
-        answer = self._http.request(method, self.url + path, json=body, timeout=60)
+        answer = self._request(method, self.url + path, json=body, timeout=TIMEOUT_S)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -91,7 +77,13 @@ class RunPod(Provider):
         query = "include=AVAILABILITY&product=POD&cloud=SECURE"
         query += f"&count={wanted.gpu_count}&minCudaVersion={wanted.min_cuda}"
         rows = self._send("GET", f"/v2/catalog/gpus?{query}")["gpus"]
-        return wanted.cheapest(self._offer(row, wanted) for row in rows if _suits(row, wanted))
+        suitable = readable(
+            lambda row: self._offer(row, wanted) if _suits(row, wanted) else None, rows
+        )
+        if not any(suitable):
+            names = readable(lambda row: f"{row['name']}", rows)
+            market.check_names(wanted.gpu, names)
+        return wanted.cheapest(offer for offer in suitable if offer)
 
     def _offer(self, row: dict[str, Any], wanted: OfferFilter) -> Offer:
         disk = DISK_USD_PER_GB_MONTH * wanted.disk_gb / _HOURS_PER_MONTH
@@ -114,73 +106,54 @@ class RunPod(Provider):
         gpu = {"id": offer.id, "count": offer.gpu_count, "minCudaVersion": cuda}
         body = {"name": label, "cloud": "SECURE", "gpu": gpu, "startSsh": True}
         body["disk"] = spec.disk_gb
-        if template := terms.get("template_id"):
-            body |= {"templateId": template, "env": spec.env}
-        else:
-            body |= container(spec, lifetime_s=terms.get("lifetime_s", deadman.LIFETIME_S))
+        body |= container(spec, lifetime_s=terms.get("lifetime_s", deadman.LIFETIME_S))
         return self._instance(self._send("POST", "/v2/pods", body))
 
     @RUNPOD.told("listing the pods")
-    def instances(self) -> list[Instance]:
-        """Everything rented on the account that carries the course's label."""
-        pods = self._send("GET", "/v2/pods")["pods"]
-        ours = (pod for pod in pods if pod["name"].startswith(market.LABEL_PREFIX))
-        return [self._instance(pod) for pod in ours if pod["status"] != "TERMINATED"]
+    def everything(self) -> list[Instance]:
+        """All that is rented on the account, whoever rented it."""
+        pods = readable(self._instance, self._send("GET", "/v2/pods")["pods"])
+        return [pod for pod in pods if pod.detail != "terminated"]
 
     @RUNPOD.told("asking for the pod", missing_ok=True)
     def instance(self, instance_id: str) -> Instance | None:
         """One instance, None when it is gone."""
-        pod = self._send("GET", f"/v2/pods/{instance_id}")
-        return None if pod["status"] == "TERMINATED" else self._instance(pod)
+        pod = self._instance(self._send("GET", f"/v2/pods/{instance_id}"))
+        return None if pod.detail == "terminated" else pod
 
     def _instance(self, pod: dict[str, Any]) -> Instance:
-        status, detail = _STATUS.get(pod["status"], "failed"), pod["status"].lower()
-        if status == "running" and pod["runtime"] is None:
+        detail = str(pod.get("status")).lower()
+        status = _STATUS.get(detail.upper(), "failed")
+        if status == "running" and pod.get("runtime") is None:
             # RunPod says RUNNING while the image is still pulled.
             status, detail = "loading", "running, the container is not up yet"
-        gpu = pod.get("gpu") or {"id": "CPU"}
-        volume_gb = (pod["mounts"] or {}).get("persistent", {}).get("size", 0)
-        ssh = pod["ssh"]["direct"] or {}
+        gpu = pod.get("gpu") or {}
+        volume_gb = number(((pod.get("mounts") or {}).get("persistent") or {}).get("size"))
+        ssh = (pod.get("ssh") or {}).get("direct") or {}
         return Instance(
-            id=pod["id"],
+            id=str(pod["id"]),
             provider=self.name,
-            label=pod["name"],
+            label=str(pod.get("name") or ""),
             status=status,
             detail=detail,
-            gpu=gpu["id"].removeprefix("NVIDIA ").removeprefix("GeForce "),
-            gpu_count=gpu.get("count", 1),
-            usd_per_hour=pod["cost"],
+            gpu=market.plain(str(gpu.get("id") or "CPU")),
+            gpu_count=int(number(gpu.get("count"), 1)),
+            usd_per_hour=number(pod.get("cost")),
             # A stopped pod keeps (and pays, at twice the price) its volume only.
             stopped_usd_per_hour=2 * DISK_USD_PER_GB_MONTH * volume_gb / _HOURS_PER_MONTH,
-            created=datetime.fromisoformat(pod["createdAt"]).timestamp(),
+            created=seconds(pod.get("createdAt")),
             ssh_host=ssh.get("host"),
             ssh_port=ssh.get("port"),
-            ssh_user=ssh.get("username", "root"),
+            ssh_user=ssh.get("username") or "root",
             cpu_cores=pod.get("vcpuCount"),
         )
-
-    @RUNPOD.told("asking for the pod's public API")
-    def public_api(self, instance_id: str) -> tuple[str, str]:
-        """Base URL and key of a pod that is reached through RunPod's HTTPS proxy.
-
-        The proxy gives up (HTTP 524) when an answer has not begun after 100 s: stream.
-
-        Raises:
-            CourseError: when the pod serves behind SSH only.
-        """
-        pod = self._send("GET", f"/v2/pods/{instance_id}")
-        ports = [port.removesuffix("/http") for port in pod["ports"] if port.endswith("/http")]
-        key = pod["env"].get("VLLM_API_KEY")
-        if not ports or not key:
-            raise CourseError(f"pod {instance_id} has no public API", "open a tunnel: ssh.tunnel()")
-        return self.proxy.format(pod=instance_id, port=ports[0]) + "/v1", key
 
     @RUNPOD.told("fetching the log")
     def logs(self, instance_id: str, lines: int = 100) -> str:
         """Tail of the container's log."""
         url = f"{self.url}/v2/pods/{instance_id}/logs?source=container&tail={min(lines, 5000)}"
         said: list[str] = []
-        with self._http.get(url, stream=True, timeout=(10, 3)) as answer:
+        with self._request("GET", url, stream=True, timeout=(10, 3)) as answer:
             answer.raise_for_status()
             # An endless stream of events: read until it falls silent.
             with contextlib.suppress(requests.RequestException):
@@ -203,58 +176,34 @@ class RunPod(Provider):
         """End the rental and every charge; no error when it is gone already."""
         self._send("DELETE", f"/v2/pods/{instance_id}")
 
-    @RUNPOD.told("searching templates")
-    def templates(self) -> list[Template]:
-        """The account's own templates, then RunPod's for vLLM."""
-        own = self._send("GET", "/v2/templates")["templates"]
-        theirs = self._send("GET", "/v2/catalog/templates")["templates"]
-        rows = own + [row for row in theirs if "vllm" in row["name"].lower()]
-        return [
-            Template(id=row["id"], name=row["name"], image=row["image"], own=row in own)
-            for row in rows
-            if not row["serverless"]
-        ]
-
-    @RUNPOD.told("creating the template")
-    def create_template(self, spec: ServingSpec, name: str) -> str:
-        """Keep a spec as a template of one's own, without the keys in its environment."""
-        body = {"name": name, "disk": spec.disk_gb, **container(spec)}
-        body["env"] = {k: v for k, v in body["env"].items() if not market.is_secret(k)}
-        return self._send("POST", "/v2/templates", body)["id"]
-
 
 def container(spec: ServingSpec, lifetime_s: float = deadman.LIFETIME_S) -> dict[str, Any]:
-    """The part of a pod or template that says what runs: image, arguments, ports, environment.
+    """The part of a pod that says what runs: image, arguments, ports, environment.
 
     Args:
         spec: what to serve.
         lifetime_s: seconds after which a pod with a shell terminates itself.
     """
-    env = dict(spec.env)
-    if spec.host == "0.0.0.0":  # noqa: S104
-        # In the environment, not as --api-key: vLLM prints its arguments into the log.
-        env.setdefault("VLLM_API_KEY", secrets.token_urlsafe(32))
-        args, image, ports = spec.vllm_args(), spec.image, [f"{spec.port}/http"]
-    else:
-        version = spec.image.rpartition(":")[2].removeprefix("v")
-        script = (
-            f"{deadman.script('runpod', lifetime_s)}\n"
-            f"(command -v vllm || pip install vllm=={version}; {spec.served()}) "
-            "2>&1 | tee -a ~/vllm.log &\n"
-            "test -x /start.sh && exec /start.sh; wait"
-        )
-        args, image, ports = ["bash", "-c", script], SSH_IMAGE, []
-    return {"image": image, "args": shlex.join(args), "ports": [*ports, "22/tcp"], "env": env}
+    version = spec.image.rpartition(":")[2].removeprefix("v")
+    script = (
+        f"{deadman.script('runpod', lifetime_s)}\n"
+        f"(command -v vllm || pip install vllm=={version}; {spec.served()}) "
+        "2>&1 | tee -a ~/vllm.log &\n"
+        "test -x /start.sh && exec /start.sh; wait"
+    )
+    args = shlex.join(["bash", "-c", script])
+    return {"image": SSH_IMAGE, "args": args, "ports": ["22/tcp"], "env": spec.env}
 
 
 def _suits(row: dict[str, Any], wanted: OfferFilter) -> bool:
     """Does a GPU type pass the filter?"""
+    names = {market.plain(gpu).lower() for gpu in wanted.gpu}
     return bool(
         row["manufacturer"] == "NVIDIA"
         and row["secure"]
         and row.get("availability") != "NONE"
         and row["maxCount"]["secure"] >= wanted.gpu_count
         and row["memory"] >= wanted.min_vram_gb
-        and (not wanted.gpu or {row["name"], row["id"]} & set(wanted.gpu))
+        and (not wanted.gpu or {market.plain(row[key]).lower() for key in ("name", "id")} & names)
         and "V100" not in row["name"]  # the only one there that is older than Ampere
     )

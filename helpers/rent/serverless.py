@@ -1,17 +1,14 @@
-"""Vast Serverless: an endpoint and its group of workers, through the same official SDK.
+"""Vast Serverless: an endpoint and its group of workers, as the official SDK's calls take them.
 
 The service rents workers by itself when requests come, at the marketplace's prices, and ends them
 when none do. No dead-man's switch of ours is on them: what stands between the reader and a
-surprise bill are the numbers of :class:`Service`, and :func:`destroy`.
+surprise bill are the numbers of :class:`Service`, and ``VastAI.delete_endpoint``.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.errors import CourseError
-from helpers.rent.calls import VAST, agreed
 from helpers.rent.market import LABEL_PREFIX
-from helpers.rent.vast import Vast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,49 +60,3 @@ class Service:
             "template_hash": self.template,
             "search_params": f"{wanted} dph_total<={self.max_usd_per_hour:g}",
         }
-
-
-@VAST.told("creating the endpoint")
-def create(vast: Vast, service: Service) -> int:
-    """Make the endpoint and its group of workers; nothing is left when it fails.
-
-    Returns:
-        The endpoint's number.
-
-    Raises:
-        CourseError: it is refused, an endpoint of that name is there already, or the marketplace
-            has no such service.
-    """
-    if vast.rehearsal:
-        raise CourseError("the rehearsal has no serverless service", "set PROVIDER=vast")
-    if _find(vast, service.name) is not None:
-        raise CourseError(f"an endpoint {service.label} is there already", "destroy it first")
-    try:
-        made = agreed(vast.once.create_endpoint(**service.endpoint()))
-        agreed(vast.once.create_workergroup(**service.workergroup()))
-    except BaseException:
-        destroy(vast, service.name)
-        raise
-    return made["result"]
-
-
-def _find(vast: Vast, name: str) -> int | None:
-    label = Service(name=name, template="").label
-    rows = vast.sdk.show_endpoints()
-    return next((row["id"] for row in rows if row["endpoint_name"] == label), None)
-
-
-@VAST.told("deleting the endpoint")
-def destroy(vast: Vast, name: str) -> None:
-    """Delete an endpoint with its groups and workers; no error when there is none.
-
-    Raises:
-        CourseError: a worker could not be deleted, or the endpoint is still there.
-    """
-    number = _find(vast, name)
-    left = number and vast.sdk.delete_endpoint(number).get("failed_workers")
-    if left or _find(vast, name) is not None:
-        raise CourseError(
-            f"endpoint {number} or its workers {left} are still there, and billed",
-            "destroy them by hand now: https://cloud.vast.ai/instances/",
-        )

@@ -4,11 +4,11 @@ import json
 import os
 import pwd
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from helpers.rent.keys import read_public_key as read_public_key
 from helpers.rent.login import alias, connect, known_hosts
 from helpers.rent.market import Instance
 from helpers.serve import ready
+from helpers.serve.router import free_port
 from helpers.settings import Settings
 
 LOGIN_TIMEOUT_S, OPEN_TIMEOUT_S = 120.0, 60.0
+MARK = "llm-course: here it begins"
 PROCESS = Path(__file__).with_name("tunnel.py")
 
 
@@ -47,8 +49,9 @@ def run(instance: Instance, settings: Settings, command: str, timeout_s: float =
     """
     with connect(instance, settings) as client:
         try:
-            _, out, err = client.exec_command(command, timeout=timeout_s)
+            _, out, err = client.exec_command(f"echo {MARK}; {command}", timeout=timeout_s)
             text, errors = out.read().decode(errors="replace"), err.read().decode(errors="replace")
+            text = text.rpartition(f"{MARK}\n")[2]  # before it: what a .bashrc says at each login
             status = out.channel.recv_exit_status()
         except TimeoutError:
             raise CourseError(f"{command!r} said nothing for {timeout_s:.0f} s") from None
@@ -99,6 +102,8 @@ def command(
 
 # -- the tunnel ----------------------------------------------------------------------------
 
+OPEN: "weakref.WeakSet[Tunnel]" = weakref.WeakSet()  # to be closed when their machine is destroyed
+
 
 class Tunnel:
     """A forwarded port, kept up by a process of its own; close it, or leave its ``with``.
@@ -140,6 +145,7 @@ class Tunnel:
         except BaseException:
             self.close()
             raise
+        OPEN.add(self)
 
     @property
     def base_url(self) -> str:
@@ -196,13 +202,14 @@ def tunnel(instance: Instance, settings: Settings, remote_port: int = 8000) -> T
     """
     with connect(instance, settings):
         pass  # pins the host key at first contact, and tells a wrong key at once
-    port = _free_port()
+    port = free_port()
     login = {
         "host": instance.ssh_host,
         "port": instance.ssh_port,
         "username": instance.ssh_user,
         "client_keys": [str(settings.ssh_key)],
         "passphrase": passphrase(settings),
+        "ignore_encrypted": True,  # the agent may have the key that is locked here
         "known_hosts": str(known_hosts(settings)),
         "host_key_alias": alias(instance),
     }
@@ -218,15 +225,9 @@ def stock_tunnel(instance: Instance, settings: Settings, remote_port: int = 8000
     Raises:
         CourseError: when it is not up after a minute, with the last reason.
     """
-    port = _free_port()
+    port = free_port()
     shown = command(instance, settings, port, remote_port)
     *words, destination = shlex.split(shown)
     words += ["-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"]
     words += ["-o", "PermitLocalCommand=yes", "-o", "LocalCommand=echo up", destination]
     return Tunnel(instance, port, shown, words)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

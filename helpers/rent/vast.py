@@ -1,19 +1,17 @@
 """Vast.ai through its official SDK; the rehearsal answers the same API."""
 
 import contextlib
-import shlex
-import time
 from typing import Any
 
 from vastai import VastAI
 
 from helpers.errors import CourseError
 from helpers.rent import deadman, market
-from helpers.rent.calls import VAST, agreed
-from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Template, Terms
+from helpers.rent.calls import MISFITS, VAST, agreed, number, patient, readable, seconds
+from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Terms
 from helpers.serve.spec import ServingSpec
 
-_STATUS = {None: "creating", "running": "running"}
+_STATUS = {"None": "creating", "running": "running"}
 _STATUS |= dict.fromkeys(("exited", "stopped", "frozen", "unknown", "offline"), "failed")
 
 
@@ -27,11 +25,10 @@ class Vast(Provider):
     """
 
     def __init__(self, api_key: str, server_url: str | None = None, rehearsal: bool = False):
-        # The SDK waits rate limits out (Vast's are 1 to 4.5 seconds) and repeats every call whose
-        # answer got lost, even the one that rents; then its second attempt is told "no such
-        # offer", because the first one rented it. What makes something is sent once.
-        self.sdk = VastAI(api_key=api_key, server_url=server_url, retry=8)
-        self.once = VastAI(api_key=api_key, server_url=server_url, retry=1)
+        # The SDK alone would repeat every call whose answer got lost, even the one that rents; its
+        # second attempt would be told "no such offer", because the first one rented it.
+        self.sdk = VastAI(api_key=api_key, server_url=server_url, retry=1)
+        self.sdk.client._request = patient(self.sdk.client._request)
         self.name = "rehearsal" if rehearsal else "vast"
         self.rehearsal = rehearsal
         self.poll_s = 0.5 if rehearsal else 10.0
@@ -61,20 +58,24 @@ class Vast(Provider):
             "disk_space": {"gte": wanted.disk_gb},
             "direct_port_count": {"gte": 1},
         }
-        if wanted.gpu:
-            query["gpu_name"] = {"in": list(wanted.gpu)}
+        if names := [market.plain(gpu) for gpu in wanted.gpu]:
+            either = dict.fromkeys(spelled for name in names for spelled in (name, name.upper()))
+            query["gpu_name"] = {"in": list(either)}
         kind = "bid" if wanted.interruptible else "on-demand"
         rows = self.sdk.search_offers(query, kind, "dph_total", storage=wanted.disk_gb)
-        return wanted.cheapest([self._offer(row, wanted.interruptible) for row in rows])
+        if names and not rows:
+            every = self.sdk.search_offers({}, kind, "dph_total", limit=1000)
+            market.check_names(wanted.gpu, readable(lambda row: str(row["gpu_name"]), every))
+        return wanted.cheapest(readable(lambda row: self._offer(row, wanted.interruptible), rows))
 
     def _offer(self, row: dict[str, Any], interruptible: bool) -> Offer:
         return Offer(
             id=str(row["id"]),
             provider=self.name,
-            gpu=row["gpu_name"],
-            gpu_count=row["num_gpus"],
+            gpu=str(row["gpu_name"]),
+            gpu_count=int(row["num_gpus"]),
             vram_gb=round(row["gpu_ram"] / 1024, 1),
-            usd_per_hour=row["dph_total"],
+            usd_per_hour=float(row["dph_total"]),
             interruptible=interruptible,
             min_bid_usd_per_hour=row.get("min_bid"),
             bandwidth_gb_s=row.get("gpu_mem_bw"),
@@ -91,16 +92,13 @@ class Vast(Provider):
                 "pass bid_usd_per_hour=..., or search without interruptible=True",
             )
         switch = deadman.script("vast", terms.get("lifetime_s", deadman.LIFETIME_S))
-        options = {"label": label, "disk": spec.disk_gb, "env": spec.env}
-        if template := terms.get("template_id"):
-            # The switch runs before the template's own script, which is sent along with it.
-            rows = self.sdk.search_templates({"hash_id": {"eq": template}})
-            script = f"{switch}\n{rows[0].get('onstart') or '' if rows else ''}"
-            options |= {"template_hash": template, "onstart_cmd": script}
-        else:
-            options |= {"image": spec.image, "onstart_cmd": spec.onstart(switch)}
-            options |= {"ssh": True, "direct": True}
-        answer = self.once.create_instance(
+        options: dict[str, Any] = {
+            "image": spec.image,
+            "onstart_cmd": spec.onstart(switch),
+            "env": spec.env,
+        }
+        options |= {"label": label, "disk": spec.disk_gb, "ssh": True, "direct": True}
+        answer = self.sdk.create_instance(
             int(offer.id), bid_price=terms.get("bid_usd_per_hour"), cancel_unavail=True, **options
         )
         price = terms.get("bid_usd_per_hour", offer.usd_per_hour)
@@ -109,34 +107,43 @@ class Vast(Provider):
         return self._instance(row | {"gpu_name": offer.gpu, "dph_total": price})
 
     @VAST.told("listing the instances")
-    def instances(self) -> list[Instance]:
-        """Everything rented on the account that carries the course's label."""
-        rows = self.sdk.show_instances()
-        ours = (r for r in rows if (r.get("label") or "").startswith(market.LABEL_PREFIX))
-        return [self._instance(row) for row in ours]
+    def everything(self) -> list[Instance]:
+        """All that is rented on the account, whoever rented it."""
+        # Not by show_instances(): it fails for all of them when a field of one is missing.
+        asked: dict[str, Any] = {"limit": 25, "order_by": [{"col": "id", "dir": "asc"}]}
+        rows: list[Any] = []
+        while asked.get("after_token", True):
+            page = self.sdk.show_instances_v1(asked)
+            rows += page["instances"]
+            asked["after_token"] = page.get("next_token")
+        return readable(self._instance, rows)
 
     @VAST.told("asking for the instance", missing_ok=True)
     def instance(self, instance_id: str) -> Instance | None:
         """One instance, None when it is gone."""
-        row = self.sdk.show_instance(int(instance_id))
+        answer = self.sdk.client.get(f"/instances/{instance_id}/", query_args={"owner": "me"})
+        answer.raise_for_status()
+        row = answer.json()["instances"]
         return self._instance(row) if row else None
 
     def _instance(self, row: dict[str, Any]) -> Instance:
         status = _status(row)
-        disk = row.get("storage_total_cost") or 0.0
-        host, port = _ssh_address(row)
+        disk = number(row.get("storage_total_cost"))
+        host, port = None, None
+        with contextlib.suppress(*MISFITS):
+            host, port = _ssh_address(row)
         return Instance(
             id=str(row["id"]),
             provider=self.name,
-            label=row.get("label") or "",
+            label=str(row.get("label") or ""),
             status=status,
-            detail=(row.get("status_msg") or "").strip(),
+            detail=str(row.get("status_msg") or "").strip(),
             gpu=row.get("gpu_name") or "",
-            gpu_count=row.get("num_gpus") or 1,
+            gpu_count=int(number(row.get("num_gpus"), 1)),
             # Loading is free of GPU charges, but only running is a promise to the reader.
-            usd_per_hour=disk if status == "stopped" else row.get("dph_total") or 0.0,
+            usd_per_hour=disk if status == "stopped" else number(row.get("dph_total")),
             stopped_usd_per_hour=disk,
-            created=row.get("start_date") or time.time(),
+            created=seconds(row.get("start_date")),
             ssh_host=host,
             ssh_port=port,
             cpu_cores=row.get("cpu_cores_effective"),
@@ -164,43 +171,6 @@ class Vast(Provider):
         """End the rental and every charge; no error when it is gone already."""
         self.sdk.destroy_instance(int(instance_id))
 
-    @VAST.told("searching templates")
-    def templates(self) -> list[Template]:
-        """The account's own templates, then those for vLLM.
-
-        A template's id is a hash of its content and changes at each edit: look it up, do not
-        store it.
-        """
-        mine = self.sdk.show_user()["id"]
-        rows = self.sdk.search_templates({"creator_id": {"eq": mine}})
-        rows += self.sdk.search_templates({"name": {"in": ["vLLM", "vllm"]}})
-        return [
-            Template(
-                id=number,
-                name=row["name"],
-                image=f"{row['image']}:{row['tag']}" if row.get("tag") else row["image"],
-                own=row.get("creator_id") == mine,
-            )
-            for number, row in {row["hash_id"]: row for row in rows}.items()
-        ]
-
-    @VAST.told("creating the template")
-    def create_template(self, spec: ServingSpec, name: str) -> str:
-        """Keep a spec as a template of one's own, without the keys in its environment."""
-        image, _, tag = spec.image.partition(":")
-        env = {k: v for k, v in spec.env.items() if not market.is_secret(k)}
-        answer = self.once.create_template(
-            name=name,
-            image=image,
-            image_tag=tag,
-            env=" ".join(f"-e {key}={shlex.quote(value)}" for key, value in env.items()),
-            onstart_cmd=spec.onstart(),
-            ssh=True,
-            direct=True,
-            disk_space=spec.disk_gb,
-        )
-        return agreed(answer)["template"]["hash_id"]
-
 
 def _status(row: dict[str, Any]) -> str:
     """The course's five states from Vast's three fields."""
@@ -209,9 +179,9 @@ def _status(row: dict[str, Any]) -> str:
         return "stopped"
     if actual != "running" and row.get("cur_state") == "stopped":
         return "loading"  # started again, waiting for its GPU
-    if actual == "created" and "error" in (row.get("status_msg") or "").lower():
+    if actual == "created" and "error" in str(row.get("status_msg")).lower():
         return "failed"
-    return _STATUS.get(actual, "loading")
+    return _STATUS.get(str(actual), "loading")
 
 
 def _ssh_address(row: dict[str, Any]) -> tuple[str | None, int | None]:

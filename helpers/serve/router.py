@@ -77,8 +77,8 @@ def start(endpoints: Sequence[Endpoint], policy: str = "cache_aware") -> Iterato
     """
     if not endpoints or len({one.model for one in endpoints}) != 1:
         raise CourseError("a router needs servers, all of one model", "see the endpoints' models")
-    port = _free_port()
-    words = command([one.origin for one in endpoints], policy, port, _free_port())
+    port = free_port()
+    words = command([one.origin for one in endpoints], policy, port, free_port())
     endpoint = replace(
         endpoints[0],
         base_url=f"http://127.0.0.1:{port}/v1",
@@ -111,7 +111,8 @@ def _wait_healthy(endpoint: Endpoint, process: subprocess.Popen, log: IO[bytes])
     raise CourseError(f"vllm-router did not start: {said}", hint)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -1,5 +1,6 @@
 """The notebooks run top to bottom, and survive a killed kernel."""
 
+import ast
 import os
 import re
 import signal
@@ -169,12 +170,28 @@ def test_has_the_skeleton_of_a_chapter(path):
 
 
 @pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
+def test_cleaning_up_works_after_a_restart_of_the_kernel(path):
+    """The cell needs nothing of the others, ends what they rented, and names the command."""
+    code = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    if "guard.rent(" not in "\n".join(code):
+        return
+    kept = set(re.findall(r"guard\.rent\([^\"\n]*\"([\w-]+)\"", "\n".join(code)))
+    [cell] = [source for source in code if "# Also after a restart of the kernel" in source]
+    assert "python -m helpers destroy" in cell
+    assert all(f'"{label}"' in cell for label in kept), kept
+    names = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Name)]
+    made = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    assert {name.id for name in names} - made <= {"rent", "settings", "print", "len"}
+
+
+@pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
 def test_one_way_to_import_and_one_line_before_it_begins(path):
     """A reader who knows the first cell of one notebook knows it of all."""
     code = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
     assert re.search(r"^from helpers import [a-z, ]+$", code[0], re.M)
     assert re.search(r"^print\(rent\.preflight\(\w+\)\)$", code[0], re.M)
-    ours = re.findall(r"^from (helpers\S*) import (.+)$", "\n".join(code), re.M)
+    but_the_last = "\n".join(cell for cell in code if "helpers destroy" not in cell)
+    ours = re.findall(r"^from (helpers\S*) import (.+)$", but_the_last, re.M)
     assert [names for module, names in ours if module == "helpers"] == [ours[0][1]]
     assert all(names[0].isupper() for module, names in ours if module != "helpers"), ours
     assert "REHEARSAL" not in "".join(code)

@@ -51,7 +51,7 @@ def test_a_rehearsal_keeps_its_engine(own_rehearsal, tmp_path):
     other = own_rehearsal.model_copy(update={"engine": "vllm", "vllm_env": tmp_path})
     with pytest.raises(CourseError, match="serves with llamacpp, and ENGINE is vllm"):
         rent.connect(other)
-    (seen,) = rent.configured(other)
+    (seen,), _ = rent.accounts(other)
     (machine,) = seen.instances()
     assert rent.preflight(other).endswith("your instances now: 1 (1 on rehearsal)")
     guard.destroy(seen, machine.id)

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from helpers import rehearsal, rent
 from helpers.errors import CourseError
 from helpers.rent import Instance
+from helpers.rent.ledger import Ledger
 
 KEY = "0123456789abcdef" * 2
 
@@ -43,8 +44,8 @@ def test_without_a_key_it_says_which_and_where_to_get_it(settings, name):
         rent.connect(mine)
     assert "https://" in told.value.hint
     assert rent.preflight(mine).startswith(
-        f"provider: {name} (real money), {name.upper()}_API_KEY is not set "
-        "(its instances are not counted), your instances now: "
+        f"provider: {name} (real money), {name.upper()}_API_KEY is not set"
+        ", your instances now: at least "
     )
 
 
@@ -53,7 +54,7 @@ def test_the_first_line_starts_nothing(own_rehearsal):
     assert rent.preflight(own_rehearsal) == (
         "provider: rehearsal (pretend money), not started yet, your instances now: 0"
     )
-    assert rehearsal.running(own_rehearsal) is None and rent.configured(own_rehearsal) == []
+    assert rehearsal.running(own_rehearsal) is None and rent.accounts(own_rehearsal) == ({}, [])
 
 
 def test_the_first_line_of_a_running_rehearsal(settings, provider):
@@ -73,8 +74,51 @@ def test_a_provider_that_cannot_be_asked_is_told(own_rehearsal, monkeypatch):
     line = rent.preflight(
         own_rehearsal.model_copy(update={"provider": "vast", "vast_api_key": SecretStr(KEY)})
     )
-    assert "Vast.ai did not answer" in line and "0 (vast cannot be asked: " in line
+    assert "Vast.ai did not answer" in line and "at least 0 (vast cannot be asked: " in line
     assert KEY not in line and "\n" not in line
+
+
+def test_whoever_may_hold_a_machine_is_asked(own_rehearsal):
+    """No key any more, and a rental that nobody has seen end: that is not "nothing rented"."""
+    assert rent.accounts(own_rehearsal) == ({}, [])
+    Ledger(own_rehearsal, "vast").note("llm-course:x:1", usd_per_hour=1, began=time.time())
+    assert rent.accounts(own_rehearsal) == ({}, ["vast cannot be asked: VAST_API_KEY is not set"])
+    assert "at least 0 (vast cannot be asked" in rent.preflight(own_rehearsal)
+    Ledger(own_rehearsal, "vast").file.write_text("[")
+    ((), [told]) = rent.accounts(own_rehearsal)
+    assert "rentals-vast.json is damaged" in told
+
+
+def test_damaged_books_are_told(own_rehearsal):
+    """A crash cut the rehearsal's state: its machines are not known to be gone."""
+    own_rehearsal.rehearsal_home.mkdir()
+    for text in ("", "{", "[]", '{"credit": 5}'):
+        (own_rehearsal.rehearsal_home / "state.json").write_text(text)
+        ((), [told]) = rent.accounts(own_rehearsal)
+        assert told == "rehearsal cannot be asked: its books (state.json) are damaged"
+
+
+def test_machines_without_our_label_are_counted_apart(own_rehearsal):
+    """They may be the reader's own work: never ours to destroy, and no part of our sum."""
+    provider = rent.connect(own_rehearsal)
+    offer = provider.offers(rent.OfferFilter())[0]
+    options = {"image": "i", "disk": 10, "label": "by hand", "ssh": True, "direct": True}
+    made = provider.sdk.create_instance(int(offer.id), **options)
+    assert provider.instances() == []
+    assert rent.preflight(own_rehearsal).endswith(
+        "your instances now: 0 (1 more on rehearsal without the course's label)"
+    )
+    rent.guard.end(own_rehearsal)
+    assert [machine.label for machine in provider.everything()] == ["by hand"]
+    provider.destroy(str(made["new_contract"]))
+
+
+def test_what_ended_by_itself_stops_costing_at_the_next_look(own_rehearsal):
+    """Else the night until the next rental would be charged to the budget."""
+    provider, ledger = rent.connect(own_rehearsal), Ledger(own_rehearsal, "rehearsal")
+    ledger.note("llm-course:x:1", usd_per_hour=1, began=time.time())
+    rent.preflight(own_rehearsal)
+    assert provider.everything() == [] and not ledger.open()
 
 
 def test_waiting_ends_when_it_runs_and_lets_us_in():

@@ -3,13 +3,15 @@
 import dataclasses
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from support.machines import Idle
 
 from helpers import rent as providers
 from helpers.errors import CourseError
-from helpers.rent import guard
+from helpers.rent import guard, ssh
+from helpers.rent.ledger import Ledger
 from helpers.rent.market import OfferFilter
 from helpers.serve.spec import ServingSpec
 
@@ -65,12 +67,13 @@ def test_ledger_outlives_the_kernel_and_closes_what_is_gone(own_rehearsal):
     provider = providers.connect(own_rehearsal)
     machine = guard.rent(provider, ServingSpec(), "ledger", own_rehearsal, progress=print)
     provider.destroy(machine.id)  # behind the guard's back
-    ledger = guard.Ledger(own_rehearsal, provider)
-    assert ledger.read()[machine.id]["ended"] is None
-    ledger.close_gone(set())
+    ledger = Ledger(own_rehearsal, provider.name)
+    assert ledger.read()[machine.label]["ended"] is None and ledger.open()
+    ledger.compare([])
+    assert not ledger.open()
     spent = ledger.spent_usd()
     assert 0 < spent < 0.01
-    assert guard.Ledger(own_rehearsal, provider).spent_usd() == spent
+    assert Ledger(own_rehearsal, provider.name).spent_usd() == spent
 
 
 def test_real_money_is_asked_for(small_offer, settings, monkeypatch):
@@ -155,9 +158,35 @@ def test_failed_instance_is_replaced(provider, settings):
 
 def test_status_lists_price_running_and_stopped(provider, instance):
     """The table says what a machine costs now, and what it costs when only stopped."""
-    table = guard.status(provider).set_index("id")
+    table = guard.status(provider.instances()).set_index("id")
     row = table.loc[instance.id]
     assert 0 < row["stopped_usd_per_hour"] < row["usd_per_hour"]
+
+
+def test_the_end_needs_only_a_label(provider, settings, capsys):
+    """After a restart of the kernel there is no variable left, and the machine still costs."""
+    tunnels = {}
+    for label in ("end", "end-not"):
+        machine = guard.rent(provider, Idle(), label, settings, progress=print)
+        tunnels[label] = ssh.tunnel(machine, settings)
+    guard.end(settings, "end")
+    assert [guard.find(provider, label) is None for label in tunnels] == [True, False]
+    assert [tunnel.process.poll() is None for tunnel in tunnels.values()] == [False, True]
+    tunnels["end"].close()  # a second time is no error
+    assert "(llm-course:end:" in capsys.readouterr().out
+    guard.end(settings, "end-not")
+    guard.end(settings, "end-not")
+    assert guard.find(provider, "end-not") is None
+
+
+def test_an_unusable_key_is_found_before_anything_is_searched(provider, settings, tmp_path):
+    """Else a machine is paid that never lets us in."""
+    key = tmp_path / "id"
+    mine = settings.model_copy(update={"ssh_key": key})
+    ssh.ensure_key(mine)
+    key.write_text("PuTTY-User-Key-File-3: ssh-ed25519\n")
+    with pytest.raises(CourseError, match="PuTTY"):
+        guard.rent(SimpleNamespace(name="not to be asked"), ServingSpec(), "key", mine)
 
 
 def test_extended_machine_lives_on(own_rehearsal):

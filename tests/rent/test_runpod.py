@@ -1,16 +1,13 @@
 """What only RunPod has, against the rehearsal; test_contract holds what both have."""
 
-import dataclasses
-
 import pytest
-import requests
 from support.line import reply, tamper
 
-from helpers import rent, serve
+from helpers import rent
 from helpers.errors import CourseError
 from helpers.rent import guard, ssh
 from helpers.rent.market import LABEL_PREFIX, OfferFilter
-from helpers.rent.runpod import container
+from helpers.rent.runpod import RunPod, container
 from helpers.serve.spec import ServingSpec
 
 
@@ -24,7 +21,7 @@ def market(settings):
             guard.destroy(market, instance.id)
 
 
-@pytest.mark.parametrize("body", ["not json", {"id": "x"}])
+@pytest.mark.parametrize("body", ["not json", {"name": "x"}])
 def test_an_answer_of_another_form_is_told(market, monkeypatch, body):
     """RunPod changed its API: a sentence, after the look whether it is rented all the same."""
     offer = market.offers(OfferFilter())[0]
@@ -55,33 +52,6 @@ def test_the_key_is_never_shown(market):
     assert key not in repr(market) + str(vars(market))
 
 
-def test_public_api_asks_for_the_generated_key(market):
-    """RunPod's HTTPS proxy is open to everyone: without the key nobody may use the model."""
-    spec = dataclasses.replace(ServingSpec(), host="0.0.0.0")
-    launched = market.launch(market.offers(OfferFilter())[0], spec, "line")
-    rent.wait_running(market, launched.id, progress=lambda line: None)
-    url, key = market.public_api(launched.id)
-    assert len(key) >= 32
-    endpoint = serve.endpoint(url, api_key=key, source=market.name, poll_s=0.3)
-    stream = endpoint.client().completions.create(
-        model=endpoint.model, prompt="Hi", max_tokens=4, stream=True
-    )
-    assert sum(bool(piece.choices) for piece in stream) >= 2
-    body = {"model": endpoint.model, "prompt": "Hi"}
-    assert requests.post(f"{url}/completions", json=body, timeout=10).status_code == 401
-    with pytest.raises(CourseError, match="refuses the API key"):
-        serve.endpoint(url, api_key="wrong", poll_s=0.1)
-    assert key not in market.logs(launched.id, 200) and key not in repr(endpoint)
-
-
-def test_a_pod_behind_ssh_has_no_public_api(market, settings):
-    """The course's own way opens no port to the internet but SSH."""
-    market.register_key(ssh.ensure_key(settings))
-    launched = market.launch(market.offers(OfferFilter())[0], ServingSpec(), "line")
-    with pytest.raises(CourseError, match="no public API"):
-        market.public_api(launched.id)
-
-
 def test_existing_keys_survive_registering_ours(market, settings):
     """RunPod's request replaces all keys: the reader's other machines must stay reachable."""
     other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILXGDN/SclOozk1xsDztpmhGiKkkrfQB9SKoO8dSIQQZ me@x"
@@ -99,10 +69,51 @@ def test_interruptible_pods_are_not_offered(market):
 
 
 def test_what_runs_in_a_pod():
-    """vLLM's image with its arguments behind the proxy; an image with SSH behind a tunnel."""
-    public = container(dataclasses.replace(ServingSpec(), host="0.0.0.0"))
-    assert public["image"] == ServingSpec().image and public["ports"] == ["8000/http", "22/tcp"]
-    assert public["args"].startswith(ServingSpec().model) and "VLLM_API_KEY" in public["env"]
-    behind = container(ServingSpec())
-    assert behind["image"].startswith("runpod/") and behind["ports"] == ["22/tcp"]
-    assert "pip install vllm==0.33.0" in behind["args"] and behind["env"] == {}
+    """An image with SSH, in which the spec's vLLM is installed: only SSH is open to the world."""
+    pod = container(ServingSpec())
+    assert pod["image"].startswith("runpod/") and pod["ports"] == ["22/tcp"] and pod["env"] == {}
+    assert "pip install vllm==0.33.0" in pod["args"]
+
+
+POD = {
+    "id": "p1", "name": "llm-course:t:abc", "status": "RUNNING", "runtime": {"uptime": 1},
+    "gpu": {"id": "NVIDIA GeForce RTX 4090", "count": 1}, "mounts": {"persistent": {"size": 9}},
+    "ssh": {"direct": {"host": "1.2.3.4", "port": 22, "username": "root"}}, "cost": 0.4,
+    "createdAt": "2026-01-01T00:00:00Z", "vcpuCount": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", sorted(POD.keys() - {"id", "name"}))
+@pytest.mark.parametrize("oddity", [None, "missing", {}, {"direct": None, "persistent": None}])
+def test_one_odd_pod_is_listed_and_hides_no_other(monkeypatch, field, oddity):
+    """While a pod is made some of its fields are null, and it costs already."""
+    odd = POD | {"id": "p2", field: oddity}
+    if oddity == "missing":
+        del odd[field]
+    gone = POD | {"id": "p4", "status": "TERMINATED"}
+    pods = [odd, None, POD, POD | {"id": "p3", "name": None}, gone]
+    tamper(monkeypatch, lambda request, go: reply(200, {"pods": pods}))
+    market = RunPod("k")
+    assert [pod.id for pod in market.instances()] == ["p2", "p1"]
+    assert len(guard.status(market.everything())) == 3
+
+
+def test_one_odd_gpu_type_hides_no_other(market, monkeypatch):
+    """A type without a price, and the whole catalogue looked empty."""
+    known = market.offers(OfferFilter())
+    odd = [None, {"name": "X"}, {"id": "x", "price": None}]
+    tamper(monkeypatch, lambda request, go: reply(200, {"gpus": odd + go().json()["gpus"]}))
+    assert market.offers(OfferFilter()) == known
+
+
+@pytest.mark.parametrize("spelled", ["RTX_4090", "rtx 4090", "NVIDIA GeForce RTX 4090"])
+def test_a_gpu_may_be_spelled_as_elsewhere(market, spelled):
+    """Its id, its name, or as Vast.ai's command line writes it."""
+    assert {o.gpu for o in market.offers(OfferFilter(gpu=(spelled,)))} == {"RTX 4090"}
+
+
+def test_a_gpu_that_nobody_offers_is_told(market):
+    """An empty list would not say that the name is wrong."""
+    with pytest.raises(CourseError, match="GPU called 'RTX 4O90'") as told:
+        market.offers(OfferFilter(gpu=("RTX 4O90",)))
+    assert told.value.hint.startswith("did you mean RTX 4090")

@@ -1,5 +1,7 @@
 """What only Vast.ai has, against the rehearsal; test_contract holds what both have."""
 
+import json
+
 import pytest
 import requests
 from support.line import reply, tamper
@@ -97,3 +99,73 @@ def test_rehearsal_says_what_it_is(provider, settings):
     offers = provider.offers(OfferFilter())
     assert {o.provider for o in offers} == {"rehearsal"}
     assert all("Rehearsal" in o.location for o in offers)
+
+
+OFFER = {
+    "id": 1, "gpu_name": "RTX 4090", "num_gpus": 1, "gpu_ram": 24564, "gpu_mem_bw": 900.0,
+    "dph_total": 0.3, "min_bid": 0.1, "reliability2": 0.99, "geolocation": "X",
+}  # fmt: skip
+MACHINE = {
+    "id": 7, "label": "llm-course:t:1", "actual_status": "running", "status_msg": "up",
+    "gpu_name": "RTX 4090", "num_gpus": 1, "dph_total": 0.3, "start_date": 1.0, "extra_env": [],
+    "ports": {"22/tcp": [{"HostPort": "40022"}]}, "public_ipaddr": "1.2.3.4",
+}  # fmt: skip
+
+
+def answered(monkeypatch, body: dict) -> list[dict]:
+    """Vast.ai answers everything so; returns the bodies that it is sent."""
+    sent: list[dict] = []
+
+    def answer(request, go):
+        sent.append(json.loads(request.body or "{}"))
+        return reply(200, body)
+
+    tamper(monkeypatch, answer)
+    return sent
+
+
+@pytest.mark.parametrize("field", sorted(OFFER))
+@pytest.mark.parametrize("oddity", [None, "missing", {}])
+def test_one_odd_offer_hides_no_other(monkeypatch, field, oddity):
+    """A null in somebody's row, and the whole market looked empty."""
+    odd = OFFER | {"id": 2, field: oddity}
+    if oddity == "missing":
+        del odd[field]
+    answered(monkeypatch, {"offers": [odd, OFFER]})
+    assert "1" in {offer.id for offer in Vast("k").offers(OfferFilter())}
+
+
+@pytest.mark.parametrize("field", sorted(MACHINE.keys() - {"id", "label"}))
+@pytest.mark.parametrize("oddity", [None, "missing", {}, "2026-01-01 12:33:11.123 +0000 UTC"])
+def test_one_odd_machine_is_listed_and_hides_no_other(monkeypatch, field, oddity):
+    """What is not listed is not destroyed: it goes on costing."""
+    odd = MACHINE | {"id": 8, field: oddity}
+    if oddity == "missing":
+        del odd[field]
+    answered(monkeypatch, {"instances": [odd, None, MACHINE, MACHINE | {"id": 9, "label": None}]})
+    assert [machine.id for machine in Vast("k").instances()] == ["8", "7"]
+    assert len(Vast("k").everything()) == 3
+
+
+def test_all_pages_are_read(monkeypatch):
+    """The service shows 25 at a time."""
+    pages = [{"instances": [MACHINE], "next_token": "t"}, {"instances": [MACHINE | {"id": 8}]}]
+    asked = tamper(monkeypatch, lambda request, go: reply(200, pages[len(asked) - 1]))
+    assert [machine.id for machine in Vast("k").instances()] == ["7", "8"]
+    assert "after_token=t" in asked[1][1]
+
+
+@pytest.mark.parametrize(
+    "spelled", ["RTX_4090", "rtx 4090", "NVIDIA GeForce RTX 4090", "GeForce_RTX_4090"]
+)
+def test_a_gpu_may_be_spelled_as_elsewhere(provider, spelled):
+    """The command line writes RTX_4090 and RunPod the whole name; the search knows one spelling."""
+    assert {o.gpu for o in provider.offers(OfferFilter(gpu=(spelled,)))} == {"RTX 4090"}
+
+
+def test_a_gpu_that_nobody_offers_is_told(provider):
+    """An empty list would not say that the name is wrong."""
+    with pytest.raises(CourseError, match="GPU called 'RTX 4O90'") as told:
+        provider.offers(OfferFilter(gpu=("RTX 4O90",)))
+    assert told.value.hint.startswith("did you mean RTX 4090")
+    assert provider.offers(OfferFilter(gpu=("RTX 4090",), max_usd_per_hour=0.001)) == []
