@@ -123,11 +123,25 @@ class Instance:
         return f"{self.gpu_count}x {self.gpu}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A stored description of what to run: the "one click" of a marketplace.
+
+    ``id`` is what ``launch(..., template_id=id)`` takes, ``own`` whether the account made it.
+    """
+
+    id: str
+    name: str
+    image: str
+    own: bool
+
+
 class Terms(TypedDict, total=False):
     """How to rent: what :meth:`Provider.launch` takes by name."""
 
     lifetime_s: float
     bid_usd_per_hour: float
+    template_id: str
 
 
 class Provider(Protocol):
@@ -171,6 +185,16 @@ class Provider(Protocol):
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
 
+    def templates(self) -> list[Template]:
+        """The account's own templates, then the provider's for vLLM."""
+
+    def create_template(self, spec: ServingSpec, name: str) -> str:
+        """Keep a spec as a template of one's own, without the keys in its environment.
+
+        Returns:
+            The template's id.
+        """
+
     def launch(
         self, offer: Offer, spec: ServingSpec, label: str, **terms: Unpack[Terms]
     ) -> Instance:
@@ -182,10 +206,11 @@ class Provider(Protocol):
 
         Args:
             offer: what to rent.
-            spec: what to serve.
+            spec: what to serve; with a template only its disk size and environment count.
             label: name of the purpose, e.g. ``"mistral"``; found again by ``instances()``.
             **terms: ``lifetime_s``, seconds after which the machine destroys itself (four hours);
-                ``bid_usd_per_hour`` makes it interruptible, at this bid for the GPU.
+                ``bid_usd_per_hour`` makes it interruptible, at this bid for the GPU;
+                ``template_id`` rents from a template instead of the spec's image and script.
 
         Returns:
             The instance, also when it was rented and only the answer got lost.

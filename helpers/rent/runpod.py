@@ -3,6 +3,7 @@ the same routes."""
 
 import contextlib
 import json
+import secrets
 import shlex
 from itertools import islice
 from typing import Any
@@ -12,10 +13,11 @@ import requests
 from helpers.errors import CourseError
 from helpers.rent import deadman, market
 from helpers.rent.calls import RUNPOD, number, patient, readable, seconds
-from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Terms
+from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Template, Terms
 from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, ServingSpec
 
 API_URL = "https://api.runpod.io"
+PROXY = "https://{pod}-{port}.proxy.runpod.net"
 _HOURS_PER_MONTH, TIMEOUT_S = 730, 60.0
 _STATUS = {"PROVISIONING": "creating", "STARTING": "loading", "RUNNING": "running"}
 _STATUS |= {"EXITED": "stopped"}  # anything else, such as ERROR, is "failed"
@@ -24,8 +26,11 @@ _STATUS |= {"EXITED": "stopped"}  # anything else, such as ERROR, is "failed"
 class RunPod(Provider):
     """The RunPod marketplace.
 
-    As on Vast.ai the model is served behind SSH: the pod is RunPod's own image, which has an SSH
-    server, and installs the spec's version of vLLM when it boots.
+    A spec that binds to loopback is served behind SSH, as on Vast.ai: the pod is RunPod's own
+    image, which has an SSH server, and installs the spec's version of vLLM when it boots. A spec
+    with ``host="0.0.0.0"`` runs vLLM's image and is reached through RunPod's HTTPS proxy, which is
+    open to everyone: a key for the API is generated (:meth:`public_api` tells both). That pod, and
+    one from a template, has no dead-man's switch: its image runs one command.
 
     Args:
         api_key: the account's key, or the rehearsal's token.
@@ -35,6 +40,7 @@ class RunPod(Provider):
 
     def __init__(self, api_key: str, server_url: str | None = None, rehearsal: bool = False):
         self.url = server_url or API_URL
+        self.proxy = f"{server_url}/proxy/{{pod}}/{{port}}" if server_url else PROXY
         self._http = requests.Session()
         self._http.trust_env = False  # a ~/.netrc would replace our Authorization header
         self._request = patient(self._http.request)
@@ -106,7 +112,10 @@ class RunPod(Provider):
         gpu = {"id": offer.id, "count": offer.gpu_count, "minCudaVersion": cuda}
         body = {"name": label, "cloud": "SECURE", "gpu": gpu, "startSsh": True}
         body["disk"] = spec.disk_gb
-        body |= container(spec, lifetime_s=terms.get("lifetime_s", deadman.LIFETIME_S))
+        if template := terms.get("template_id"):
+            body |= {"templateId": template, "env": spec.env}
+        else:
+            body |= container(spec, lifetime_s=terms.get("lifetime_s", deadman.LIFETIME_S))
         return self._instance(self._send("POST", "/v2/pods", body))
 
     @RUNPOD.told("listing the pods")
@@ -148,6 +157,22 @@ class RunPod(Provider):
             cpu_cores=pod.get("vcpuCount"),
         )
 
+    @RUNPOD.told("asking for the pod's public API")
+    def public_api(self, instance_id: str) -> tuple[str, str]:
+        """Base URL and key of a pod that is reached through RunPod's HTTPS proxy.
+
+        The proxy gives up (HTTP 524) when an answer has not begun after 100 s: stream.
+
+        Raises:
+            CourseError: when the pod serves behind SSH only.
+        """
+        pod = self._send("GET", f"/v2/pods/{instance_id}")
+        ports = [port.removesuffix("/http") for port in pod["ports"] if port.endswith("/http")]
+        key = pod["env"].get("VLLM_API_KEY")
+        if not ports or not key:
+            raise CourseError(f"pod {instance_id} has no public API", "open a tunnel: ssh.tunnel()")
+        return self.proxy.format(pod=instance_id, port=ports[0]) + "/v1", key
+
     @RUNPOD.told("fetching the log")
     def logs(self, instance_id: str, lines: int = 100) -> str:
         """Tail of the container's log."""
@@ -176,23 +201,48 @@ class RunPod(Provider):
         """End the rental and every charge; no error when it is gone already."""
         self._send("DELETE", f"/v2/pods/{instance_id}")
 
+    @RUNPOD.told("searching templates")
+    def templates(self) -> list[Template]:
+        """The account's own templates, then RunPod's for vLLM."""
+        own = self._send("GET", "/v2/templates")["templates"]
+        theirs = self._send("GET", "/v2/catalog/templates")["templates"]
+        rows = own + [row for row in theirs if "vllm" in row["name"].lower()]
+        return [
+            Template(id=row["id"], name=row["name"], image=row["image"], own=row in own)
+            for row in rows
+            if not row["serverless"]
+        ]
+
+    @RUNPOD.told("creating the template")
+    def create_template(self, spec: ServingSpec, name: str) -> str:
+        """Keep a spec as a template of one's own, without the keys in its environment."""
+        body = {"name": name, "disk": spec.disk_gb, **container(spec)}
+        body["env"] = {k: v for k, v in body["env"].items() if not market.is_secret(k)}
+        return self._send("POST", "/v2/templates", body)["id"]
+
 
 def container(spec: ServingSpec, lifetime_s: float = deadman.LIFETIME_S) -> dict[str, Any]:
-    """The part of a pod that says what runs: image, arguments, ports, environment.
+    """The part of a pod or template that says what runs: image, arguments, ports, environment.
 
     Args:
         spec: what to serve.
         lifetime_s: seconds after which a pod with a shell terminates itself.
     """
-    version = spec.image.rpartition(":")[2].removeprefix("v")
-    script = (
-        f"{deadman.script('runpod', lifetime_s)}\n"
-        f"(command -v vllm || pip install vllm=={version}; {spec.served()}) "
-        "2>&1 | tee -a ~/vllm.log &\n"
-        "test -x /start.sh && exec /start.sh; wait"
-    )
-    args = shlex.join(["bash", "-c", script])
-    return {"image": SSH_IMAGE, "args": args, "ports": ["22/tcp"], "env": spec.env}
+    env = dict(spec.env)
+    if spec.host == "0.0.0.0":  # noqa: S104
+        # In the environment, not as --api-key: vLLM prints its arguments into the log.
+        env.setdefault("VLLM_API_KEY", secrets.token_urlsafe(32))
+        args, image, ports = spec.vllm_args(), spec.image, [f"{spec.port}/http"]
+    else:
+        version = spec.image.rpartition(":")[2].removeprefix("v")
+        script = (
+            f"{deadman.script('runpod', lifetime_s)}\n"
+            f"(command -v vllm || pip install vllm=={version}; {spec.served()}) "
+            "2>&1 | tee -a ~/vllm.log &\n"
+            "test -x /start.sh && exec /start.sh; wait"
+        )
+        args, image, ports = ["bash", "-c", script], SSH_IMAGE, []
+    return {"image": image, "args": shlex.join(args), "ports": [*ports, "22/tcp"], "env": env}
 
 
 def _suits(row: dict[str, Any], wanted: OfferFilter) -> bool:

@@ -1,6 +1,7 @@
 """Vast.ai through its official SDK; the rehearsal answers the same API."""
 
 import contextlib
+import shlex
 from typing import Any
 
 from vastai import VastAI
@@ -8,7 +9,7 @@ from vastai import VastAI
 from helpers.errors import CourseError
 from helpers.rent import deadman, market
 from helpers.rent.calls import MISFITS, VAST, agreed, number, patient, readable, seconds
-from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Terms
+from helpers.rent.market import Instance, Offer, OfferFilter, Provider, Template, Terms
 from helpers.serve.spec import ServingSpec
 
 _STATUS = {"None": "creating", "running": "running"}
@@ -92,12 +93,15 @@ class Vast(Provider):
                 "pass bid_usd_per_hour=..., or search without interruptible=True",
             )
         switch = deadman.script("vast", terms.get("lifetime_s", deadman.LIFETIME_S))
-        options: dict[str, Any] = {
-            "image": spec.image,
-            "onstart_cmd": spec.onstart(switch),
-            "env": spec.env,
-        }
-        options |= {"label": label, "disk": spec.disk_gb, "ssh": True, "direct": True}
+        options: dict[str, Any] = {"label": label, "disk": spec.disk_gb, "env": spec.env}
+        if template := terms.get("template_id"):
+            # The switch runs before the template's own script, which is sent along with it.
+            rows = self.sdk.search_templates({"hash_id": {"eq": template}})
+            script = f"{switch}\n{rows[0].get('onstart') or '' if rows else ''}"
+            options |= {"template_hash": template, "onstart_cmd": script}
+        else:
+            options |= {"image": spec.image, "onstart_cmd": spec.onstart(switch)}
+            options |= {"ssh": True, "direct": True}
         answer = self.sdk.create_instance(
             int(offer.id), bid_price=terms.get("bid_usd_per_hour"), cancel_unavail=True, **options
         )
@@ -170,6 +174,43 @@ class Vast(Provider):
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
         self.sdk.destroy_instance(int(instance_id))
+
+    @VAST.told("searching templates")
+    def templates(self) -> list[Template]:
+        """The account's own templates, then those for vLLM.
+
+        A template's id is a hash of its content and changes at each edit: look it up, do not
+        store it.
+        """
+        mine = self.sdk.show_user()["id"]
+        rows = self.sdk.search_templates({"creator_id": {"eq": mine}})
+        rows += self.sdk.search_templates({"name": {"in": ["vLLM", "vllm"]}})
+        return [
+            Template(
+                id=number,
+                name=row["name"],
+                image=f"{row['image']}:{row['tag']}" if row.get("tag") else row["image"],
+                own=row.get("creator_id") == mine,
+            )
+            for number, row in {row["hash_id"]: row for row in rows}.items()
+        ]
+
+    @VAST.told("creating the template")
+    def create_template(self, spec: ServingSpec, name: str) -> str:
+        """Keep a spec as a template of one's own, without the keys in its environment."""
+        image, _, tag = spec.image.partition(":")
+        env = {k: v for k, v in spec.env.items() if not market.is_secret(k)}
+        answer = self.sdk.create_template(
+            name=name,
+            image=image,
+            image_tag=tag,
+            env=" ".join(f"-e {key}={shlex.quote(value)}" for key, value in env.items()),
+            onstart_cmd=spec.onstart(),
+            ssh=True,
+            direct=True,
+            disk_space=spec.disk_gb,
+        )
+        return agreed(answer)["template"]["hash_id"]
 
 
 def _status(row: dict[str, Any]) -> str:

@@ -103,6 +103,31 @@ def test_a_rental_from_the_balance_to_the_end(market, settings, sent):
     _check_against_description(market, sent)
 
 
+def test_templates_are_found_made_and_launched(market, settings, sent):
+    """The "one click": the provider's vLLM template, one's own without keys, launch by its id."""
+    theirs = next(t for t in market.templates() if not t.own)
+    assert theirs.name == "vLLM" and theirs.image
+    spec = ServingSpec(env={"HF_TOKEN": SECRET, "VLLM_LOGGING_LEVEL": "INFO"})
+    number = market.create_template(spec, "course vLLM")
+    mine = market.templates()[0]
+    assert mine.id == number and mine.own and mine.name == "course vLLM"
+    bodies = [str(answer.request.body) for answer in sent]
+    assert any("VLLM_LOGGING_LEVEL" in body for body in bodies)
+    assert not any(SECRET in body for body in bodies)
+    for template in (theirs, mine):
+        market.register_key(ssh.ensure_key(settings))
+        offer = market.offers(OfferFilter())[0]
+        launched = market.launch(offer, ServingSpec(), "contract", template_id=template.id)
+        instance = rent.wait_running(market, launched.id, progress=quiet)
+        ssh.wait_login(instance, settings, progress=quiet)
+        with ssh.tunnel(instance, settings) as tunnel:
+            assert tunnel.endpoint(poll_s=0.3).model
+        guard.destroy(market, instance.id)
+    with pytest.raises(CourseError):
+        market.launch(market.offers(OfferFilter())[0], ServingSpec(), "contract", template_id="no")
+    _check_against_description(market, sent)
+
+
 def test_what_goes_wrong_is_told_in_a_sentence(market, settings):
     """A wrong key, a taken machine, a machine that is gone, a server that does not answer."""
     server = rehearsal.running(settings)

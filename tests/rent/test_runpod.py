@@ -1,9 +1,12 @@
 """What only RunPod has, against the rehearsal; test_contract holds what both have."""
 
+import dataclasses
+
 import pytest
+import requests
 from support.line import reply, tamper
 
-from helpers import rent
+from helpers import rent, serve
 from helpers.errors import CourseError
 from helpers.rent import guard, ssh
 from helpers.rent.market import LABEL_PREFIX, OfferFilter
@@ -52,6 +55,33 @@ def test_the_key_is_never_shown(market):
     assert key not in repr(market) + str(vars(market))
 
 
+def test_public_api_asks_for_the_generated_key(market):
+    """RunPod's HTTPS proxy is open to everyone: without the key nobody may use the model."""
+    spec = dataclasses.replace(ServingSpec(), host="0.0.0.0")
+    launched = market.launch(market.offers(OfferFilter())[0], spec, "line")
+    rent.wait_running(market, launched.id, progress=lambda line: None)
+    url, key = market.public_api(launched.id)
+    assert len(key) >= 32
+    endpoint = serve.endpoint(url, api_key=key, source=market.name, poll_s=0.3)
+    stream = endpoint.client().completions.create(
+        model=endpoint.model, prompt="Hi", max_tokens=4, stream=True
+    )
+    assert sum(bool(piece.choices) for piece in stream) >= 2
+    body = {"model": endpoint.model, "prompt": "Hi"}
+    assert requests.post(f"{url}/completions", json=body, timeout=10).status_code == 401
+    with pytest.raises(CourseError, match="refuses the API key"):
+        serve.endpoint(url, api_key="wrong", poll_s=0.1)
+    assert key not in market.logs(launched.id, 200) and key not in repr(endpoint)
+
+
+def test_a_pod_behind_ssh_has_no_public_api(market, settings):
+    """The course's own way opens no port to the internet but SSH."""
+    market.register_key(ssh.ensure_key(settings))
+    launched = market.launch(market.offers(OfferFilter())[0], ServingSpec(), "line")
+    with pytest.raises(CourseError, match="no public API"):
+        market.public_api(launched.id)
+
+
 def test_existing_keys_survive_registering_ours(market, settings):
     """RunPod's request replaces all keys: the reader's other machines must stay reachable."""
     other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILXGDN/SclOozk1xsDztpmhGiKkkrfQB9SKoO8dSIQQZ me@x"
@@ -69,10 +99,13 @@ def test_interruptible_pods_are_not_offered(market):
 
 
 def test_what_runs_in_a_pod():
-    """An image with SSH, in which the spec's vLLM is installed: only SSH is open to the world."""
-    pod = container(ServingSpec())
-    assert pod["image"].startswith("runpod/") and pod["ports"] == ["22/tcp"] and pod["env"] == {}
-    assert "pip install vllm==0.33.0" in pod["args"]
+    """vLLM's image with its arguments behind the proxy; an image with SSH behind a tunnel."""
+    public = container(dataclasses.replace(ServingSpec(), host="0.0.0.0"))
+    assert public["image"] == ServingSpec().image and public["ports"] == ["8000/http", "22/tcp"]
+    assert public["args"].startswith(ServingSpec().model) and "VLLM_API_KEY" in public["env"]
+    behind = container(ServingSpec())
+    assert behind["image"].startswith("runpod/") and behind["ports"] == ["22/tcp"]
+    assert "pip install vllm==0.33.0" in behind["args"] and behind["env"] == {}
 
 
 POD = {
