@@ -40,7 +40,11 @@ def rehearse(config: Settings) -> None:
             print(f"A GPU is{answer.choices[0].text}")
             folder = config.runs_dir / f"rehearsal-{datetime.now():%Y%m%d-%H%M%S}"
             workload = load.Synthetic(input_tokens=16, output_tokens=64)
-            runs = asyncio.run(load.sweep(endpoint, workload, users=USERS, folder=folder))
+            runs = asyncio.run(
+                load.sweep(
+                    endpoint, workload, users=USERS, answer_times=1.5, budget_s=90, folder=folder
+                )
+            )
         print(f"destroyed; {rent.preflight(config)}")
         print(f"{endpoint.title}:\n{measure.table(runs).round(1).T.to_string()}")
         for name, figure in {"throughput": plots.throughput, "latency": plots.latency}.items():

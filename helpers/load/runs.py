@@ -6,6 +6,7 @@ it and keeps its records in a file as they come.
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from helpers.endpoint import Endpoint
@@ -31,6 +32,7 @@ async def run(
     where: Where | None = None,
     server_every_s: float | None = 0.5,
     progress: bool = True,
+    enough: Callable[[float, Path], bool] | None = None,
 ) -> Run:
     """Make the requests and return a record of each.
 
@@ -48,6 +50,7 @@ async def run(
         where: where the requests are made: ``Local`` (the default), ``OverSSH``, ``OnExecutor``.
         server_every_s: time between readings of the server's ``/metrics``; ``None`` for none.
         progress: show a line of progress.
+        enough: says of (seconds, path) that the run may end; what is in flight is cut off.
 
     Raises:
         CourseError: no end is given, the server does not answer, or a generator breaks.
@@ -61,11 +64,11 @@ async def run(
     spec = _spec(endpoint, workload, arrivals, limits)
     spec["base_url"] = where.base_url or endpoint.base_url
     file = RunFile(path, header(endpoint, spec, label or str(arrivals), processes), shown=progress)
+    file.enough = enough or file.enough
     if server_every_s:
         file.sampler = ServerSampler(endpoint, server_every_s, file)
-    specs = [{**spec, "shard": [number, processes]} for number in range(processes)]
     try:
-        await where.play(specs, file)
+        await where.play([{**spec, "shard": [n, processes]} for n in range(processes)], file)
     except (asyncio.CancelledError, KeyboardInterrupt):
         pass  # what was measured is returned
     finally:
