@@ -14,7 +14,6 @@ from helpers.measure.capacity import (
     goodput,
     level,
     margin,
-    meets,
     usd_per_million_tokens,
     verdict,
 )
@@ -24,6 +23,6 @@ from helpers.measure.summary import Summary, most_at_once, summary, table
 
 __all__ = [
     "Capacity", "Difference", "Interval", "Objective", "Summary", "agreement", "capacity",
-    "compare", "goodput", "interval", "is_steady", "level", "margin", "meets", "most_at_once",
+    "compare", "goodput", "interval", "is_steady", "level", "margin", "most_at_once",
     "summary", "table", "token_times", "usd_per_million_tokens", "verdict", "window",
 ]  # fmt: skip

@@ -149,12 +149,6 @@ def verdict(run: Run, objective: Objective) -> str:
     return "kept" if found.high <= 1 else "missed" if found.low > 1 else "undecided"
 
 
-def meets(run: Run, objective: Objective) -> bool:
-    """Whether a run met an objective: each percentile, the part of failed requests, and (an open
-    loop) that the server kept up with it. ``verdict`` says how sure that is."""
-    return margin(run, objective).value <= 1
-
-
 def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacity:
     """Return the highest load that meets the objective, from the runs of a sweep or search.
 

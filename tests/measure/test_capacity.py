@@ -63,17 +63,17 @@ def test_a_server_that_falls_behind_has_no_capacity():
     runs = [queue(rate) for rate in (20, 30, 36, 60, 80)]
     found = measure.capacity(runs, loose)
     assert 36 <= found.load < 60 and (found.low, found.high) == (36, 60)
-    assert not any(measure.meets(queue(60, seed=seed), loose) for seed in range(20))
-    kept = [measure.meets(queue(4, seed=seed, service_s=0.2), loose) for seed in range(50)]
-    assert sum(kept) >= 48  # chance alone must not look like a queue
+    assert all(measure.verdict(queue(60, seed=seed), loose) == "missed" for seed in range(20))
+    kept = [measure.verdict(queue(4, seed=seed, service_s=0.2), loose) for seed in range(50)]
+    assert kept.count("kept") >= 48  # chance alone must not look like a queue
 
 
 def test_an_answer_without_a_token_misses_the_promise():
     """It came whole, but its first token never did."""
     run = closed_loop()
     silent = [replace(record, token_us=(), output_tokens=0) for record in run.records]
-    assert measure.meets(run, PROMISE)
-    assert not measure.meets(Run(run.header, silent, ends=run.ends), PROMISE)
+    assert measure.verdict(run, PROMISE) == "kept"
+    assert measure.verdict(Run(run.header, silent, ends=run.ends), PROMISE) == "missed"
 
 
 def test_repeats_and_stopped_runs():
