@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from helpers.endpoint import Endpoint
 from helpers.load.arrivals import Arrivals, ClosedLoop
 from helpers.load.runs import run
+from helpers.load.workers import OnExecutor
 from helpers.load.workload import Workload, to_spec, unseen
 from helpers.progress import Progress
 from helpers.records import Run
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from helpers.measure import Interval, Objective
 
 LOOKS = (2.0, 4.0, 6.0, 9.0, 13.0)  # answer times of steady load at which a search looks
+HOPELESS = 8  # failures without one answer
 EARLY, FAR = 4.0, 1.4  # looks before that only end a level that is so far from the promise
 SLOWEST_S = 120.0  # the last look at an open loop comes no sooner: near saturation it needs that
 
@@ -72,7 +74,7 @@ async def search(
     precision: float = 0.1,
     looks: Sequence[float] = LOOKS,
     folder: str | Path | None = None,
-    budget_s: float = 350.0,
+    budget_s: float | None = None,
     usd_per_hour: float | None = None,
     **options: Any,
 ) -> list[Run]:
@@ -97,13 +99,14 @@ async def search(
             ``duration_s`` is given.
         folder: where the runs' files go, by default as for ``run``. A search that was stopped
             goes on from them; a new one needs a new folder.
-        budget_s: the most time that it may take. With more of it and the same folder, a search
-            that needed longer goes on.
+        budget_s: the most time that it may take, by default 350 (at a rate 900, because a queue
+            grows slowly). With more of it and the same folder, a search that it ended goes on.
         usd_per_hour: price of the machine, to be told what that costs at most.
         options: as for ``run``.
     """
     make = arrivals or (lambda users: ClosedLoop(users=int(users)))
     whole = isinstance(make(int(start) or 1), ClosedLoop)
+    budget_s = budget_s or (350.0 if whole else 900.0)
     levels = _Levels(endpoint, workload, looks, options, folder, budget_s, objective)
     levels.tell("search", usd_per_hour)
     load: float | None = start
@@ -112,6 +115,9 @@ async def search(
         if (await levels.play(load, load + 0.5, make(int(load) if whole else load))).stopped:
             break
         load = next_load(levels.margins, limit, precision, 1 if whole else start / 100, whole)
+    else:
+        if load:
+            levels.say("its time is over; with the same folder and a larger budget_s it goes on")
     return sorted(levels.runs, key=lambda run: run.header["load"])
 
 
@@ -203,13 +209,16 @@ class _Levels:
         found = self.before(path, to_spec(work), to_spec(arrivals))
         if found is None:
             options = {**self.options, "path": path}
+            blind = isinstance(options.get("where"), OnExecutor)  # its records come at the end
             if not options.keys() & {"requests", "duration_s"}:
                 if isinstance(arrivals, ClosedLoop):
-                    if arrivals.users > 1 and not self.answers:
+                    if not self.answers and (arrivals.users > 1 or blind):
                         lone, ahead = replace(arrivals, users=1), unseen(work, 0.25)
                         probe = await run(self.endpoint, ahead, lone, requests=2, **self.options)
                         self.learn(1, probe)
                     arrivals = replace(arrivals, spread_s=min(self.expected_s(load), limit_s / 4))
+                if blind:
+                    limit_s = min(limit_s, (2 + self.looks[-1]) * self.expected_s(load) or 120.0)
                 options |= {"duration_s": limit_s, "enough": _Enough(self.looks, self.objective)}
             found = await run(self.endpoint, work, arrivals, **options)
         found.header["load"] = load
@@ -252,7 +261,7 @@ class _Enough:
         run = Run.read(path)
         if not run.ok:
             self.at = 1.5 * elapsed_s
-            return False
+            return len(run.failed) >= HOPELESS
         arrivals, answer_s = run.header["arrivals"], median(record.e2e_s for record in run.ok)
         begin_s, unit_s = 2 * answer_s, max(answer_s, SLOWEST_S / LOOKS[-1])
         if run.users:

@@ -133,13 +133,12 @@ def margin(run: Run, objective: Objective) -> Interval:
     lost = (len(run.failed) + silent) / max(len(run.ok) + len(run.failed), 1)
     if not run.ok or lost > objective.error_rate or falls_behind(run):
         return Interval(value=math.inf, low=math.inf, high=math.inf)
-    found = [
-        (interval(run, f"{name}_p{objective.percentile:g}_ms"), limit)
-        for name, limit in objective.limits_ms.items()
-        if samples(run, name)
-    ]
-    ends = [(one.value / ms, one.low / ms, one.high / ms) for one, ms in found]
-    value, low, high = (max(each, default=0.0) for each in zip(*ends, strict=True))
+    ends = [(0.0, 0.0, 0.0)]
+    for name, ms in objective.limits_ms.items():
+        if samples(run, name):
+            one = interval(run, f"{name}_p{objective.percentile:g}_ms")
+            ends.append((one.value / ms, one.low / ms, one.high / ms))
+    value, low, high = map(max, zip(*ends, strict=True))
     return Interval(value=value, low=low, high=high)
 
 

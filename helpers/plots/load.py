@@ -125,7 +125,7 @@ def timeline(run: Run) -> Picture:
     first = [r.end_s if r.ttft_s is None else r.origin_s + r.ttft_s for r in records]
     axes.hlines(rows, starts, first, color=ORANGE, label="to first token")
     axes.hlines(rows, first, ends, color=BLUE, label="tokens arrive")
-    failed = [row for row in rows if not records[row].ok]
+    failed = [row for row in rows if records[row].cause not in ("", "interrupted")]
     axes.plot([ends[row] for row in failed], failed, "x", color=RED, label="failed")
     axes.invert_yaxis()
     axes.set(xlabel="time since the start of the run, s", ylabel="requests, in the order sent")
