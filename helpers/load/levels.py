@@ -139,21 +139,20 @@ def next_load(
     top, step = max(values), 1 + 0.7 * precision
     high = min((load for load in values if values[load] > 1), default=math.inf)
     low = max((load for load in values if load < high), default=0.0)
-    if high == math.inf:  # double, or only just pass the load at which it will probably be missed
-        guess = crossing(values, beyond=True)
-        found = max(low * step, min(2 * low, guess * step))
-        low, high = 0.0 if low < limit else limit, limit + 1
-    elif high - low > max(precision * high, float(whole)):
+    if high - low <= max(precision * high, float(whole)) or high == math.inf:
+        if margins[top].low > 1 or top >= limit:
+            return None
+        # Double, or only just pass the load at which it will probably be missed for sure.
+        guess = 1.15 * top if high < math.inf else crossing(values, beyond=True)
+        found, low, high = min(max(guess, top) * step, 2 * top, limit), top, limit + 1
+    elif low and math.isfinite(values[high]):
         # Close to a load that was measured it teaches little: better beyond the crossing.
-        found = crossing(values) if low and math.isfinite(values[high]) else (low + high) / 2
-        found = min(max(found, low * step), high / step)
-    elif margins[top].low <= 1:  # where does it surely fail?
-        found, low, high = 1.25 * top, top, limit + 1
+        found = min(max(crossing(values), low * step), high / step)
     else:
-        return None
+        found = (low + high) / 2
     if whole:
         found = min(max(round(found), low + 1), high - 1)
-    return min(found, limit) if low < found < high and found >= least else None
+    return found if low < found < high and found >= least else None
 
 
 @dataclass
@@ -188,11 +187,12 @@ class _Levels:
 
     def expected_s(self, load: float) -> float:
         """Return how long an answer will probably take at a load; 0 where nobody knows."""
-        known = sorted(self.answers.items())
+        known = sorted(self.answers.items())[-2:]  # it grows linearly with the load
         if len(known) < 2:
             return known[0][1] if known else 0.0
-        (low, less_s), (high, more_s) = [one for one in known if one[0] <= load][-2:] or known[:2]
-        return max(less_s, more_s + (more_s - less_s) / (high - low) * (load - high))
+        (low, less_s), (high, more_s) = known
+        guess_s = more_s + (more_s - less_s) / (high - low) * (load - high)
+        return max(guess_s, min(self.answers.values()))
 
     def learn(self, load: float, run: Run) -> None:
         """Remember how long an answer, and the thinking after it, took at a load."""

@@ -48,6 +48,13 @@ async def test_users_are_whole(monkeypatch):
     assert [arrivals.users for _, arrivals in asked] == [1, 2, 4, 8, 6, 5]
 
 
+async def test_a_search_by_rate_stops_at_its_limit(monkeypatch):
+    """A limit that carries is tried once, also where it is no doubling."""
+    rates = lambda rate: load.Poisson(rate_per_s=rate)  # noqa: E731
+    asked = await searched(monkeypatch, 99, start=0.5, limit=1.7, arrivals=rates)
+    assert [arrivals.rate_per_s for _, arrivals in asked] == [0.5, 1, 1.7]
+
+
 async def test_a_search_asks_what_the_sweep_before_did_not(monkeypatch):
     """Else the server's prefix cache answers, and the capacity is one of repeated questions."""
     asked = await searched(monkeypatch, 8)
