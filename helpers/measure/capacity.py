@@ -201,7 +201,8 @@ def crossing(margins: dict[float, float], beyond: bool = False) -> float:
         if above > 1 or (beyond and high == points[-1][0]):
             if not (math.isfinite(above) and 0 < below < above):
                 return math.inf if beyond else low
-            return low * (high / low) ** (math.log(below) / math.log(below / above))
+            share = math.log(below) / math.log(below / above)
+            return low * (high / low) ** min(share, 99.0)  # a flat line leads far away
     return math.inf if beyond else points[-1][0]
 
 

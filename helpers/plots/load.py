@@ -53,7 +53,7 @@ def latency(runs: Sequence[Run]) -> Picture:
         for rank, color, line in ((50, BLUE, "o-"), (95, ORANGE, "o--"), (99, RED, "o:")):
             axes.plot(loads, rows[f"{name}_p{rank}_ms"], line, color=color, label=f"p{rank}")
         _, low, high = _intervals(runs, f"{name}_p95_ms")
-        axes.vlines(loads, low, high, color=ORANGE, label="its 95 % interval")
+        axes.vlines(loads, low, high, color=ORANGE, label="95 % interval of p95")
         axes.set(ylim=(0, None), ylabel=f"{long} ({name.upper()}), ms")
         _load_axis(axes, loads, unit)
     panels[0].legend()
@@ -79,7 +79,7 @@ def capacity(runs: Sequence[Run], objective: measure.Objective) -> Picture:
         middle, low, high = _intervals(runs, f"{name}_p{objective.percentile:g}_ms")
         axes.errorbar(loads, middle, [middle - low, high - middle], color=BLUE, marker="o")
         axes.axhline(limit, color=RED, linestyle="--", label=f"promise: {limit:g} ms")
-        if any(unsure := np.isin(loads, found.undecided)):
+        if any(unsure := ~(high <= limit) & ~(low > limit)):
             axes.plot(loads[unsure], middle[unsure], "ow", mec=BLUE, zorder=3, label="undecided")
         axes.axvspan(loads[0], max(found.load, loads[0]), color=GREEN, alpha=0.12)
         axes.set_ylim(0, 1.12 * max(axes.get_ylim()[1], limit))
@@ -192,7 +192,8 @@ def ways(runs: Sequence[Run]) -> Picture:
 
 def _load_axis(axes: Axes, loads: np.ndarray, unit: str) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(loads, [f"{load:g}" for load in loads])
+    near = np.diff(np.log2(loads), prepend=-9) < 0.3  # their labels would lie on each other
+    axes.set_xticks(loads, np.where(near, "", [f"{load:g}" for load in loads]))
     axes.minorticks_off()
     axes.set_xlabel("concurrent users" if unit == "users" else unit)
 

@@ -9,6 +9,7 @@ from support.made_runs import broken, closed_loop, queue
 
 from helpers import measure
 from helpers.errors import CourseError
+from helpers.measure.capacity import crossing
 from helpers.records import Run
 
 PROMISE = measure.Objective(ttft_ms=2000, tpot_ms=None)
@@ -104,3 +105,13 @@ def test_nothing_carries_nobody_and_costs_without_end():
     assert measure.usd_per_million_tokens(1, 0) == math.inf
     column = measure.usd_per_million_tokens(pandas.Series([1, 0.36]), pandas.Series([0, 1000]))
     assert column.to_list() == [math.inf, pytest.approx(0.1)]
+
+
+def test_a_line_leads_from_what_was_measured_to_what_was_not():
+    """Between two loads, beyond the last, and nowhere in particular where it is flat."""
+    kept = {4: 0.25, 8: 0.5}
+    assert crossing({**kept, 32: 2.0}) == pytest.approx(16)
+    assert crossing(kept) == 8 and crossing(kept, beyond=True) == pytest.approx(16)
+    assert crossing({4: 0.01, 8: 0.01 + 1e-9}, beyond=True) > 1e9
+    assert crossing({4: 0.5, 8: 0.4}, beyond=True) == math.inf
+    assert crossing({4: 0.5, 8: math.inf}) == 4 and crossing({4: 1.1}) == 0
