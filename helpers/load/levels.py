@@ -45,7 +45,7 @@ async def sweep(
         endpoint: the server.
         workload: what is asked; unless prompts are given, of another seed in each run.
         users: numbers of users, one run each.
-        answer_times: how long each level is measured, in times of an answer (and for eight times
+        answer_times: how long each level is measured, in times of an answer (and for twelve times
             as many answers), unless ``requests`` or ``duration_s`` is given. Fewer are quicker,
             and their intervals wider.
         folder: where the runs' files go, by default ``runs/``. What a sweep that was stopped has
@@ -248,7 +248,7 @@ class _Enough:
     Args:
         looks: after how many answer times of steady load to look.
         objective: what a look may decide; ``None``: the last look ends it, and only when there
-            are eight times as many answers.
+            are twelve times as many answers.
     """
 
     def __init__(self, looks: Sequence[float], objective: "Objective | None") -> None:
@@ -267,7 +267,7 @@ class _Enough:
         if run.users:
             begin_s = arrivals["spread_s"] + answer_s
             unit_s = fmean(record.e2e_s for record in run.ok) + arrivals["think_time_s"]
-        answers = 0.0 if self.objective else 8 * self.looks[0] / (run.users or 1)
+        answers = 0.0 if self.objective else 12 * self.looks[0] / (run.users or 1)
         self.at = begin_s + max(self.looks[0], answers) * unit_s
         if elapsed_s < self.at:
             return False
