@@ -2,11 +2,12 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 from datetime import datetime
 
 from helpers import load, measure, plots, rehearsal, rent, serve, settings
-from helpers.errors import CourseError
+from helpers.errors import CourseError, Stopped
 from helpers.progress import Progress
 from helpers.rehearsal.faults import FAULTS
 from helpers.settings import Settings
@@ -34,17 +35,16 @@ def rehearse(config: Settings) -> None:
                 endpoint = tunnel.endpoint(
                     poll_s=provider.poll_s, progress=say, log=lambda: provider.logs(instance.id, 20)
                 )
-            answer = endpoint.client().completions.create(
-                model=endpoint.model, prompt="A GPU is", max_tokens=40
-            )
-            print(f"A GPU is{answer.choices[0].text}")
             folder = config.runs_dir / f"rehearsal-{datetime.now():%Y%m%d-%H%M%S}"
             workload = load.Synthetic(input_tokens=16, output_tokens=64)
-            runs = asyncio.run(
-                load.sweep(
-                    endpoint, workload, users=USERS, answer_times=1.5, budget_s=90, folder=folder
-                )
+            sweep = load.sweep(
+                endpoint, workload, users=USERS, answer_times=1.5, budget_s=90, folder=folder
             )
+            try:
+                runs = asyncio.run(sweep)
+            except Stopped:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses again: we clean up
+                raise
         print(f"destroyed; {rent.preflight(config)}")
         print(f"{endpoint.title}:\n{measure.table(runs).round(1).T.to_string()}")
         for name, figure in {"throughput": plots.throughput, "latency": plots.latency}.items():
@@ -99,7 +99,6 @@ def destroy(config: Settings) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; an expected failure is two lines and status 1."""
     parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
-    parser.set_defaults(fault=None)
     commands = parser.add_subparsers(required=True)
     for run in (rehearse, status, destroy):
         summary = str(run.__doc__).partition("\n")[0]
@@ -114,17 +113,21 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         config = settings.read()
-        if options.fault:
-            rehearsal.provoke(config, options.fault)
-            print(f"armed: {FAULTS[options.fault]}")
+        if fault := vars(options).get("fault"):
+            rehearsal.provoke(config, fault)
+            print(f"armed: {FAULTS[fault]}")
         else:
             options.run(config)
+    except (KeyboardInterrupt, Stopped) as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        left = "`python -m helpers status` shows what is rented"
+        if options.run is rehearse and not rehearsal.holds_rentals(config):
+            left = f"nothing is left rented{' or running' * (not rehearsal.running(config))}"
+        print(f"{str(error) or 'interrupted'}\n{left}", file=sys.stderr)
+        return 130
     except CourseError as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; `python -m helpers status` shows what is rented", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -22,3 +22,7 @@ class CourseError(Exception):
     def _render_traceback_(self) -> list[str]:
         # IPython calls this hook: a notebook shows two lines instead of sixty.
         return f"{type(self).__name__}: {self}".splitlines()
+
+
+class Stopped(CourseError):
+    """The reader stopped something, by Ctrl-C or the notebook's stop button."""

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
 
 
 class Progress:
@@ -23,24 +23,19 @@ class Progress:
 
     def __init__(self, keep: bool = False, shown: bool = True) -> None:
         self._began, self._last, self._shown = time.monotonic(), "", shown
-        self._terminal = shown and not keep and sys.stdout.isatty()
-        self._display: Any = None
-        if shown and not keep and "ipykernel.kernelapp" in sys.modules:  # we run in a notebook
-            from IPython.display import display
-
-            self._display = display({"text/plain": ""}, raw=True, display_id=True)
-
-    @property
-    def updates(self) -> bool:
-        """Is a line replaced by the next one (else each one stays)?"""
-        return bool(self._terminal or self._display)
+        self._notebook = shown and not keep and "ipykernel.kernelapp" in sys.modules
+        self._terminal = shown and not keep and not self._notebook and sys.stdout.isatty()
+        self._place = str(time.monotonic_ns())  # of the line, among a notebook's outputs
+        self.updates = self._terminal or self._notebook  # a line is replaced by the next one
 
     def __call__(self, line: str) -> None:
         """Show a line (its first line, if there are several)."""
         line = line.strip().partition("\n")[0]
         text = f"{time.monotonic() - self._began:4.0f} s  {line}"
-        if self._display:
-            self._display.update({"text/plain": text}, raw=True)
+        if self._notebook:
+            from IPython.display import display
+
+            display({"text/plain": text}, raw=True, display_id=self._place, update=bool(self._last))
         elif self._terminal:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{text[:width]}", end="", flush=True)
@@ -49,12 +44,20 @@ class Progress:
         self._last = line
 
     def close(self) -> None:
-        """End the line."""
+        """End the line: it stays, and what is shown next comes below it."""
         if self._terminal and self._last:
             print()
+        self._last, self._place = "", str(time.monotonic_ns())
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def fact(say: Callable[[str], None], line: str) -> None:
+    """Show a line that the next one does not replace, where ``say`` is a ``Progress``."""
+    say(line)
+    if isinstance(say, Progress):
+        say.close()

@@ -119,11 +119,12 @@ class Run:
     """A finished (or interrupted) run: its settings, a record a request, the server's view.
 
     Args:
-        header: settings, versions, machine, endpoint, time of day.
+        header: settings, machine, endpoint, time of day.
         records: one a request, in order of sending.
         samples: the server's ``/metrics`` during the run, each with its time ``t_s``.
         ends: what each load-generating process reported about itself at its end.
         path: the file.
+        allow_partial: figures and answers may be made of it although it was interrupted.
     """
 
     header: dict
@@ -131,16 +132,21 @@ class Run:
     samples: list[dict] = field(default_factory=list)
     ends: list[dict] = field(default_factory=list)
     path: Path | None = None
+    allow_partial: bool = False
 
     @classmethod
-    def read(cls, path: str | Path) -> "Run":
+    def read(cls, path: str | Path, *, allow_partial: bool = False) -> "Run":
         """Read a run's file, also one cut short by a killed process.
+
+        Args:
+            path: the file.
+            allow_partial: if the run was interrupted, take what there is for a result.
 
         Raises:
             CourseError: the file is missing or is no run.
         """
         path = Path(path)
-        run = cls({}, [], path=path)
+        run = cls({}, [], path=path, allow_partial=allow_partial)
         try:
             lines = path.read_text(errors="replace").split("\n")
         except OSError as error:
@@ -175,8 +181,11 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The run's name, by default its arrivals in words."""
-        return self.header["label"]
+        """The run's name, by default its arrivals in words; of an interrupted one, how far."""
+        ended, of = len(self.ok) + len(self.failed), self.header.get("requests")
+        came = f"{ended} of {of} requests" if of else f"{ended} requests"
+        why = "stopped" if self.stopped else "the server was gone"
+        return self.header["label"] + f" ({why} after {came})" * self.interrupted
 
     @property
     def began(self) -> float:
@@ -199,7 +208,7 @@ class Run:
 
     @property
     def stopped(self) -> bool:
-        """Somebody stopped it; a server that was gone is a measurement."""
+        """Somebody stopped it; the server was there."""
         return self.interrupted and all(end["ended"] != "server gone" for end in self.ends)
 
     @property
@@ -214,11 +223,6 @@ class Run:
         return max([late[int(len(late) * 0.99)] * 1e3, *lags])
 
     @property
-    def client_cpu(self) -> float:
-        """Part of one core that the busiest load generator used."""
-        return max([end["cpu_s"] / max(end["wall_s"], 1e-9) for end in self.ends], default=0.0)
-
-    @property
     def client_limited(self) -> bool:
         """The client was the limit: the server can do more, or better, than was measured.
 
@@ -227,7 +231,8 @@ class Run:
         """
         firsts = [record.ttft_s for record in self.ok if record.ttft_s is not None]
         error_s = self.lag_p99_ms / 1e3
-        return self.client_cpu > 0.9 or error_s > max(0.005, 0.1 * median(firsts or [0.0]))
+        busy = any(end["cpu_s"] > 0.9 * end["wall_s"] for end in self.ends)
+        return busy or error_s > max(0.005, 0.1 * median(firsts or [0.0]))
 
     @cached_property
     def ok(self) -> list[Record]:
@@ -251,7 +256,19 @@ class Run:
     def __repr__(self) -> str:
         tokens = sum(record.output_tokens for record in self.records)
         said = f"{len(self.records)} requests, {len(self.failed)} failed, {tokens} output tokens, "
-        if self.interrupted:
-            said += "interrupted, " if self.stopped else "the server was gone, "
         limit = "; THE CLIENT WAS THE LIMIT" if self.client_limited else ""
         return f"Run({self.label}: {said}client error p99 {self.lag_p99_ms:.1f} ms{limit})"
+
+
+def refuse_partial(*runs: Run) -> None:
+    """Refuse interrupted runs: unasked, no figure or answer is made of them.
+
+    Raises:
+        CourseError: one was interrupted, and not read with ``allow_partial``.
+    """
+    for run in runs:
+        if run.interrupted and not run.allow_partial:
+            raise CourseError(
+                f"{run.label} is no result",
+                f"measure again; to use it: load.Run.read({str(run.path)!r}, allow_partial=True)",
+            )

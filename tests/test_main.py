@@ -1,11 +1,13 @@
 """The command line: the whole way in one go, and the switches."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from support.waiting import ours
+from support.waiting import eventually, ours
 
 import helpers.__main__
 from helpers import rehearsal, rent, serve
@@ -36,6 +38,31 @@ def test_rehearse_goes_the_whole_way_and_leaves_nothing(run, own_rehearsal, tmp_
     assert {file.name for file in folder.glob("*.png")} == {"throughput.png", "latency.png"}
     assert [len(list(folder.glob(f"{n:04d}_users.jsonl"))) for n in (1, 2)] == [1, 1]
     assert ours(own_rehearsal.rehearsal_home) == []
+
+
+def test_ctrl_c_draws_nothing_and_leaves_nothing(own_rehearsal, tmp_path, monkeypatch):
+    """Pressed twice, as people do, in the middle of the sweep: every record is kept, status 130."""
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    command = [sys.executable, "-m", "helpers", "rehearse"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        assert eventually(lambda: b'"request"' in b"".join(read_all(tmp_path / "runs")), 60)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)  # a terminal tells the whole group
+            time.sleep(0.3)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "1 user (stopped after" in said and "0001_users.jsonl" in said
+    assert "nothing is left rented or running\n" in said and "Traceback" not in said
+    assert not list(tmp_path.rglob("*.png"))
+    assert eventually(lambda: ours(own_rehearsal.rehearsal_home) == [])
+
+
+def read_all(folder):
+    """What stands in each run's file by now."""
+    return [file.read_bytes() for file in folder.rglob("*.jsonl")]
 
 
 def test_what_a_crashed_kernel_left_is_found_destroyed_and_forgotten(run, own_rehearsal):

@@ -1,10 +1,13 @@
 """A request's record and the file of a run, also of one that an older version wrote."""
 
+import inspect
 import json
+from dataclasses import replace
 
 import pytest
+from support.made_runs import closed_loop
 
-from helpers import measure
+from helpers import measure, plots
 from helpers.errors import CourseError
 from helpers.records import Record, Run
 
@@ -71,3 +74,43 @@ def test_connecting_is_not_the_clients_lag():
     run = Run({}, records, ends=[END])
     assert records[0].lag_s == 0 and not run.client_limited
     assert records[0].e2e_s == 1
+
+
+def made(annotation: str, run: Run):
+    """What a parameter takes, with a run where it takes runs."""
+    if "Sequence" in annotation:
+        return [run, run]
+    if "Mapping" in annotation:
+        return {"one": run} if "Run" in annotation else {}
+    return run if "Run" in annotation else measure.Objective()
+
+
+ABOUT_RUNS = [
+    function
+    for room in (measure, plots)
+    for function in map(vars(room).get, room.__all__)
+    if inspect.isfunction(function) and "Run" in str(inspect.signature(function))
+    if function.__name__ not in ("level", "most_at_once", "token_times", "window")
+]
+
+
+@pytest.mark.parametrize("function", ABOUT_RUNS, ids=lambda f: f"{f.__module__}.{f.__name__}")
+def test_a_stopped_run_is_refused_unless_it_was_asked_for(function):
+    """By everything that makes a figure or an answer of runs."""
+    run = closed_loop()
+    run.records[-1] = replace(run.records[-1], cause="interrupted")
+    run.ends = [run.ends[0] | {"ended": "interrupted"}]
+    run.samples = [{"t_s": t, "running": 1.0, "waiting": 0.0, "kv_cache_usage": 0.2}
+                   for t in range(4)]  # fmt: skip
+    needed = inspect.signature(function).parameters.values()
+    given = [str(one.annotation) for one in needed if one.default is one.empty]
+    with pytest.raises(CourseError, match=r"2 users \(stopped after 39 requests\) is no result"):
+        function(*(made(what, run) for what in given))
+    run.allow_partial = True
+    function(*(made(what, run) for what in given))
+
+
+def test_a_figure_made_of_runs_is_noticed():
+    """Else the test above proves nothing."""
+    assert {plots.throughput, plots.events, measure.table, measure.agreement} <= {*ABOUT_RUNS}
+    assert len(ABOUT_RUNS) >= 17

@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -59,8 +58,8 @@ class RunFile:
         self._write(line)
         entry = msgspec.json.decode(line)
         if entry["type"] == "request":
-            self.done += 1
-            self.failed += bool(entry["cause"])
+            self.done += entry["cause"] != "interrupted"
+            self.failed += entry["cause"] not in ("", "interrupted")
             self.tokens += entry["output_tokens"]
 
     async def begin(self, at: float | None = None) -> None:
@@ -112,17 +111,14 @@ def header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
     """
     url = urlsplit(endpoint.base_url)
     url = url._replace(netloc=url.netloc.rpartition("@")[2], query="")
+    public = {name: getattr(endpoint, name) for name in PUBLIC} | {"base_url": url.geturl()}
     return {
         "format": 1,
         "label": label,
-        "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "endpoint": {
-            "base_url": url.geturl(),
-            **{name: getattr(endpoint, name) for name in PUBLIC},
-        },
+        "endpoint": public,
         **{key: value for key, value in spec.items() if key not in ("api_key", "base_url")},
         "processes": processes,
-        "client": {"platform": platform.platform(), "cpus": os.cpu_count()},
+        "client": {"cpus": os.cpu_count()},
     }
 
 

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import resource
-import signal
 import sys
 from time import perf_counter as clock
 from time import time
@@ -74,7 +73,6 @@ async def _main(spec: dict, out: _Output) -> None:
 
 def main() -> None:
     """Play the spec on standard input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, by `stop` or its end
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     spec, out = json.loads(sys.stdin.buffer.readline()), _Output()

@@ -6,11 +6,11 @@ it and keeps its records in a file as they come.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from helpers.endpoint import Endpoint
-from helpers.errors import CourseError
+from helpers.errors import CourseError, Stopped
 from helpers.load.arrivals import Arrivals, ClosedLoop, Replay, above_zero
 from helpers.load.files import RunFile, header
 from helpers.load.samplers import ServerSampler
@@ -33,10 +33,12 @@ async def run(
     server_every_s: float | None = 0.5,
     progress: bool = True,
     enough: Callable[[float, Path], bool] | None = None,
+    allow_partial: bool = False,
+    after: Sequence[Run] = (),
 ) -> Run:
     """Make the requests and return a record of each.
 
-    Cancelling (Ctrl-C, the notebook's stop button) ends the run and returns what was measured.
+    Stopping it (Ctrl-C, the notebook's stop button) keeps every record in the file.
 
     Args:
         endpoint: the server.
@@ -51,34 +53,50 @@ async def run(
         server_every_s: time between readings of the server's ``/metrics``; ``None`` for none.
         progress: show a line of progress.
         enough: says of (seconds, path) that the run may end; what is in flight is cut off.
+        allow_partial: when it is interrupted, return what was measured.
+        after: runs of the same measurement that came before; a stop tells of them, too.
 
     Raises:
-        CourseError: no end is given, the server does not answer, or a generator breaks.
+        Stopped: it was stopped; says how far it came and where the records are.
+        CourseError: no end is given, the server does not answer or is gone, or a generator breaks.
     """
     where = where or Local()
     limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
     above_zero(processes=where.processes, **limits)
-    processes = where.processes
-    if isinstance(arrivals, ClosedLoop):
-        processes = min(processes, arrivals.users)  # each has at least one user
+    users = arrivals.users if isinstance(arrivals, ClosedLoop) else where.processes
+    processes = min(where.processes, users)  # each has at least one user
     spec = _spec(endpoint, workload, arrivals, limits)
-    spec["base_url"] = where.base_url or endpoint.base_url
+    spec["base_url"] = where.base_url or spec["base_url"]
     file = RunFile(path, header(endpoint, spec, label or str(arrivals), processes), shown=progress)
     file.enough = enough or file.enough
     if server_every_s:
         file.sampler = ServerSampler(endpoint, server_every_s, file)
     try:
         await where.play([{**spec, "shard": [n, processes]} for n in range(processes)], file)
+        stopped = False
     except (asyncio.CancelledError, KeyboardInterrupt):
-        pass  # what was measured is returned
+        stopped = True
     finally:
         file.close()
+    return _kept(file, after, stopped, allow_partial)
+
+
+def _kept(file: RunFile, after: Sequence[Run], stopped: bool, allow_partial: bool) -> Run:
+    """Return the run in a file that is closed, or tell why it is no result and where it is."""
     if file.problem:
         raise CourseError(
             f"the run was ended: its records could not be written ({file.problem.strerror})",
             f"free some disk space; what was written so far is in {file.path}",
         )
-    return Run.read(file.path)
+    done = Run.read(file.path, allow_partial=allow_partial)
+    if (stopped or done.interrupted) and not allow_partial:
+        names = ", ".join(one.path.name for one in (*after, done) if one.path)
+        what = f"{done.label}; the records are in {file.path.parent}: {names}"
+        then = "; load.Run.read(path, allow_partial=True) takes what there is"
+        if stopped:
+            raise Stopped(what, "run it again" + then)
+        raise CourseError(what, "is it still rented? `python -m helpers status`" + then)
+    return done
 
 
 def _spec(endpoint: Endpoint, workload: Workload, arrivals: Arrivals, limits: dict) -> dict:

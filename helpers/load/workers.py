@@ -151,8 +151,9 @@ class _Player:
 
     def stop(self) -> None:
         """End it, waiting for its last lines."""
-        self.tell("enough" if self.file.satisfied else "stop")
-        self.thread.join(5)
+        if self.ready:  # before that it has measured nothing, and does not listen
+            self.tell("enough" if self.file.satisfied else "stop")
+            self.thread.join(5)
         self.process.kill()
         self.thread.join(5)
         with contextlib.suppress(OSError):  # of what one that died did not take
@@ -200,7 +201,8 @@ async def _together(players: list[_Player], file: RunFile) -> None:
 def _must_answer(starts: list[dict]) -> None:
     if error := next((start["error"] for start in starts if start["error"]), ""):
         raise CourseError(
-            f"the server does not answer: {error}", "is it up, and is the tunnel open?"
+            f"the server does not answer: {error}",
+            "is it still rented (`python -m helpers status`), and is the tunnel open?",
         )
 
 
@@ -220,11 +222,12 @@ def play(spec: dict) -> bytes:
 
 
 def _start() -> subprocess.Popen:
-    pipe = subprocess.PIPE
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(ROOT)}
+    # In a session of its own: Ctrl-C is for the parent, which says `stop`.
     return subprocess.Popen(
-        [sys.executable, *COMMAND], stdin=pipe, stdout=pipe, stderr=pipe, env=environment
-    )
+        [sys.executable, *COMMAND], stdin=pipe, stdout=pipe, stderr=pipe,
+        env=environment, start_new_session=True,
+    )  # fmt: skip
 
 
 def _packed() -> io.BytesIO:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from helpers.records import Run
+from helpers.records import Run, refuse_partial
 
 if TYPE_CHECKING:
     import pandas
@@ -18,6 +18,7 @@ def agreement(run: Run) -> "pandas.DataFrame":
     """
     import pandas
 
+    refuse_partial(run)
     first, last = (run.samples or [{}])[0], (run.samples or [{}])[-1]
     server = {name: last[name] - first[name] for name in last.keys() & first.keys()}
     told = [record.token_us for record in run.ok if record.token_us]

@@ -11,7 +11,7 @@ import numpy as np
 from helpers.errors import CourseError
 from helpers.measure.steady import Interval, interval, samples, window
 from helpers.measure.summary import summary
-from helpers.records import Record, Run
+from helpers.records import Record, Run, refuse_partial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,7 @@ def goodput(run: Run, objective: Objective) -> float:
 
     The measure of DistServe (Zhong et al. 2024) and of ``vllm bench serve --goodput``.
     """
+    refuse_partial(run)
     start, end = window(run)
     good = sum(objective.holds(r) for r in run.records if start <= r.end_s <= end)
     return good / max(end - start, 1e-9)
@@ -129,6 +130,7 @@ def margin(run: Run, objective: Objective) -> Interval:
     promise was kept. Infinite where more requests failed (or brought no token) than it allows,
     and where the server did not keep up with an open loop.
     """
+    refuse_partial(run)
     silent = sum(not record.token_us for record in run.ok)
     lost = (len(run.failed) + silent) / max(len(run.ok) + len(run.failed), 1)
     if not run.ok or lost > objective.error_rate or falls_behind(run):
@@ -152,13 +154,13 @@ def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacit
     """Return the highest load that meets the objective, from the runs of a sweep or search.
 
     Loads above the lowest miss do not count, even if one of them met it again; of repeated runs
-    at a load the worst counts. A run that somebody stopped says nothing.
+    at a load the worst counts.
 
     Raises:
-        CourseError: there are no runs, or they mix users and rates.
+        CourseError: there are no runs, they mix users and rates, or one was stopped.
     """
     objective = objective or Objective()
-    whole = sorted((run for run in runs if not run.stopped), key=lambda run: level(run)[0])
+    whole = sorted(runs, key=lambda run: level(run)[0])
     kinds = {(level(run)[1], run.header["arrivals"].get("think_time_s", 0.0)) for run in whole}
     if len(kinds) != 1:
         raise CourseError("capacity needs runs, all of users or all of rates", "see load.search")

@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 
 from helpers.errors import CourseError
-from helpers.records import Record, Run
+from helpers.records import Record, Run, refuse_partial
 
 BATCHES, T_BATCHES = 10, 2.262  # t of 97.5 % with one degree of freedom less
 SECTIONS, T_SECTIONS = 5, 2.776
@@ -147,6 +147,7 @@ def interval(run: Run, measure: str = "ttft_p95_ms") -> Interval:
     Raises:
         CourseError: the measure is none of these, or nothing was measured.
     """
+    refuse_partial(run)
     if found := _LATENCY.fullmatch(measure):
         values = samples(run, found[1])
         if not values:

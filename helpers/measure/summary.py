@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from helpers.measure.steady import is_steady, rate_in, samples, window
-from helpers.records import Run
+from helpers.records import Run, refuse_partial
 
 if TYPE_CHECKING:
     import pandas
@@ -62,6 +62,7 @@ class Summary:
 
 def summary(run: Run) -> Summary:
     """Return one run in numbers; a run without a finished answer has NaN latencies."""
+    refuse_partial(run)
     start, end = window(run)
     finished = len(run.ok) + len(run.failed)
     return Summary(

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from helpers import measure
 from helpers.errors import CourseError
 from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, RED, Picture, bars, picture, styled
-from helpers.records import Run
+from helpers.records import Run, refuse_partial
 
 
 @styled
@@ -96,6 +96,7 @@ def request(run: Run) -> Picture:
     Raises:
         CourseError: none got a token.
     """
+    refuse_partial(run)
     good = sorted((r for r in run.ok if r.token_us), key=lambda r: r.e2e_s)
     if not good:
         raise CourseError(f"{run.label}: no request got a token", "see run.frame() for the causes")
@@ -116,6 +117,7 @@ def request(run: Run) -> Picture:
 @styled
 def timeline(run: Run) -> Picture:
     """Every request of a run as a line from start to end; the steady window is shaded."""
+    refuse_partial(run)
     records, rows = run.records, range(len(run.records))
     title = f"{len(records)} requests, at most {measure.most_at_once(run)} at the same time"
     figure, (axes,) = picture(title, f"{run.title}; {run.label}")
@@ -136,6 +138,7 @@ def timeline(run: Run) -> Picture:
 @styled
 def server_view(run: Run) -> Picture:
     """What customers felt above what the server saw, on one time axis."""
+    refuse_partial(run)
     view = pd.DataFrame(run.samples, columns=["t_s", "running", "waiting", "kv_cache_usage"])
     busiest = view[["running", "waiting"]].max().fillna(0)
     title = f"While {run.label} ask, up to {busiest.waiting:.0f} requests wait inside the server"

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from helpers import measure
 from helpers.plots.style import BLUE, GREEN, GREY, LINES, RED, Picture, bars, picture, styled
-from helpers.records import Run
+from helpers.records import Run, refuse_partial
 from helpers.serve.fleet import Fleet
 
 
@@ -61,10 +61,11 @@ def events(run: Run, marks: Mapping[str, float]) -> Picture:
         run: during which something happened.
         marks: what happened, and when, seconds from the start of the run.
     """
+    refuse_partial(run)
     times, weights = measure.token_times(run)
     edges = np.arange(0, times.max() + 1)
     rate = np.histogram(times, edges, weights=weights)[0]
-    failed = [record for record in run.records if not record.ok]
+    failed = run.failed
     causes = ", ".join(sorted({record.cause for record in failed}))
     title = f"{len(failed)} of {len(run.records)} requests were lost"
     title += f" ({causes}), the others went on" if failed else ""

@@ -25,9 +25,7 @@ from helpers.settings import Settings
 
 START_TIMEOUT_S, STOP_TIMEOUT_S = 30.0, 15.0
 # What its process reads from the environment, as these settings say.
-_SETTINGS = (
-    *("rehearsal_home", "rehearsal_idle_s", "model_cache", "local_model", "engine", "vllm_env"),
-)
+_TOLD = ("rehearsal_home", "rehearsal_idle_s", "model_cache", "local_model", "engine", "vllm_env")
 
 
 @dataclass(frozen=True)
@@ -88,17 +86,21 @@ def _start(settings: Settings) -> Server:
     with file.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "helpers.rehearsal.server"],
-            env=os.environ | {name.upper(): str(getattr(settings, name)) for name in _SETTINGS},
+            env=os.environ | {name.upper(): str(getattr(settings, name)) for name in _TOLD},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,  # several notebooks share it: it outlives this kernel
         )
     deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if server := running(settings):
-            return server
-        time.sleep(0.1)
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if server := running(settings):
+                return server
+            time.sleep(0.1)
+    except BaseException:  # stopped by the reader, to whom it must not come up later
+        process.kill()
+        raise
     process.kill()
     raise CourseError(
         f"the rehearsal did not start: {file.read_text(errors='replace')[-500:].strip()}",

@@ -12,7 +12,7 @@ import pandas as pd
 from filelock import FileLock
 
 from helpers.errors import CourseError
-from helpers.progress import Progress
+from helpers.progress import Progress, fact
 from helpers.rent import deadman, ssh
 from helpers.rent.connect import frame, wait_running
 from helpers.rent.market import LABEL_PREFIX, Instance, Offer, OfferFilter, OfferGone, Provider
@@ -146,19 +146,19 @@ def rent(
     def come_up(new: Instance) -> Instance:
         up = wait_running(provider, new.id, timeout_s=loading_timeout_s, progress=say)
         ssh.wait_login(up, settings, progress=say)
-        say(f"running: {up.gpu_count}x {up.gpu}, ${up.usd_per_hour:.3f}/h")
+        fact(say, f"running: {up.gpu_count}x {up.gpu}, ${up.usd_per_hour:.3f}/h")
         return up
 
     settings.rehearsal_home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(settings.rehearsal_home / f"rent-{provider.name}.lock"):  # two may ask at once
         instance = find(provider, label)
         if instance is not None and instance.status != "failed":
-            say(f"found instance {instance.id} by its label, nothing is rented")
+            fact(say, f"found instance {instance.id} by its label, nothing is rented")
             if instance.status == "stopped":
                 provider.start(instance.id)
             return come_up(instance)
         if instance is not None:
-            say(f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
+            fact(say, f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
             destroy(provider, instance.id)
         launch = functools.partial(
             provider.launch, spec=spec, label=label, lifetime_s=settings.lifetime_hours * 3600
@@ -191,7 +191,7 @@ def _rent_anew(
         try:
             instance = launch(offer)
         except OfferGone:
-            say(f"{offer.gpu} was taken by somebody else, trying the next offer")
+            fact(say, f"{offer.gpu} was taken by somebody else, trying the next offer")
             continue
         try:
             ledger.note(instance.id, usd_per_hour=offer.usd_per_hour, began=instance.created)
@@ -202,7 +202,7 @@ def _rent_anew(
             if not isinstance(error, CourseError):
                 raise
             failures.append(f"{offer.gpu}: {error.what}")
-            say(f"{failures[-1]}; destroyed")
+            fact(say, f"{failures[-1]}; destroyed")
         if len(failures) == HOSTS_TRIED:
             break
     tried = "\n".join(failures) or f"all {len(offers)} offers were taken while we tried"

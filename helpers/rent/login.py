@@ -70,4 +70,4 @@ def _told(error: Exception, instance: Instance, settings: Settings) -> tuple[str
         what = f"Permission denied (publickey): {instance.id} does not know {settings.ssh_key}.pub"
         return what, "register the key before renting: a machine keeps the keys it was made with"
     what = f"SSH to {instance.ssh_host}:{instance.ssh_port} failed: {error}"
-    return what, "a fresh machine may refuse for half a minute; its port may be another one by now"
+    return what, "wait, if it is fresh; `python -m helpers status` tells whether it is still rented"

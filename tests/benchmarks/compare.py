@@ -300,7 +300,7 @@ def alone() -> pd.DataFrame:
             "lag_p50_ms": np.percentile(late, 50),
             "lag_p99_ms": np.percentile(late, 99),
             "probe_p99_ms": run.ends[0]["lag_p99_ms"],
-            "core": run.client_cpu,
+            "core": max(end["cpu_s"] / end["wall_s"] for end in run.ends),
             "peak_mb": cost["peak_mb"],
         }
     return pd.DataFrame(rows).T

@@ -18,8 +18,10 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+import httpx  # noqa: F401  loaded before openai's left streams are collected, not in the middle
 import pandas as pd
 import psutil
 
@@ -120,7 +122,7 @@ async def _round(number: int, provider, settings, endpoint: Endpoint, tunnel, fo
         await _until(lambda: len(tunnel.events) >= before + 2 and tunnel.up)
     await _until(lambda: (now := load.server_metrics(endpoint)) and not now.running)
     server = psutil.Process(rehearsal.running(settings).pid)
-    await _until(lambda: len(server.children()) == 1)  # the other machine is dead and buried
+    await _until(lambda: len(alive(server.children())) == 1)  # the other machine is dead and buried
 
 
 async def _load(endpoint: Endpoint, folder: Path, work, *, users: int, **options):
@@ -151,16 +153,11 @@ def weigh(settings, machine_id: str, before: list[psutil.Process] = ()) -> list[
     ``engine`` is all that the machine has started; ``others`` is what should not be there:
     generators, tunnels and machines that have outlived their use.
     """
-    server = psutil.Process(rehearsal.running(settings).pid)
-    machines = server.children()
+    server, parent = psutil.Process(rehearsal.running(settings).pid), psutil.Process()
+    machines, children = alive(server.children()), alive(parent.children())
     (daemon,) = [one for one in machines if one.cmdline()[-1].endswith(f"/{machine_id}")]
-    group = [p for p in psutil.process_iter() if p != daemon and _group(p) == daemon.pid]
-    parent = psutil.Process()
-    tunnels = [
-        p
-        for p in parent.children()
-        if "rent/tunnel.py" in " ".join(p.cmdline()) and p not in before
-    ]
+    group = alive(p for p in psutil.process_iter() if p != daemon and _group(p) == daemon.pid)
+    tunnels = [p for p in children if "rent/tunnel.py" in " ".join(p.cmdline()) and p not in before]
     ours = {
         "parent": [parent],
         "tunnel": tunnels[:1],
@@ -169,8 +166,13 @@ def weigh(settings, machine_id: str, before: list[psutil.Process] = ()) -> list[
         "engine": group,
     }
     known = {server, daemon, *tunnels[:1], *before}
-    ours["others"] = [p for p in (*parent.children(), *machines) if p not in known]
+    ours["others"] = [p for p in (*children, *machines) if p not in known]
     return [{"process": name, **_weight(processes)} for name, processes in ours.items()]
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended: a zombie has, and only its parent has not asked yet how."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def _weight(processes: list[psutil.Process]) -> dict:

@@ -15,6 +15,7 @@ def test_a_header_tells_the_run_and_no_secret(tmp_path):
     )
     spec = {"base_url": endpoint.base_url, "api_key": endpoint.api_key, "arrivals": {"users": 2}}
     file = RunFile(tmp_path / "new" / "run.jsonl", header(endpoint, spec, "two users", 1))
+    file.keep(b'{"type":"end","ended":"complete"}\n')
     file.close()
     run = Run.read(file.path)
     assert "pl4nted" not in file.path.read_text()
@@ -52,13 +53,13 @@ def test_a_full_disk_leaves_what_was_written(tmp_path):
 
 
 def test_requests_tokens_and_failures_are_counted(capsys, tmp_path):
-    """From the lines as they come; lines that are no request do not count."""
+    """From the lines as they come; what is no request, or was cut by a stop, does not count."""
     file = RunFile(tmp_path / "run.jsonl", {"label": "2 users", "requests": 3}, shown=True)
-    for cause, tokens in (("", 5), ("timeout", 2), ("", 7)):
+    for cause, tokens in (("", 5), ("timeout", 2), ("", 7), ("interrupted", 0)):
         entry = {"type": "request", "cause": cause, "output_tokens": tokens}
         file.keep(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
     file.keep(b'{"type":"end","ended":"complete"}\n')
     file.keep(b'{"type":"ready","error":""}\n')
     file.close()
     assert "2 users: 3 of 3 requests, 14 output tokens, 1 failed" in capsys.readouterr().out
-    assert len(file.path.read_text().splitlines()) == 1 + 4
+    assert len(file.path.read_text().splitlines()) == 1 + 5

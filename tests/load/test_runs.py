@@ -12,10 +12,11 @@ import urllib.request
 
 import psutil
 import pytest
+from support.waiting import runs
 
 from helpers import load, measure
 from helpers.endpoint import Endpoint
-from helpers.errors import CourseError
+from helpers.errors import CourseError, Stopped
 from helpers.measure import most_at_once
 from helpers.records import Run
 
@@ -106,8 +107,9 @@ async def test_conversation_carries_its_history(paced, tmp_path):
         assert prompts == [7 + 10, 7 + 10 + 5 + 10, 7 + 10 + 2 * (5 + 10)]
 
 
-async def test_cancelling_returns_what_was_measured(paced, tmp_path):
-    """Ctrl-C ends a run with its records, in flight ones as interrupted, and no process stays."""
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_a_stopped_run_is_returned_only_if_that_was_asked_for(paced, tmp_path, wanted):
+    """Its records are kept, those in flight as interrupted, and no process stays."""
     task = asyncio.create_task(
         load.run(
             paced("--ttft", "0.05", "--itl", "0.01"),
@@ -115,14 +117,20 @@ async def test_cancelling_returns_what_was_measured(paced, tmp_path):
             load.ClosedLoop(users=3),
             duration_s=60,
             path=tmp_path / "run.jsonl",
+            allow_partial=wanted,
             **QUIET,
         )
     )
     await asyncio.sleep(1.5)
     task.cancel()
-    run = await task
-    assert run.interrupted and len(run.ok) >= 3
+    with contextlib.nullcontext() if wanted else pytest.raises(Stopped, match=r"run\.jsonl"):
+        assert (await task).allow_partial
+    run = Run.read(tmp_path / "run.jsonl")
+    assert run.stopped and len(run.ok) >= 3 and not run.failed
     assert sum(record.cause == "interrupted" for record in run.records) == 3
+    assert run.label == f"3 users (stopped after {len(run.ok)} requests)"
+    left = [child.cmdline() for child in psutil.Process().children() if runs(child)]
+    assert not any("helpers.load.generator" in line for line in left)
 
 
 async def test_errors_are_records(tmp_path):
@@ -188,7 +196,7 @@ async def test_a_server_that_dies_in_mid_run_ends_it_cleanly(paced, tmp_path):
 
 async def test_a_server_that_is_not_there_is_said_so(tmp_path):
     """No server: one sentence instead of a run full of refused requests."""
-    with pytest.raises(CourseError, match="does not answer"):
+    with pytest.raises(CourseError, match=r"does not answer(.|\n)*helpers status"):
         await load.run(
             Endpoint(base_url="http://127.0.0.1:9/v1", model="m"),
             SMALL,

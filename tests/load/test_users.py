@@ -12,8 +12,10 @@ from support.listening import listen
 
 from helpers import load
 from helpers.endpoint import Endpoint
+from helpers.errors import CourseError
 from helpers.load import users, workers
 from helpers.load.workload import to_spec
+from helpers.records import Run
 
 QUIET = {"progress": False, "server_every_s": None}
 SMALL = load.Synthetic(input_tokens=8, output_tokens=4)
@@ -145,14 +147,16 @@ async def test_a_server_that_is_gone_ends_the_run(serve, tmp_path, monkeypatch):
         "from helpers.load.generator import main\nmain()"
     )
     monkeypatch.setattr(workers, "COMMAND", ["-c", program])
-    run = await load.run(
-        await serve(lambda asked: b"", hang_up=True),
-        SMALL,
-        load.Constant(every_s=0.05),
-        requests=1000,
-        path=tmp_path / "run.jsonl",
-        **QUIET,
-    )
+    with pytest.raises(CourseError, match=r"the server was gone after .*run\.jsonl\n.*rented"):
+        await load.run(
+            await serve(lambda asked: b"", hang_up=True),
+            SMALL,
+            load.Constant(every_s=0.05),
+            requests=1000,
+            path=tmp_path / "run.jsonl",
+            **QUIET,
+        )
+    run = Run.read(tmp_path / "run.jsonl")
     assert 2 < len(run.records) < 500 and run.interrupted and "the server was gone" in repr(run)
 
 

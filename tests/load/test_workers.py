@@ -1,6 +1,5 @@
 """Where the load is made: processes that end with their parent, over SSH, on an executor."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,9 +7,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+import psutil
 import pytest
 from support.answers import GOOD, whole
 from support.listening import listen
+from support.waiting import eventually, runs
 
 from helpers import load
 from helpers.endpoint import Endpoint
@@ -154,26 +155,16 @@ def test_killing_the_caller_leaves_readable_records(paced, tmp_path):
         "load.Synthetic(output_tokens=4), load.ClosedLoop(users=4), duration_s=60, "
         f"path={str(path)!r}, progress=False))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and (not path.exists() or path.stat().st_size < 20_000):
         time.sleep(0.05)
+    started = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
     process.wait()
     run = Run.read(path)
     assert len(run.ok) > 20 and run.interrupted
     path.write_bytes(path.read_bytes()[:-40])  # as if killed within a write
     assert len(Run.read(path).records) >= len(run.records) - 1
-    assert _ends(process.pid), "the generator outlived its parent"
-
-
-def _ends(group: int, wait_s: float = 10) -> bool:
-    """Whether no process of the group is left within the time."""
-    deadline = time.monotonic() + wait_s
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
+    assert started
+    assert eventually(lambda: not any(map(runs, started))), "the generator outlived its parent"

@@ -203,7 +203,14 @@ async def test_trouble_in_the_middle_of_a_benchmark(market, bad, tmp_path, fault
         file = tmp_path / "run.jsonl"
         workload = load.Synthetic(input_tokens=8, output_tokens=16)
         running = asyncio.create_task(
-            load.run(endpoint, workload, load.ClosedLoop(users=4), requests=100_000, path=file)
+            load.run(
+                endpoint,
+                workload,
+                load.ClosedLoop(users=4),
+                requests=100_000,
+                path=file,
+                allow_partial=True,
+            )
         )
 
         async def written(what: bytes, count: int) -> None:

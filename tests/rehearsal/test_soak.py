@@ -30,11 +30,18 @@ def test_a_leak_is_seen():
 async def test_nothing_grows(own_rehearsal):
     """Who leaves a rehearsal running for a day must not find the laptop full in the evening."""
     bystander = subprocess.Popen(["sleep", "300"])  # somebody else's, as in a whole test run
+    ended = []
+
+    def say(line: str) -> None:  # between two readings something of ours ends that nobody asks
+        print(line)
+        ended.append(subprocess.Popen(["true"]))
+
     try:
-        readings = await soak.soak(own_rehearsal, seconds=0, say=print)
+        readings = await soak.soak(own_rehearsal, seconds=0, say=say)
     finally:
         bystander.kill()
-        bystander.wait()
+        for process in (bystander, *ended):
+            process.wait()
     table = soak.growth(readings)
     print(table.round(1).to_string())
     assert readings["round"].nunique() == 3

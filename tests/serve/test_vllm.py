@@ -128,7 +128,8 @@ from helpers.endpoint import Endpoint
 endpoint = Endpoint(base_url=sys.argv[1], model="smollm2", api_key=sys.argv[2])
 work = load.Synthetic(input_tokens=8, output_tokens=900)
 users = load.ClosedLoop(users=4)
-run = asyncio.run(load.run(endpoint, work, users, requests=4, path=sys.argv[3], progress=False))
+told = {"path": sys.argv[3], "progress": False, "allow_partial": True}
+run = asyncio.run(load.run(endpoint, work, users, requests=4, **told))
 print(run.interrupted, [record.cause for record in run.records])
 """
 

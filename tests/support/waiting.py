@@ -23,6 +23,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def runs(process: psutil.Process) -> bool:
+    """Does it run? A zombie has ended, and waits for its parent to ask how."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def ours(home) -> list[psutil.Process]:
     """Every process whose command line or environment belongs to a rehearsal in ``home``."""
     found = []
