@@ -1,5 +1,6 @@
 """Runs at several levels of load: a sweep over given ones, a search for the highest that holds."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -206,7 +207,8 @@ class _Levels:
         """Run one level, or take it from its file (both by their number), and learn from it."""
         path = Path(self.folder) / f"{number:08.2f}.jsonl" if self.folder else None
         work, limit_s = unseen(self.workload, number), min(limit_s, self.left_s)
-        found = self.before(path, to_spec(work), to_spec(arrivals))
+        asked = json.loads(json.dumps([to_spec(work), to_spec(arrivals)]))  # as a file has it
+        found = self.before(path, *asked)
         if found is None:
             options = {**self.options, "path": path, "after": self.runs}
             blind = isinstance(options.get("where"), OnExecutor)  # its records come at the end

@@ -21,6 +21,7 @@ from helpers.records import Record, Run, refuse_partial
 
 BATCHES, T_BATCHES = 10, 2.262  # t of 97.5 % with one degree of freedom less
 SECTIONS, T_SECTIONS = 5, 2.776
+LEAST = 0.01  # of a percentile: no run is surer than that
 _LATENCY = re.compile(r"(ttft|itl|tpot|e2e)_p(\d+(?:\.\d+)?)_(ms|s)")
 
 
@@ -170,7 +171,8 @@ def _percentile(values: list[np.ndarray], rank: float) -> Interval:
     parts = np.array_split(np.arange(len(values)), SECTIONS)
     each = [np.percentile(np.concatenate([values[i] for i in part]), rank) for part in parts]
     variance = np.square(np.array(each) - found).sum() / (SECTIONS - 1)
-    return _around(found, T_SECTIONS * (variance / SECTIONS) ** 0.5)
+    # Equal answers keep the phases in which their users began, and those of another run differ.
+    return _around(found, max(T_SECTIONS * (variance / SECTIONS) ** 0.5, LEAST * found))
 
 
 def _around(value: float, error: float) -> Interval:
