@@ -42,7 +42,7 @@ def rehearse(config: Settings) -> None:
             workload = load.Synthetic(input_tokens=16, output_tokens=64)
             runs = asyncio.run(
                 load.sweep(
-                    endpoint, workload, users=USERS, answer_times=1.5, budget_s=90, folder=folder
+                    endpoint, workload, users=USERS, answer_times=1, budget_s=90, folder=folder
                 )
             )
         print(f"destroyed; {rent.preflight(config)}")
