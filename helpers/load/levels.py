@@ -204,8 +204,9 @@ class _Levels:
     async def play(
         self, load: float, number: float, arrivals: Arrivals, limit_s: float = math.inf
     ) -> Run:
-        """Run one level, or take it from its file (both by their number), and learn from it."""
-        path = Path(self.folder) / f"{number:08.2f}.jsonl" if self.folder else None
+        """Run one level, or take it from its file, and learn from it; its number is the seed's."""
+        name = f"{load:08.2f}" if self.objective else f"{load:04.0f}_users"
+        path = Path(self.folder) / f"{name}.jsonl" if self.folder else None
         work, limit_s = unseen(self.workload, number), min(limit_s, self.left_s)
         asked = json.loads(json.dumps([to_spec(work), to_spec(arrivals)]))  # as a file has it
         found = self.before(path, *asked)
