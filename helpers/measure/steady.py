@@ -54,6 +54,7 @@ def is_steady(run: Run) -> bool:
     (Little 1961), and by MSER-5 (White, Cobb and Spratt 2000): leaving out more of the window's
     token rate must not halve its error.
     """
+    refuse_partial(run)
     begin, end = window(run)
     if not run.ok or (begin, end) != _full_load(run):
         return False
