@@ -214,6 +214,7 @@ def _amount(load: float, unit: str) -> str:
 
 def _intervals(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A measure of each run and the ends of its interval, not a number where nobody knows."""
+    refuse_partial(*runs)
     found = []
     for run in runs:
         try:
