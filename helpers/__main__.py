@@ -38,8 +38,11 @@ def rehearse(config: Settings) -> None:
                 )
             folder = config.runs_dir / f"rehearsal-{datetime.now():%Y%m%d-%H%M%S}"
             workload = load.Synthetic(input_tokens=16, output_tokens=64)
+            sweep = load.sweep(
+                endpoint, workload, users=USERS, answer_times=1, budget_s=90, folder=folder
+            )
             try:
-                runs = asyncio.run(load.sweep(endpoint, workload, users=USERS, folder=folder))
+                runs = asyncio.run(sweep)
             except Stopped:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses again: we clean up
                 raise

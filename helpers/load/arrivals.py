@@ -15,18 +15,21 @@ from helpers.errors import CourseError
 class ClosedLoop:
     """A fixed number of users; each waits for its answer, thinks, and asks again.
 
-    They start a millisecond apart: all at once is a load that no real set of users makes.
-
     Args:
         users: how many, so at most that many requests are running.
         think_time_s: pause of a user between an answer and the next request.
+        spread_s: time over which they begin, evenly; at least a millisecond each. Users who
+            begin together stay in step, and wait for each other's prompts as no real crowd does:
+            ``sweep`` and ``search`` spread them over the time of one answer.
     """
 
     users: int
     think_time_s: float = 0.0
+    spread_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.users != int(self.users) or self.users < 1 or not self.think_time_s >= 0:
+        times_s = min(self.think_time_s, self.spread_s)
+        if self.users != int(self.users) or self.users < 1 or not times_s >= 0:
             raise CourseError(f"nobody can be {self!r}", "whole users from 1, a time from 0 s")
         object.__setattr__(self, "users", int(self.users))  # also of NumPy's numbers
 

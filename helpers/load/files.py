@@ -42,6 +42,8 @@ class RunFile:
             self.file = self.path.open("wb", buffering=0)  # a killed process loses nothing
         self.problem: OSError | None = None
         self.sampler: ServerSampler | None = None
+        self.enough: Callable[[float, Path], bool] = lambda seconds, path: False
+        self.satisfied = False  # what ``enough`` said last
         self.label, self.of = header["label"], header.get("requests") or "?"
         self.done = self.failed = self.tokens = 0
         self.say = Progress(shown=shown)
@@ -66,12 +68,14 @@ class RunFile:
         """Start the sampler and write down the time of day ``at`` which the run begins."""
         if self.sampler:
             await asyncio.to_thread(self.sampler.start)
-        self.add("begin", {"at": round(at or time.time() + 0.02, 3)})  # the generators' own pause
+        self.at = round(at or time.time() + 0.02, 3)  # the generators' own pause
+        self.add("begin", {"at": self.at})
 
     async def follow(self, running: Callable[[], bool]) -> None:
-        """Show the progress for as long as something runs and the file can be written."""
-        while running() and not self.problem:
+        """Show the progress while something runs, says not enough, and can be written."""
+        while running() and not self.problem and not self.satisfied:
             await asyncio.sleep(0.1)
+            self.satisfied = self.enough(time.time() - self.at, self.path)
             if self.say.updates:
                 self._show()
 

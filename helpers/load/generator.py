@@ -51,7 +51,7 @@ def _listen(player: Generator) -> asyncio.Event:
     def hear() -> None:
         words = os.read(0, 1 << 16).split()
         if words != [b"go"]:
-            player.stop()
+            player.stop("complete" if words == [b"enough"] else "interrupted")
             loop.remove_reader(0)
         go.set()
 

@@ -6,7 +6,7 @@ it and keeps its records in a file as they come.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from helpers.endpoint import Endpoint
@@ -32,6 +32,7 @@ async def run(
     where: Where | None = None,
     server_every_s: float | None = 0.5,
     progress: bool = True,
+    enough: Callable[[float, Path], bool] | None = None,
     allow_partial: bool = False,
     after: Sequence[Run] = (),
 ) -> Run:
@@ -51,6 +52,7 @@ async def run(
         where: where the requests are made: ``Local`` (the default), ``OverSSH``, ``OnExecutor``.
         server_every_s: time between readings of the server's ``/metrics``; ``None`` for none.
         progress: show a line of progress.
+        enough: says of (seconds, path) that the run may end; what is in flight is cut off.
         allow_partial: when it is interrupted, return what was measured.
         after: runs of the same measurement that came before; a stop tells of them, too.
 
@@ -61,12 +63,12 @@ async def run(
     where = where or Local()
     limits = {"requests": requests, "duration_s": duration_s, "timeout_s": timeout_s}
     above_zero(processes=where.processes, **limits)
-    processes = where.processes
-    if isinstance(arrivals, ClosedLoop):
-        processes = min(processes, arrivals.users)  # each has at least one user
+    users = arrivals.users if isinstance(arrivals, ClosedLoop) else where.processes
+    processes = min(where.processes, users)  # each has at least one user
     spec = _spec(endpoint, workload, arrivals, limits)
     spec["base_url"] = where.base_url or spec["base_url"]
     file = RunFile(path, header(endpoint, spec, label or str(arrivals), processes), shown=progress)
+    file.enough = enough or file.enough
     if server_every_s:
         file.sampler = ServerSampler(endpoint, server_every_s, file)
     others = OtherPrograms()

@@ -135,8 +135,9 @@ class Generator:
         try:
             async with asyncio.TaskGroup() as group:
                 if isinstance(loop, arrivals.ClosedLoop):
+                    apart_s = max(RAMP_S, loop.spread_s / loop.users)
                     for user in islice(range(loop.users), *mine):
-                        await self.alarm.until(self.start + user * RAMP_S)
+                        await self.alarm.until(self.start + user * apart_s)
                         group.create_task(self._user(user, loop.think_time_s))
                     return
                 for at in takewhile(lambda at: at < self.duration, islice(loop.times(), *mine)):

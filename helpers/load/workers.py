@@ -152,7 +152,7 @@ class _Player:
     def stop(self) -> None:
         """End it, waiting for its last lines."""
         if self.ready:  # before that it has measured nothing, and does not listen
-            self.tell("stop")
+            self.tell("enough" if self.file.satisfied else "stop")
             self.thread.join(5)
         self.process.kill()
         self.thread.join(5)

@@ -1,6 +1,7 @@
 """What is asked: synthetic prompts, given prompts or chats, questions for tools."""
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,9 @@ education
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """A number of tokens drawn from a normal distribution, cut to a range.
+    """A number of tokens drawn anew each time, cut to a range.
+
+    The distribution is lognormal, as lengths in real traffic nearly are: many short, a few long.
 
     Args:
         mean: in tokens, before cutting.
@@ -41,12 +44,14 @@ class Lengths:
     max: int | None = None
 
     def __post_init__(self) -> None:
-        if self.stdev < 0 or self.min < 1 or (self.max is not None and self.max < self.min):
-            raise CourseError(f"no length is like {self!r}", "stdev 0 or more, 1 <= min <= max")
+        if not self.mean > 0 or self.stdev < 0 or not 1 <= self.min <= (self.max or self.min):
+            raise CourseError(f"no length is like {self!r}", "mean above 0, 1 <= min <= max")
 
     def draw(self, chance: random.Random) -> int:
         """Return one length."""
-        length = max(self.min, round(chance.gauss(self.mean, self.stdev)))
+        variance = math.log1p((self.stdev / self.mean) ** 2)
+        drawn = chance.lognormvariate(math.log(self.mean) - variance / 2, variance**0.5)
+        length = max(self.min, round(drawn))
         return length if self.max is None else min(length, self.max)
 
 
@@ -85,7 +90,8 @@ class Synthetic(Sampling):
 
     Args:
         input_tokens: of each prompt, a number or ``Lengths``. The server's chat template adds
-            its own; the records hold the server's count.
+            its own; the records hold the server's count. By default lengths vary by half, as
+            those of customers do: equal ones keep in step, and look faster than they would be.
         output_tokens: of each answer, likewise.
         turns: requests in a chat; each carries the history of the ones before.
         shared_prefix_tokens: length of a system message that all chats share, so that a
@@ -99,8 +105,8 @@ class Synthetic(Sampling):
     True
     """
 
-    input_tokens: int | Lengths = 128
-    output_tokens: int | Lengths = 64
+    input_tokens: int | Lengths = Lengths(mean=128, stdev=64)
+    output_tokens: int | Lengths = Lengths(mean=64, stdev=32)
     turns: int = 1
     shared_prefix_tokens: int = 0
     ignore_eos: bool = True

@@ -1,9 +1,9 @@
 """Records into answers: latency percentiles, throughput, goodput, capacity, cost.
 
-``summary`` and ``table`` say what runs were like, ``interval`` and ``compare`` how sure that is,
-``capacity`` how many customers it is good for, ``usd_per_million_tokens`` what it costs, and
-``agreement`` whether the server's own counters say the same. The definitions of the latencies
-stand in ``helpers.records``.
+``summary`` and ``table`` say what runs were like, ``interval`` and ``compare`` how sure that is
+(all by one recipe, ``helpers.measure.steady``), ``capacity`` how many customers it is good for,
+``usd_per_million_tokens`` what it costs, and ``agreement`` whether the server's own counters say
+the same. The definitions of the latencies stand in ``helpers.records``.
 """
 
 from helpers.measure.agreement import agreement
@@ -13,14 +13,16 @@ from helpers.measure.capacity import (
     capacity,
     goodput,
     level,
-    meets,
+    margin,
     usd_per_million_tokens,
+    verdict,
 )
-from helpers.measure.intervals import Difference, Interval, compare, interval
-from helpers.measure.summary import Summary, most_at_once, summary, table, token_times, window
+from helpers.measure.intervals import Difference, compare
+from helpers.measure.steady import Interval, interval, is_steady, token_times, window
+from helpers.measure.summary import Summary, most_at_once, summary, table
 
 __all__ = [
     "Capacity", "Difference", "Interval", "Objective", "Summary", "agreement", "capacity",
-    "compare", "goodput", "interval", "level", "meets", "most_at_once", "summary", "table",
-    "token_times", "usd_per_million_tokens", "window",
+    "compare", "goodput", "interval", "is_steady", "level", "margin", "most_at_once",
+    "summary", "table", "token_times", "usd_per_million_tokens", "verdict", "window",
 ]  # fmt: skip

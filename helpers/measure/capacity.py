@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from helpers.errors import CourseError
-from helpers.measure.summary import measured, summary, window
+from helpers.measure.steady import Interval, interval, samples, window
+from helpers.measure.summary import summary
 from helpers.records import Record, Run, refuse_partial
-
-NEVER_MS = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,10 @@ class Objective:
 
     def holds(self, record: Record) -> bool:
         """Whether one request met every demand."""
-        return record.ok and not any(_ms(record, n) > ms for n, ms in self.limits_ms.items())
+        if not record.ok or record.ttft_s is None:
+            return False
+        times_s = [(getattr(record, f"{name}_s"), ms) for name, ms in self.limits_ms.items()]
+        return all(time_s is None or 1e3 * time_s <= ms for time_s, ms in times_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,40 +56,46 @@ class Capacity:
 
     Args:
         objective: what had to be met.
-        unit: of the load: ``users`` (closed loop) or ``requests/s`` (open loop).
-        load: the highest one that was measured and met it; 0 when none did.
-        fails_at: the next one, which missed it: the true capacity lies between the two. ``None``
-            when all met it, so that it lies at ``load`` or above.
-        confidence: how often the verdicts stay the same when the requests are drawn again
-            (bootstrap), 0 to 1.
-        output_tokens_per_s: generated in the run at ``load``.
-        e2e_s: median end-to-end latency in that run, in seconds.
+        unit: of the load: ``users`` who ask again at once (closed loop), ``customers`` who think
+            in between, or ``requests/s`` (open loop).
+        load: the highest that meets it, read between the loads that were measured; 0 when even
+            the lowest missed it.
+        low: the least that it may be, by the 95 % intervals of what was measured.
+        high: the most that it may be; infinite when no measured load surely missed it.
+        undecided: the loads that were measured and may have met it or not.
+        output_tokens_per_s: at ``load``.
+        e2e_s: median end-to-end latency there, in seconds.
+        think_time_s: pause of those who were simulated between two requests.
     """
 
     objective: Objective
     unit: str
-    load: float = 0.0
-    fails_at: float | None
-    confidence: float
+    load: float
+    low: float = 0.0
+    high: float = math.inf
+    undecided: tuple[float, ...] = ()
     output_tokens_per_s: float = 0.0
     e2e_s: float = math.nan
+    think_time_s: float = 0.0
 
     def __str__(self) -> str:
-        upper = f"fewer than {self.fails_at:g}" if self.fails_at else "perhaps more"
-        return (
-            f"{self.load:g} {self.unit} ({upper}) with {self.objective}: "
-            f"{self.output_tokens_per_s:.0f} output tokens/s, confidence {self.confidence:.0%}"
-        )
+        pause = f" who think for {self.think_time_s:g} s between requests"
+        who = self.unit + {"users": " who ask again at once", "customers": pause}.get(self.unit, "")
+        upper = f"to {self.high:g}" if self.high < math.inf else "or more"
+        said = f"{self.load:g} {who} (95 % interval {self.low:g} {upper}) with {self.objective}: "
+        said += f"{self.output_tokens_per_s:.0f} output tokens/s"
+        loads = ", ".join(f"{load:g}" for load in self.undecided)
+        return said + (f"; undecided at {loads}" if loads else "")
 
     def customers(self, think_time_s: float) -> int:
-        """Return how many customers make that many concurrent users.
+        """Return how many customers who think for so long make that load.
 
         A customer who thinks for ``think_time_s`` seconds between requests that take ``e2e_s`` is
         a concurrent user for ``e2e_s`` of every ``think_time_s + e2e_s`` (interactive response
         time law; Denning and Buzen 1978).
         """
-        per_s = self.load / self.e2e_s if self.unit == "users" else self.load
-        return int(per_s * (think_time_s + self.e2e_s)) if self.load else 0
+        cycle_s = 1.0 if self.unit == "requests/s" else self.e2e_s + self.think_time_s
+        return int(self.load / cycle_s * (think_time_s + self.e2e_s)) if self.load else 0
 
 
 def level(run: Run) -> tuple[float, str]:
@@ -97,7 +106,7 @@ def level(run: Run) -> tuple[float, str]:
     """
     arrivals = run.header["arrivals"]
     if "users" in arrivals:
-        return arrivals["users"], "users"
+        return arrivals["users"], "customers" if arrivals.get("think_time_s") else "users"
     if not arrivals.keys() & {"rate_per_s", "every_s"}:
         raise CourseError(f"{run.label} has no single level of load", "use ClosedLoop or Poisson")
     return arrivals.get("rate_per_s") or 1 / arrivals["every_s"], "requests/s"
@@ -114,45 +123,89 @@ def goodput(run: Run, objective: Objective) -> float:
     return good / max(end - start, 1e-9)
 
 
-def meets(run: Run, objective: Objective) -> bool:
-    """Whether a run met an objective: each percentile, the part of failed requests, and (an open
-    loop) that the server kept up with it."""
-    return bool(_verdicts(run, objective, resamples=0)[0])
+def margin(run: Run, objective: Objective) -> Interval:
+    """Return how the run's latencies stand to the promise, as a ratio with its interval.
+
+    Of each demand the percentile over what was promised, and of these the largest: below 1 the
+    promise was kept. Infinite where more requests failed (or brought no token) than it allows,
+    and where the server did not keep up with an open loop.
+    """
+    refuse_partial(run)
+    silent = sum(not record.token_us for record in run.ok)
+    lost = (len(run.failed) + silent) / max(len(run.ok) + len(run.failed), 1)
+    if not run.ok or lost > objective.error_rate or falls_behind(run):
+        return Interval(value=math.inf, low=math.inf, high=math.inf)
+    ends = [(0.0, 0.0, 0.0)]
+    for name, ms in objective.limits_ms.items():
+        if samples(run, name):
+            one = interval(run, f"{name}_p{objective.percentile:g}_ms")
+            ends.append((one.value / ms, one.low / ms, one.high / ms))
+    value, low, high = map(max, zip(*ends, strict=True))
+    return Interval(value=value, low=low, high=high)
+
+
+def verdict(run: Run, objective: Objective) -> str:
+    """Return whether the promise was ``kept`` or ``missed`` for sure, or is ``undecided``."""
+    found = margin(run, objective)
+    return "kept" if found.high <= 1 else "missed" if found.low > 1 else "undecided"
 
 
 def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacity:
-    """Return the highest load of a sweep or search that meets the objective.
+    """Return the highest load that meets the objective, from the runs of a sweep or search.
 
     Loads above the lowest miss do not count, even if one of them met it again; of repeated runs
-    at a load each has to meet it.
+    at a load the worst counts.
 
     Raises:
         CourseError: there are no runs, they mix users and rates, or one was stopped.
     """
     objective = objective or Objective()
-    by_load: dict[float, list[Run]] = {}
-    units = set()
-    for run in runs:
-        load, unit = level(run)
-        by_load.setdefault(load, []).append(run)
-        units.add(unit)
-    if len(units) != 1:
+    whole = sorted(runs, key=lambda run: level(run)[0])
+    kinds = {(level(run)[1], run.header["arrivals"].get("think_time_s", 0.0)) for run in whole}
+    if len(kinds) != 1:
         raise CourseError("capacity needs runs, all of users or all of rates", "see load.search")
-    best, fails_at, confidence = 0.0, None, 1.0
-    for load in sorted(by_load):
-        verdicts = np.all([_verdicts(run, objective) for run in by_load[load]], axis=0)
-        if not verdicts[0]:
-            fails_at, confidence = load, confidence * (1 - verdicts.mean())
-            break
-        best, confidence = load, verdicts.mean()
-    found = Capacity(
-        objective=objective, unit=units.pop(), fails_at=fails_at, confidence=float(confidence)
-    )
-    if not best:
-        return found
-    got = summary(by_load[best][0])
-    rate, e2e_s = got.output_tokens_per_s, got.e2e_p50_s
-    return replace(found, load=best, output_tokens_per_s=rate, e2e_s=e2e_s)
+    unit, think_time_s = kinds.pop()
+    worst: dict[float, tuple[float, float, float]] = {}
+    for run in whole:
+        one, at = margin(run, objective), level(run)[0]
+        ends = zip(worst.get(at, (0.0, 0.0, 0.0)), (one.value, one.low, one.high), strict=True)
+        worst[at] = max(next(ends)), max(next(ends)), max(next(ends))
+    load, high, low = (crossing({x: each[i] for x, each in worst.items()}) for i in range(3))
+    # Between two loads nobody knows more than that it lies there.
+    low = min(low, max((x for x in worst if x <= load), default=0.0))
+    surely_missed = any(lowest > 1 for _, lowest, _ in worst.values())
+    high = max(high, min((x for x in worst if x > load), default=0)) if surely_missed else math.inf
+    if unit != "requests/s":
+        load, low = math.floor(load + 1e-9), math.floor(low + 1e-9)
+        high = high if high == math.inf else math.ceil(high - 1e-9)
+    loads, gets = [level(run)[0] for run in whole], [summary(run) for run in whole]
+    rate = np.interp(load, loads, [one.output_tokens_per_s for one in gets])
+    e2e_s = np.interp(load, loads, [one.e2e_p50_s for one in gets])
+    return Capacity(
+        objective=objective, unit=unit, load=load, low=low, high=high,
+        undecided=tuple(x for x, (_, less, more) in worst.items() if less <= 1 < more),
+        output_tokens_per_s=float(rate) if load else 0.0, e2e_s=float(e2e_s) if load else math.nan,
+        think_time_s=think_time_s,
+    )  # fmt: skip
+
+
+def crossing(margins: dict[float, float], beyond: bool = False) -> float:
+    """Return the load at which the margin passes 1, between the loads where it is known.
+
+    Both are taken as logarithms, in which latencies are nearly straight. The lower load where the
+    upper margin is infinite, 0 where the first is above 1. Where none is, the last load; if asked
+    for what lies ``beyond``, where the line through the last two leads, which may be nowhere.
+    """
+    points = sorted(margins.items())
+    if points[0][1] > 1:
+        return 0.0
+    for (low, below), (high, above) in pairwise(points):
+        if above > 1 or (beyond and high == points[-1][0]):
+            if not (math.isfinite(above) and 0 < below < above):
+                return math.inf if beyond else low
+            share = math.log(below) / math.log(below / above)
+            return low * (high / low) ** min(share, 99.0)  # a flat line leads far away
+    return math.inf if beyond else points[-1][0]
 
 
 def usd_per_million_tokens(usd_per_hour: Any, tokens_per_s: Any) -> Any:
@@ -184,34 +237,3 @@ def falls_behind(run: Run) -> bool:
     came = sum(begin <= record.origin_s <= end for record in run.records)
     went = sum(begin <= record.end_s <= end for record in run.records)
     return came - went > max(0.15 * came, 2 * came**0.5)
-
-
-def _verdicts(run: Run, objective: Objective, resamples: int = 400) -> np.ndarray:
-    """Return whether the run met the objective, then whether it does with requests drawn again."""
-    refuse_partial(run)
-    inside = measured(run)
-    error_rate = len(run.failed) / max(len(run.ok) + len(run.failed), 1)
-    if not inside or error_rate > objective.error_rate or falls_behind(run):
-        return np.zeros(resamples + 1, dtype=bool)
-    chance = np.random.default_rng(0)
-    met = np.ones(resamples + 1, dtype=bool)
-    for name, limit in objective.limits_ms.items():
-        every = np.array([_ms(record, name) for record in inside])
-        ms = every[~np.isnan(every)]
-        if ms.size:
-            drawn = ms[chance.integers(ms.size, size=(resamples, ms.size))]
-            rows = np.concatenate([ms[None, :], drawn])
-            met &= np.percentile(rows, objective.percentile, axis=1) <= limit
-    return met
-
-
-def _ms(record: Record, name: str) -> float:
-    """Return a latency by which an answer is judged, in milliseconds.
-
-    One without a first token has not met its time; one of a single token has no time per further
-    token, so it cannot miss it.
-    """
-    value_s = getattr(record, f"{name}_s")
-    if value_s is None:
-        return NEVER_MS if name == "ttft" else math.nan
-    return value_s * 1e3

@@ -20,14 +20,15 @@ def throughput(runs: Sequence[Run]) -> Picture:
         runs: of a sweep or search, by users or by rate.
     """
     runs, loads, unit = _by_load(runs)
-    rate = measure.table(runs)["output_tokens_per_s"].to_numpy()
+    rate, low, high = _intervals(runs, "output_tokens_per_s")
     knee = loads[np.argmax(rate >= 0.95 * rate.max())]
     title = f"At most {rate.max():.0f} tokens/s, reached at {_amount(knee, unit)}: "
     title += f"{rate.max() / rate[0]:.1f} times those at {_amount(loads[0], unit)}"
     figure, (axes,) = picture(title, runs[0].title)
     ideal = rate[0] / loads[0] * loads
     axes.plot(loads, ideal, ":", color=GREY, label="ideal: in proportion to the load")
-    axes.plot(loads, rate, "o-", color=BLUE, label="measured")
+    axes.plot(loads, rate, "o-", color=BLUE, label="measured (bar: 95 % interval)")
+    axes.vlines(loads, low, high, color=BLUE)
     axes.set(ylim=(0, rate.max() * 1.25), ylabel="output tokens/s, all users")
     _load_axis(axes, loads, unit)
     axes.legend(loc="lower right")
@@ -51,6 +52,8 @@ def latency(runs: Sequence[Run]) -> Picture:
     for axes, (name, long) in zip(panels, names, strict=True):
         for rank, color, line in ((50, BLUE, "o-"), (95, ORANGE, "o--"), (99, RED, "o:")):
             axes.plot(loads, rows[f"{name}_p{rank}_ms"], line, color=color, label=f"p{rank}")
+        _, low, high = _intervals(runs, f"{name}_p95_ms")
+        axes.vlines(loads, low, high, color=ORANGE, label="95 % interval of p95")
         axes.set(ylim=(0, None), ylabel=f"{long} ({name.upper()}), ms")
         _load_axis(axes, loads, unit)
     panels[0].legend()
@@ -66,18 +69,18 @@ def capacity(runs: Sequence[Run], objective: measure.Objective) -> Picture:
         objective: the promise to the customers; one panel for each of its demands.
     """
     found = measure.capacity(runs, objective)
-    title = f"The promise holds for {_amount(found.load, found.unit)}, "
-    title += f"not for {found.fails_at:g}" if found.fails_at else "the most that were tried"
-    limits = {"ttft": objective.ttft_ms, "tpot": objective.tpot_ms, "e2e": objective.e2e_ms}
-    demands = {name: limit for name, limit in limits.items() if limit}
+    title = f"The promise holds for {_amount(found.load, found.unit)} "
+    upper = f"to {found.high:g}" if found.high < np.inf else "or more"
+    title += f"(95 % interval {found.low:g} {upper})"
+    demands = objective.limits_ms
     runs, loads, unit = _by_load(runs)
     figure, panels = picture(title, runs[0].title, columns=len(demands))
     for axes, (name, limit) in zip(panels, demands.items(), strict=True):
-        times = [_times_ms(run, name, objective.percentile) for run in runs]
-        low, middle, high = np.array(times).T
-        error = np.abs([middle - low, high - middle])
-        axes.errorbar(loads, middle, error, color=BLUE, marker="o", capsize=3)
+        middle, low, high = _intervals(runs, f"{name}_p{objective.percentile:g}_ms")
+        axes.errorbar(loads, middle, [middle - low, high - middle], color=BLUE, marker="o")
         axes.axhline(limit, color=RED, linestyle="--", label=f"promise: {limit:g} ms")
+        if any(unsure := ~(high <= limit) & ~(low > limit)):
+            axes.plot(loads[unsure], middle[unsure], "ow", mec=BLUE, zorder=3, label="undecided")
         axes.axvspan(loads[0], max(found.load, loads[0]), color=GREEN, alpha=0.12)
         axes.set_ylim(0, 1.12 * max(axes.get_ylim()[1], limit))
         axes.set_ylabel(f"{name.upper()} p{objective.percentile:g}, ms (bar: 95 % interval)")
@@ -118,7 +121,8 @@ def timeline(run: Run) -> Picture:
     records, rows = run.records, range(len(run.records))
     title = f"{len(records)} requests, at most {measure.most_at_once(run)} at the same time"
     figure, (axes,) = picture(title, f"{run.title}; {run.label}")
-    axes.axvspan(*measure.window(run), color=GREEN, alpha=0.1, label="steady window")
+    name = "steady window" if measure.is_steady(run) else "what is counted (not steady)"
+    axes.axvspan(*measure.window(run), color=GREEN, alpha=0.1, label=name)
     starts, ends = [r.origin_s for r in records], [r.end_s for r in records]
     first = [r.end_s if r.ttft_s is None else r.origin_s + r.ttft_s for r in records]
     axes.hlines(rows, starts, first, color=ORANGE, label="to first token")
@@ -191,7 +195,8 @@ def ways(runs: Sequence[Run]) -> Picture:
 
 def _load_axis(axes: Axes, loads: np.ndarray, unit: str) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(loads, [f"{load:g}" for load in loads])
+    near = np.diff(np.log2(loads), prepend=-9) < 0.3  # their labels would lie on each other
+    axes.set_xticks(loads, np.where(near, "", [f"{load:g}" for load in loads]))
     axes.minorticks_off()
     axes.set_xlabel("concurrent users" if unit == "users" else unit)
 
@@ -207,10 +212,16 @@ def _amount(load: float, unit: str) -> str:
     return "1 user" if (load, unit) == (1, "users") else f"{load:g} {unit}"
 
 
-def _times_ms(run: Run, name: str, rank: float) -> tuple[float, float, float]:
-    """A percentile of a latency between the ends of its interval, milliseconds."""
-    try:
-        found = measure.interval(run, f"{name}_p{rank:g}_ms")
-    except CourseError:  # without one good answer it still has its place on the axis
-        return np.nan, np.nan, np.nan
-    return found.low, found.value, found.high
+def _intervals(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A measure of each run and the ends of its interval, not a number where nobody knows."""
+    refuse_partial(*runs)
+    found = []
+    for run in runs:
+        try:
+            one = measure.interval(run, name)
+        except CourseError:  # without one good answer it still has its place on the axis
+            one = measure.Interval(value=np.nan, low=np.nan, high=np.nan)
+        ends = (one.low, one.high) if one.high < np.inf else (np.nan, np.nan)
+        found.append((one.value, *ends))
+    middle, low, high = np.array(found).T
+    return middle, low, high

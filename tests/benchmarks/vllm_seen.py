@@ -34,7 +34,7 @@ PREFIX = 600  # tokens that the prompts share, of which vLLM keeps whole blocks
 async def throughput(endpoint: Endpoint, folder: Path) -> list[dict]:
     """Output tokens a second, TTFT and ITL against the number of users."""
     work = load.Synthetic(input_tokens=64, output_tokens=64)
-    runs = await load.sweep(endpoint, work, users=USERS, requests_per_user=6, folder=folder)
+    runs = await load.sweep(endpoint, work, users=USERS, answer_times=5, folder=folder)
     columns = ["users", "requests", "failed", "output_tokens_per_s", "ttft_p50_ms", "itl_p50_ms"]
     return measure.table(runs)[columns].round(1).to_dict("records")
 

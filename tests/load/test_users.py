@@ -251,3 +251,21 @@ async def test_preparing_ends_before_an_agreed_time(serve):
     endpoint, start_at = await serve(lambda asked: GOOD), time.time() + 0.8
     generator = await prepared(endpoint, 500, requests=20_000, start_at=start_at)
     assert time.time() < start_at and 0 < len(generator.prepared) < 20_000
+
+
+async def test_users_begin_spread_and_a_run_may_be_enough(paced, tmp_path):
+    """Nobody begins early; once it is enough, what is in flight is cut off and is no failure."""
+    run = await load.run(
+        paced("--ttft", "0.05", "--itl", "0.02"),
+        load.Synthetic(input_tokens=8, output_tokens=50),
+        load.ClosedLoop(users=4, spread_s=0.8),
+        duration_s=60,
+        enough=lambda seconds, path: seconds > 1.5 and path.exists(),
+        path=tmp_path / "run.jsonl",
+        **QUIET,
+    )
+    begins = {record.user: record.origin_s for record in reversed(run.records)}
+    assert all(begins[user] >= 0.2 * user for user in range(4)), begins
+    assert not run.interrupted and not run.failed
+    cut = [record for record in run.records if record.cause == "interrupted"]
+    assert len(cut) == 4 and any(record.token_us for record in cut)

@@ -9,30 +9,47 @@ from support.made_runs import broken, closed_loop, queue
 
 from helpers import measure
 from helpers.errors import CourseError
+from helpers.measure.capacity import crossing
 from helpers.records import Run
 
 PROMISE = measure.Objective(ttft_ms=2000, tpot_ms=None)
 
 
-def test_capacity_is_the_last_run_before_the_first_miss():
-    """4 users meet 50 ms a token, 8 do not: the capacity is 4, and 8 is told as the miss."""
+def test_capacity_lies_between_the_loads_that_were_measured():
+    """4 users meet 50 ms a token, 8 do not: 5, read from the line between them, and 4 to 8."""
     runs = [closed_loop(users=u, gap_s=g) for u, g in ((1, 0.01), (4, 0.04), (8, 0.08))]
     found = measure.capacity(runs, measure.Objective(ttft_ms=500, tpot_ms=50))
-    assert (found.load, found.fails_at) == (4, 8)
-    assert found.customers(think_time_s=4.5) == pytest.approx(4 * (4.5 + 0.5) / 0.5)
+    assert (found.load, found.low, found.high) == (5, 4, 8)
+    assert found.e2e_s == pytest.approx(0.6, rel=0.01)  # between 0.5 and 0.9
+    assert found.customers(think_time_s=5.4) == pytest.approx(5 * (5.4 + 0.6) / 0.6, abs=1)
     assert measure.capacity(runs, measure.Objective(ttft_ms=50)).load == 0
+    found = measure.capacity(runs, measure.Objective(tpot_ms=100))
+    assert (found.load, found.high) == (8, math.inf) and "or more" in str(found)
 
 
-def test_capacity_tells_how_sure_it_is():
-    """Far from the limit the verdicts are certain; close to it they are not."""
+def test_a_load_on_the_edge_is_undecided():
+    """Far from the limit a verdict is certain; close to it the answer says that it is not."""
     objective = measure.Objective(ttft_ms=None, tpot_ms=50)
-    runs = [closed_loop(users=u, gap_s=g) for u, g in ((1, 0.01), (4, 0.08))]
-    assert measure.capacity(runs, objective).confidence == 1
-    slow = closed_loop(users=1, each=210).records
-    for number in range(5, len(slow), 21):  # one request in 21 is too slow: p95 is on the edge
+    good, bad = (closed_loop(users=u, gap_s=g) for u, g in ((1, 0.01), (8, 0.08)))
+    assert [measure.verdict(run, objective) for run in (good, bad)] == ["kept", "missed"]
+    slow = closed_loop(users=4, each=60).records
+    for number in (20, 21, 22, 100, 101, 102, 103, 104, 200, 201, 202):  # 5 %, here and there
         slow[number] = replace(slow[number], token_us=(0, 10**6))
-    edge = Run(runs[0].header, slow, ends=runs[0].ends)
-    assert 0.1 < measure.capacity([edge, runs[1]], objective).confidence < 0.95
+    edge = Run(closed_loop(users=4).header, slow, ends=good.ends)
+    assert measure.verdict(edge, objective) == "undecided"
+    found = measure.capacity([good, edge, bad], objective)
+    assert found.undecided == (4,) and "undecided at 4" in str(found)
+    assert 1 <= found.low < 4 and found.high == 8
+
+
+def test_the_answer_speaks_of_those_who_were_simulated():
+    """Users who think in between are customers, and only so many of them ask at a time."""
+    run = closed_loop(users=8)
+    assert "8 users who ask again at once" in str(measure.capacity([run], PROMISE))
+    run.header["arrivals"] |= {"think_time_s": 20.0}
+    found = measure.capacity([run], PROMISE)
+    assert "8 customers who think for 20 s" in str(found) and found.unit == "customers"
+    assert found.customers(20) == 8
 
 
 def test_goodput_counts_only_what_met_the_objective():
@@ -46,25 +63,25 @@ def test_a_server_that_falls_behind_has_no_capacity():
     loose = measure.Objective(ttft_ms=60_000, tpot_ms=None)
     runs = [queue(rate) for rate in (20, 30, 36, 60, 80)]
     found = measure.capacity(runs, loose)
-    assert (found.load, found.fails_at) == (36, 60)
-    assert not any(measure.meets(queue(60, seed=seed), loose) for seed in range(20))
-    kept = [measure.meets(queue(4, seed=seed, service_s=0.2), loose) for seed in range(50)]
-    assert sum(kept) >= 48  # chance alone must not look like a queue
+    assert 36 <= found.load < 60 and (found.low, found.high) == (36, 60)
+    assert all(measure.verdict(queue(60, seed=seed), loose) == "missed" for seed in range(20))
+    kept = [measure.verdict(queue(4, seed=seed, service_s=0.2), loose) for seed in range(50)]
+    assert kept.count("kept") >= 48  # chance alone must not look like a queue
 
 
 def test_an_answer_without_a_token_misses_the_promise():
     """It came whole, but its first token never did."""
     run = closed_loop()
     silent = [replace(record, token_us=(), output_tokens=0) for record in run.records]
-    assert measure.meets(run, PROMISE)
-    assert not measure.meets(Run(run.header, silent, ends=run.ends), PROMISE)
+    assert measure.verdict(run, PROMISE) == "kept"
+    assert measure.verdict(Run(run.header, silent, ends=run.ends), PROMISE) == "missed"
 
 
 def test_repeats_and_stopped_runs():
     """One miss of three is a miss; a run that somebody stopped is no measurement, unasked."""
     good, bad = closed_loop(users=8), broken(closed_loop(users=8))
     found = measure.capacity([closed_loop(users=4), good, bad, good], PROMISE)
-    assert (found.load, found.fails_at) == (4, 8)
+    assert (found.load, found.high) == (4, 8)
     stopped = closed_loop(users=16)
     stopped.ends = [stopped.ends[0] | {"ended": "interrupted"}]
     with pytest.raises(CourseError, match=r"16 users .* is no result"):
@@ -76,7 +93,7 @@ def test_repeats_and_stopped_runs():
     with pytest.raises(CourseError, match=r"the server was gone after 320 requests"):
         measure.capacity([good, gone], PROMISE)
     gone.allow_partial = True
-    assert measure.capacity([good, gone], PROMISE).fails_at == 16
+    assert measure.capacity([good, gone], PROMISE).high == 16
 
 
 def test_capacity_refuses_a_trace():
@@ -93,3 +110,13 @@ def test_nothing_carries_nobody_and_costs_without_end():
     assert measure.usd_per_million_tokens(1, 0) == math.inf
     column = measure.usd_per_million_tokens(pandas.Series([1, 0.36]), pandas.Series([0, 1000]))
     assert column.to_list() == [math.inf, pytest.approx(0.1)]
+
+
+def test_a_line_leads_from_what_was_measured_to_what_was_not():
+    """Between two loads, beyond the last, and nowhere in particular where it is flat."""
+    kept = {4: 0.25, 8: 0.5}
+    assert crossing({**kept, 32: 2.0}) == pytest.approx(16)
+    assert crossing(kept) == 8 and crossing(kept, beyond=True) == pytest.approx(16)
+    assert crossing({4: 0.01, 8: 0.01 + 1e-9}, beyond=True) > 1e9
+    assert crossing({4: 0.5, 8: 0.4}, beyond=True) == math.inf
+    assert crossing({4: 0.5, 8: math.inf}) == 4 and crossing({4: 1.1}) == 0

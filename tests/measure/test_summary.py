@@ -29,16 +29,6 @@ def test_open_loop_latency_counts_from_the_schedule():
     assert late.lag_s == pytest.approx(0.5) and late.tpot_s == pytest.approx(0.3)
 
 
-def test_steady_window_leaves_the_warm_up_out():
-    """Slow first requests do not count into the throughput."""
-    run = closed_loop(each=40)
-    for record in run.records[:8]:
-        object.__setattr__(record, "token_us", record.token_us[:1])
-        object.__setattr__(record, "output_tokens", 1)
-    start, end = measure.window(run)
-    assert 0.7 <= start < 4 and end == pytest.approx(39 * 0.2)
-
-
 def test_a_run_without_answers_is_all_failure():
     """Nothing finished: error rate one, latencies not a number, and no exception."""
     numbers = measure.summary(closed_loop(each=5, failed=5))

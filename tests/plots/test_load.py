@@ -49,8 +49,18 @@ def test_every_other_figure_draws(runs, tmp_path):
 def test_throughput_shows_the_table(runs):
     """The plotted line is the table's column."""
     ideal, line = plots.throughput(runs).axes[0].get_lines()
-    assert list(line.get_ydata()) == list(measure.table(runs)["output_tokens_per_s"])
+    table = measure.table(runs)["output_tokens_per_s"]
+    assert list(line.get_ydata()) == pytest.approx(list(table))
     assert list(ideal.get_ydata()) == pytest.approx([n * line.get_ydata()[0] for n in (1, 2, 4)])
+
+
+def test_an_undecided_load_is_hollow(runs):
+    """A reader sees which of the points may lie on either side of the promise."""
+    short = closed_loop(users=4, each=1)
+    short.header["arrivals"]["users"] = 8
+    (axes,) = plots.capacity([*runs, short], measure.Objective(tpot_ms=None)).axes
+    (hollow,) = [line for line in axes.get_lines() if line.get_label() == "undecided"]
+    assert list(hollow.get_xdata()) == [8]
 
 
 def test_pictures_of_failure(tmp_path):

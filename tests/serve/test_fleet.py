@@ -122,7 +122,7 @@ def test_a_day_without_traffic():
 def test_a_measured_capacity_brings_its_unit():
     """What `measure.capacity` returned goes in as it is; for users nobody knows the gaps."""
     answer = measure.Capacity(
-        objective=measure.Objective(), unit="users", load=8, fails_at=10, confidence=0.9,
+        objective=measure.Objective(), unit="users", load=8,
         output_tokens_per_s=150, e2e_s=2.5,
     )  # fmt: skip
     plan = fleet([20] * 24, answer, usd_per_hour=1, serverless=SECONDS, headroom=0)
