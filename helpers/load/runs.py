@@ -38,8 +38,6 @@ async def run(
 ) -> Run:
     """Make the requests and return a record of each.
 
-    Stopping it (Ctrl-C, the notebook's stop button) keeps every record in the file.
-
     Args:
         endpoint: the server.
         workload: what is asked.
@@ -57,7 +55,7 @@ async def run(
         after: runs of the same measurement that came before; a stop tells of them, too.
 
     Raises:
-        Stopped: it was stopped; says how far it came and where the records are.
+        Stopped: by Ctrl-C or the stop button; says how far it came and where all records are.
         CourseError: no end is given, the server does not answer or is gone, or a generator breaks.
     """
     where = where or Local()
