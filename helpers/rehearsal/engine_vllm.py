@@ -77,7 +77,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     """
     parser = argparse.ArgumentParser(prog="vllm serve", add_help=False, allow_abbrev=False)
     if not words[0].startswith("-"):  # the model's name may stand first, without its option
-        words.insert(0, "--model")
+        words = ["--model", *words]
     parser.add_argument("--model")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int, default=8000)

@@ -73,7 +73,7 @@ class Rehearsal:
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if self._needs_no_key(request.path, given):
                 return await handler(request)
-            if not secrets.compare_digest(given, self.token):
+            if not secrets.compare_digest(given.encode(), self.token.encode()):
                 self.keys.check(request, given)
             self.used = time.monotonic()
             if request.path.startswith("/rehearsal"):
@@ -92,7 +92,7 @@ class Rehearsal:
         """
         rental = self.market.books.rentals.get(path.rstrip("/").rpartition("/")[2])
         if rental and path.startswith(("/api/v0/instances/", "/v2/pods/")):
-            return secrets.compare_digest(given, rental.api_key)
+            return secrets.compare_digest(given.encode(), rental.api_key.encode())
         return path.startswith(("/logs/", "/proxy/"))
 
     @route("GET /rehearsal")
