@@ -10,15 +10,15 @@ bad luck to order.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 
-import psutil
 import requests
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from helpers.errors import CourseError, writing
 from helpers.rehearsal import model
@@ -96,16 +96,15 @@ def _start(settings: Settings) -> Server:
             stderr=log,
             start_new_session=True,  # several notebooks share it: it outlives this kernel
         )
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline, server = time.monotonic() + START_TIMEOUT_S, None
     try:
         while time.monotonic() < deadline and process.poll() is None:
             if server := running(settings):
                 return server
             time.sleep(0.1)
-    except BaseException:  # stopped by the reader, to whom it must not come up later
-        process.kill()
-        raise
-    process.kill()
+    finally:
+        if not server:  # stopped by the reader, too: it must not come up later
+            process.kill()
     said = file.read_text(errors="replace").strip().rpartition("\n")[2]
     raise CourseError(
         f"the rehearsal did not start: {said or 'no word why'} (all of its log: {file})",
@@ -137,17 +136,13 @@ def stop(settings: Settings) -> bool:
     server = running(settings)
     if server is None:
         return False
-    process, deadline = psutil.Process(server.pid), time.monotonic() + STOP_TIMEOUT_S
-    try:
-        process.terminate()
-        while time.monotonic() < deadline:  # it ends all that it has started first
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return True
-            time.sleep(0.1)
-    except psutil.NoSuchProcess:
-        return True
-    what = f"the rehearsal (process {server.pid}) does not stop"
-    raise CourseError(what, f"end it with: kill -9 {server.pid}")
+    os.kill(server.pid, signal.SIGTERM)
+    try:  # it ends all that it has started, and gives its lock back last
+        with FileLock(settings.rehearsal_home / "server.lock", timeout=STOP_TIMEOUT_S):
+            return True
+    except Timeout:
+        what = f"the rehearsal (process {server.pid}) does not stop"
+        raise CourseError(what, f"end it with: kill -9 {server.pid}") from None
 
 
 def reset(settings: Settings) -> None:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from helpers.rehearsal import engine_vllm, faults, tool_choice
+from helpers.rehearsal import engine_vllm, tool_choice
 from helpers.rehearsal.model import TOOL_CALLER, TOOL_CALLING, link
 
 # vLLM's default (256) is meant for a GPU: a laptop's throughput is flat from 8 sequences on.
@@ -28,23 +28,23 @@ PROMPT_CACHE_MIB = 128
 def main() -> None:
     """``vllm serve MODEL [--port N] [--max-num-seqs N] [--max-model-len N] [--api-key K] ...``."""
     if fault := os.environ.get("REHEARSAL_FAULT"):
-        sys.exit(faults.ANSWERS[fault])
+        sys.exit(fault)
+    options, kept, dropped = engine_vllm.parse(sys.argv[2:])
+    socket = Path(os.environ["LOAD_UNIX_SOCKETS"]) / f"{options.port}.sock"
+    socket.unlink(missing_ok=True)
     if os.environ["REHEARSAL_ENGINE"] == "vllm":
-        engine_vllm.serve(sys.argv[2:])
-    options, *ignored = engine_vllm.parse(sys.argv[2:])
+        engine_vllm.serve(socket, options, kept, dropped)
     model = Path(os.environ["REHEARSAL_MODEL"])
     name = re.sub(r"[.-](Q\d\w*|F16|BF16)$", "", model.stem)
     calls_tools = options.enable_auto_tool_choice and name == TOOL_CALLER
     if calls_tools:
         name += "-tools"
-    _say(f"rehearsal: {name} on llama.cpp answers in place of {options.model}")
-    if words := [word for words in ignored for word in words]:
-        _say(f"rehearsal: vLLM options without a meaning here: {' '.join(words)}")
-    socket = Path(os.environ["LOAD_UNIX_SOCKETS"]) / f"{options.port}.sock"
+    print(f"rehearsal: {name} on llama.cpp answers in place of {options.model}", flush=True)
+    if ignored := kept + dropped:
+        print(f"rehearsal: vLLM options without a meaning here: {' '.join(ignored)}", flush=True)
     # With tools, clients come through ``tool_choice``, and llama.cpp listens behind it.
     listens = socket.with_name(f"engine-{socket.name}") if calls_tools else socket
-    for place in (socket, listens):
-        place.unlink(missing_ok=True)
+    listens.unlink(missing_ok=True)
     import xllamacpp  # loads llama.cpp
 
     params = xllamacpp.CommonParams()
@@ -57,9 +57,8 @@ def main() -> None:
         adapter.path, adapter.scale = str(TOOL_CALLING / "adapter.gguf"), 1.0
         params.lora_adapters = [adapter]
         params.chat_template = (TOOL_CALLING / "hermes.jinja").read_text()
-        params.use_jinja = True
     _server = xllamacpp.Server(params)  # runs in threads of its own until the process ends
-    _say(f"rehearsal: ready on port {options.port} of this instance, {params.n_parallel} slots")
+    print(f"rehearsal: ready on port {options.port}, {params.n_parallel} slots", flush=True)
     if calls_tools:
         tool_choice.serve(socket, listens)
     signal.pause()
@@ -75,16 +74,11 @@ def _size(params: Any, options: argparse.Namespace) -> None:
     slots = min(options.max_num_seqs or DEFAULT_SLOTS, MAX_SLOTS)
     params.n_parallel = slots
     params.n_ctx = slots * min(options.max_model_len or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    params.cont_batching = True
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.endpoint_metrics = True
     # One thread serves one connection: waiting requests must leave some for /metrics.
     params.n_threads_http = slots + HTTP_THREADS
     params.api_keys = [options.api_key] if options.api_key else []
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,11 @@ from helpers.rehearsal.model import TOOL_CALLER, TOOL_CALLING, link
 
 # Left out, each with its value: what needs a GPU, and what describes another model's files.
 _LEFT_OUT = (
-    *("--quantization", "--gpu-memory-utilization", "--kv-cache-dtype", "--dtype"),
-    *("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"),
+    *("--quantization -q", "--gpu-memory-utilization", "--kv-cache-dtype", "--dtype"),
+    *("--tensor-parallel-size -tp", "--pipeline-parallel-size -pp", "--data-parallel-size -dp"),
     *("--served-model-name", "--tokenizer", "--tokenizer-mode", "--config-format", "--load-format"),
     *("--revision", "--chat-template", "--tool-call-parser", "--reasoning-parser"),
 )
-_SHORT = {"-q": "--quantization", "-tp": "--tensor-parallel-size"}
-_SHORT |= {"-pp": "--pipeline-parallel-size", "-dp": "--data-parallel-size"}
 # Runs in vLLM's environment. vLLM has processes of its own, and when the machine ends, its whole
 # group is killed. Python's tracker of shared memory stays out of the group: it outlives the others
 # for a moment and removes what they leave in /dev/shm.
@@ -39,15 +37,20 @@ main()
 """
 
 
-def serve(given: list[str]) -> NoReturn:
-    """Become ``vllm serve`` with these arguments."""
+def serve(socket: Path, asked: argparse.Namespace, kept: list[str], dropped: list[str]) -> NoReturn:
+    """Become ``vllm serve``.
+
+    Args:
+        socket: where it listens.
+        asked: what the renter asked for, as :func:`parse` returns it, with the two others.
+        kept: arguments that it gets as they are.
+        dropped: arguments that it does not get.
+    """
     folder, env = Path(os.environ["REHEARSAL_MODEL"]), Path(os.environ["REHEARSAL_VLLM_ENV"])
     # The rehearsal's own model is where tests/vllm_env.sh puts it.
     name = TOOL_CALLER if folder == env / "model" else folder.name
-    words, asked, dropped = arguments(given, link(folder, name), name)
-    socket = Path(os.environ["LOAD_UNIX_SOCKETS"]) / f"{asked.port}.sock"
-    socket.unlink(missing_ok=True)
-    words = ["serve", *words, "--uds", str(socket)]
+    made = arguments(asked, kept, link(folder, name), name)
+    words = ["serve", *made, "--uds", str(socket)]
     print(f"rehearsal: {name} on vLLM's CPU build answers in place of {asked.model}")
     if dropped:
         print(f"rehearsal: vLLM options without a meaning here: {shlex.join(dropped)}")
@@ -72,10 +75,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
         ``enable_auto_tool_choice``), the other words, and of :data:`_LEFT_OUT` those that were
         given, with their values.
     """
-    words = [_SHORT.get(word, word) for word in words]
     parser = argparse.ArgumentParser(prog="vllm serve", add_help=False, allow_abbrev=False)
     if not words[0].startswith("-"):  # the model's name may stand first, without its option
-        words.insert(0, "--model")
+        words = ["--model", *words]
     parser.add_argument("--model")
     parser.add_argument("--host")
     parser.add_argument("--port", type=int, default=8000)
@@ -83,28 +85,21 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     parser.add_argument("--max-num-seqs", type=int)
     parser.add_argument("--max-model-len", type=int)
     parser.add_argument("--enable-auto-tool-choice", action="store_true")
-    for option in _LEFT_OUT:
-        parser.add_argument(option)
+    options = [parser.add_argument(*names.split()) for names in _LEFT_OUT]
     asked, kept = parser.parse_known_args(words)
-    given = {option: getattr(asked, option[2:].replace("-", "_")) for option in _LEFT_OUT}
-    return asked, kept, [word for pair in given.items() if pair[1] is not None for word in pair]
+    given = ((option.option_strings[0], getattr(asked, option.dest)) for option in options)
+    return asked, kept, [word for pair in given if pair[1] is not None for word in pair]
 
 
-def arguments(
-    words: list[str], folder: Path, name: str
-) -> tuple[list[str], argparse.Namespace, list[str]]:
-    """Split a renter's arguments.
+def arguments(asked: argparse.Namespace, kept: list[str], folder: Path, name: str) -> list[str]:
+    """Turn a renter's arguments into those of the CPU build, without address and key.
 
     Args:
-        words: what followed ``vllm serve``.
+        asked: what the renter asked for, as :func:`parse` returns it.
+        kept: the other words, from there, too.
         folder: the model's files, also the argument that names them.
         name: the name under which it is served; an adapter's ends in ``-tools``.
-
-    Returns:
-        The arguments for the CPU build without address and key, what was asked for, and what was
-        left out.
     """
-    asked, kept, dropped = parse(words)
     config = json.loads((folder / "config.json").read_text("utf-8-sig"))
     longest = config.get("max_position_embeddings", sys.maxsize)
     kept = [str(folder), "--served-model-name", name, "--enforce-eager", *kept]
@@ -118,4 +113,4 @@ def arguments(
             rank = json.loads((TOOL_CALLING / "adapter_config.json").read_text())["r"]
             kept += ["--chat-template", str(TOOL_CALLING / "hermes.jinja"), "--enable-lora"]
             kept += ["--max-lora-rank", str(rank), "--lora-modules", f"{name}-tools={TOOL_CALLING}"]
-    return kept, asked, dropped
+    return kept

@@ -12,10 +12,11 @@ from collections import Counter
 
 from aiohttp import web
 
+from helpers.rehearsal.web_api import Handler
 from helpers.settings import ASSETS
 
-with (ASSETS / "rehearsal_faults.csv").open(newline="") as _file:
-    _ROWS = {row["name"]: row for row in csv.DictReader(_file)}
+_TABLE = (ASSETS / "rehearsal_faults.csv").read_text().splitlines()
+_ROWS = {row["name"]: row for row in csv.DictReader(_TABLE)}
 FAULTS = {name: row["what"] for name, row in _ROWS.items()}
 ANSWERS = {name: row["answer"] for name, row in _ROWS.items()}
 
@@ -28,31 +29,21 @@ class Faults:
 
     def take(self, name: str) -> bool:
         """Is this fault armed? Then once less from now on."""
-        if self.armed[name] < 1:
-            return False
-        self.armed[name] -= 1
-        return True
+        taken = self.armed[name] > 0
+        self.armed[name] -= taken
+        return taken
 
-    async def before(self, request: web.Request) -> web.Response | None:
-        """What an armed fault of the API answers in the service's place, if one is armed."""
+    async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let the service answer, or in its place what is armed for the API."""
         if self.take("api_slow"):
             await asyncio.sleep(3)
-        if self.take("api_cut"):
-            return _cut(request)
         for name, row in _ROWS.items():
             if row["status"] and self.take(name):
                 again = {"Retry-After": "1"}
                 return web.Response(status=int(row["status"]), text=row["answer"], headers=again)
-        return None
-
-    def after(self, request: web.Request) -> None:
-        """Lose the answer of a rental that was made."""
+        cut = self.take("api_cut")
+        answer = web.Response() if cut else await handler(request)
         creates = re.match("PUT /api/v0/asks/|POST /v2/pods/?$", f"{request.method} {request.path}")
-        if creates and self.take("create_lost"):
-            _cut(request)
-
-
-def _cut(request: web.Request) -> web.Response:
-    if request.transport:
-        request.transport.abort()
-    return web.Response()
+        if (cut or (creates and self.take("create_lost"))) and request.transport:
+            request.transport.abort()
+        return answer

@@ -44,7 +44,6 @@ class Machine:
         self.folder = folder
         self.home = folder / "root"
         self.config = json.loads((folder / "machine.json").read_text())
-        self.sockets = Path(self.config["env"]["LOAD_UNIX_SOCKETS"])
         self.logins: set[Login] = set()
         self.opens = time.monotonic() + self.config["ssh_after_s"]
 
@@ -78,10 +77,6 @@ class Machine:
         }
         return {"cwd": self.home, "env": env}
 
-    def tell(self, **state: int) -> None:
-        """One JSON line to the marketplace."""
-        print(json.dumps(state), flush=True)
-
 
 class Login(asyncssh.SSHServer):
     """Public-key login as root, commands, and forwarding to the machine's own ports."""
@@ -93,14 +88,14 @@ class Login(asyncssh.SSHServer):
         """Count the connection: a used machine is not idle."""
         self.conn = conn
         self.machine.logins.add(self)
-        self.machine.tell(connections=len(self.machine.logins))
+        print(json.dumps({"connections": len(self.machine.logins)}), flush=True)
         if time.monotonic() < self.machine.opens:
             conn.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Uncount it."""
         self.machine.logins.discard(self)
-        self.machine.tell(connections=len(self.machine.logins))
+        print(json.dumps({"connections": len(self.machine.logins)}), flush=True)
 
     def begin_auth(self, username: str) -> bool:
         """Only root may prove to be somebody."""
@@ -109,15 +104,12 @@ class Login(asyncssh.SSHServer):
                 self.conn.set_authorized_keys(str(self.machine.folder / "authorized_keys"))
         return True  # a login is always asked to prove itself
 
-    def connection_requested(
-        self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
-    ) -> Any:
+    def connection_requested(self, dest_host: str, dest_port: int, *origin: Any) -> Any:
         """Forward ``localhost:PORT`` of the machine, and nothing else of this computer."""
-        socket = self.machine.sockets / f"{dest_port}.sock"
+        socket = Path(self.machine.config["env"]["LOAD_UNIX_SOCKETS"], f"{dest_port}.sock")
         if dest_host not in ("localhost", "127.0.0.1", "::1") or not socket.exists():
-            raise asyncssh.ChannelOpenError(
-                asyncssh.OPEN_CONNECT_FAILED, f"nothing listens on {dest_host}:{dest_port}"
-            )
+            what = f"nothing listens on {dest_host}:{dest_port}"
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, what)
         return self.conn.forward_unix_connection(str(socket))
 
 
@@ -160,12 +152,10 @@ async def _main(folder: Path) -> None:
         process_factory=lambda process: _serve_session(machine, process),
         sftp_factory=lambda channel: Files(channel, chroot=bytes(machine.home)),
         allow_scp=True,  # of old clients, and of `scp -O`
-        password_auth=False,
-        kbdint_auth=False,
         allow_pty=False,  # a shell's lines are edited where they are typed
         encoding=None,
     )
-    machine.tell(ssh_port=server.get_port())
+    print(json.dumps({"ssh_port": server.get_port()}), flush=True)
     # The marketplace holds the other end: it closes when that process ends, however it ends.
     while await asyncio.to_thread(sys.stdin.readline):  # "drop": all that it may ask for
         for login in list(machine.logins):

@@ -1,13 +1,12 @@
 """API keys with few rights, made and deleted as at Vast.ai; the rehearsal holds them to these."""
 
-import itertools
 import re
 import secrets
 from typing import Any
 
 from aiohttp import web
 
-from helpers.rehearsal.web_api import Refusal, json_object, reply, routes
+from helpers.rehearsal.web_api import Refusal, json_object, reply, route
 
 # The right that a request needs, after Vast.ai's documentation of permissions; first match counts.
 # What matches nothing, only the account's own key may ask for.
@@ -28,15 +27,6 @@ class KeysAPI:
 
     def __init__(self) -> None:
         self._keys: dict[str, dict[str, Any]] = {}  # a key's text, and what a list shows of it
-        self._ids = itertools.count(101)
-
-    def routes(self) -> list[web.RouteDef]:
-        """Every route."""
-        return routes(
-            ("POST /api/v0/auth/apikeys", self.create),
-            ("GET /api/v0/auth/apikeys", self.show),
-            ("DELETE /api/v0/auth/apikeys/{id}", self.delete),
-        )
 
     def check(self, request: web.Request, given: str) -> None:
         """Let a request through, if its key may make it.
@@ -51,19 +41,22 @@ class KeysAPI:
         if right not in self._keys[given]["rights"].split(","):
             raise Refusal(403, "forbidden", f"this key lacks the right {right or 'for it'}")
 
+    @route("POST /api/v0/auth/apikeys")
     async def create(self, request: web.Request) -> web.Response:
         """A new key; its text is told this once."""
         body = await json_object(request)
         if not (rights := ",".join(sorted((body.get("permissions") or {}).get("api") or {}))):
             raise Refusal(400, "missing_permissions", "permissions.api names no right")
-        number, text = next(self._ids), secrets.token_hex(32)
+        number, text = secrets.randbelow(2**31), secrets.token_hex(32)
         self._keys[text] = {"id": number, "user_id": 1, "name": body["name"], "rights": rights}
         return reply({"id": number, "key": text, "permissions": body["permissions"]})
 
+    @route("GET /api/v0/auth/apikeys")
     async def show(self, request: web.Request) -> web.Response:
         """All keys, without their texts."""
         return reply({"apikeys": list(self._keys.values())})
 
+    @route("DELETE /api/v0/auth/apikeys/{id}")
     async def delete(self, request: web.Request) -> web.Response:
         """From now on nobody gets in with it."""
         number = request.match_info["id"]

@@ -97,7 +97,7 @@ class Machine:
         }
         for fault in ("model_failure", "out_of_memory"):
             if market.faults.take(fault):
-                env["REHEARSAL_FAULT"] = fault
+                env["REHEARSAL_FAULT"] = ANSWERS[fault]
         late = 10 if market.faults.take("ssh_late") else 0
         return {"onstart": rental.onstart, "env": env, "cores": self.cores, "ssh_after_s": late}
 

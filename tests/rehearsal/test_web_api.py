@@ -14,7 +14,7 @@ from support.machines import Idle
 from support.openapi import Description
 
 from helpers import rehearsal, rent
-from helpers.rehearsal import keys_api, runpod_api, vast_api
+from helpers.rehearsal import keys_api, runpod_api, vast_api, web_api
 from helpers.rent import guard
 
 DOORS = {
@@ -62,8 +62,8 @@ def door(request, own_rehearsal):
     document = copy.deepcopy(Description(file).document)
     market = rent.connect(own_rehearsal.model_copy(update={"provider": provider}))
     machine = guard.rent(market, Idle(), "door", own_rehearsal, progress=lambda line: None)
-    tables = (vast_api.VastAPI, runpod_api.RunPodAPI)
-    routes = [r for api in tables for r in api(market=None).routes()] + keys_api.KeysAPI().routes()
+    doors = (vast_api.VastAPI(None), runpod_api.RunPodAPI(None), keys_api.KeysAPI())
+    routes = [route for each in doors for route in web_api.routes(each)]
     offered = {(r.method.lower(), r.path.removesuffix("{_:/?}")) for r in routes}
     # One machine is there to be looked at; whoever changes or ends one names another.
     there = {"name": "id", "in": "path", "required": True, "schema": {"enum": [machine.id]}}
