@@ -10,7 +10,7 @@ import pandas
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.progress import Progress
-from helpers.tools.loop import ask, connect, several
+from helpers.tools.loop import ask, several
 from helpers.tools.questions import ARGUMENTS, REFUSED, RIGHT, Question, judge, read
 
 
@@ -92,7 +92,7 @@ async def evaluate(
     chosen = [one for one in questions if one.calls or tool_choice == "auto"]
     options = {"model": endpoint.model, "tool_choice": tool_choice, "max_tokens": max_tokens}
     began = clock()
-    async with connect(endpoint) as client:
+    async with endpoint.async_client() as client:
         with Progress() as say:
 
             async def one(number: int, question: Question) -> dict[str, Any]:
