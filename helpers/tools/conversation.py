@@ -118,14 +118,10 @@ class Conversation:
         if calls:
             message["tool_calls"] = [_sendable(call) for call in calls]
         self.messages.append(message)
-        self.add(
-            "deciding" if calls else "answering",
-            number,
-            start,
-            ", ".join(map(str, calls)) or said.text,
-            problem="cut off at max_tokens" if reply.finish == "length" else "",
-            prompt_tokens=reply.prompt_tokens,
-        )
+        phase = "deciding" if calls else "answering"
+        what = ", ".join(map(str, calls)) or said.text
+        problem = "cut off at max_tokens" if reply.finish == "length" else ""
+        self.add(phase, number, start, what, problem=problem, prompt_tokens=reply.prompt_tokens)
         return calls
 
     def __repr__(self) -> str:

@@ -60,7 +60,7 @@ async def run_tools(
     strict: bool = False,
     parallel_tool_calls: bool = True,
     stream: bool = False,
-    limits: Limits | None = None,
+    limits: Limits = Limits(),
     approve: Approve | None = None,
     max_tokens: int = 512,
     temperature: float = 0.0,
@@ -99,7 +99,6 @@ async def run_tools(
     talk = Conversation(messages=to_jsonable_python(messages, exclude_none=True))
     allowed: dict[str, Tool] = {one.name: one for one in map(tool, tools)}
     request = {"model": endpoint.model, "max_tokens": max_tokens, "temperature": temperature}
-    limits = limits or Limits()
     if allowed:
         request["tools"] = definitions(allowed.values(), strict=strict)
         if not parallel_tool_calls:
