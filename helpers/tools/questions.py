@@ -53,9 +53,8 @@ class Question:
     @property
     def expected(self) -> str:
         """The calls expected, with all that is allowed."""
-        return "; ".join(
-            f"{name}({json.dumps(allowed, ensure_ascii=False)})" for name, allowed in self.calls
-        )
+        texts = [(name, json.dumps(ways, ensure_ascii=False)) for name, ways in self.calls]
+        return "; ".join(f"{name}({text})" for name, text in texts)
 
 
 def read() -> list[Question]:
