@@ -60,7 +60,7 @@ class Question:
 def read() -> list[Question]:
     """Return the course's questions; the head of their file explains its form."""
     source = yaml.safe_load(QUESTIONS.read_text())
-    return [_question(row, source["tools"], source["sets"]) for row in source["questions"]]
+    return [_question(row, source["tools"]) for row in source["questions"]]
 
 
 def judge(question: Question, message: Message, finish: str = "") -> str:
@@ -120,10 +120,8 @@ def _plain(value: Any) -> Any:
     return _IGNORED.sub("", value).casefold() if isinstance(value, str) else value
 
 
-def _question(row: dict, offers: dict[str, dict], sets: dict[str, list]) -> Question:
-    names = row["tools"] if isinstance(row["tools"], list) else sets[row["tools"]]
-    functions = [{"name": name, **offers[name]} for name in names]
-    tools = [{"type": "function", "function": function} for function in functions]
+def _question(row: dict, offers: dict[str, dict]) -> Question:
+    tools = [{"type": "function", "function": {"name": n, **offers[n]}} for n in row["tools"]]
     asked = [{"role": "user", "content": row["ask"]}] if "ask" in row else []
     calls = [(name, allowed) for call in row["calls"] for name, allowed in call.items()]
     messages = row.get("messages", []) + asked
