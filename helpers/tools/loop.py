@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import openai
 
 Choice = Literal["auto", "none", "required"] | Tool
-Approve = Callable[[Tool, dict], bool]
 REPEATED = "not repeated: the same call has been made"
 REQUEST_S = 120.0  # from sending a request to the end of its answer
 
@@ -61,7 +60,7 @@ async def run_tools(
     parallel_tool_calls: bool = True,
     stream: bool = False,
     limits: Limits = Limits(),
-    approve: Approve | None = None,
+    approve: Callable[[Tool, dict], bool] | None = None,
     max_tokens: int = 512,
     temperature: float = 0.0,
     client: "openai.AsyncOpenAI | None" = None,
@@ -123,7 +122,7 @@ class _Loop:
     tools: dict[str, Tool]
     choice: Choice
     limits: Limits
-    approve: Approve | None
+    approve: Callable[[Tool, dict], bool] | None
     foreign: bool
     made: dict[tuple[str, str], str] = field(default_factory=dict)
     acted: set[str] = field(default_factory=set)

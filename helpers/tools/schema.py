@@ -86,7 +86,7 @@ class Tool:
         try:
             return vars(self.form.model_validate_json(text or "{}"))
         except pydantic.ValidationError as error:
-            told = error.errors(include_url=False, include_input=False)[:5]
+            told = error.errors()[:5]
             places = [".".join(map(str, one["loc"]))[:80] or "(all)" for one in told]
             problems = [one["msg"][:200] for one in told]
             raise BadArguments(dict(zip(places, problems, strict=True))) from None
@@ -169,8 +169,7 @@ def inside(folder: str | Path) -> Any:
             raise ValueError("the path leads out of the folder")
         return whole
 
-    text = pydantic.WithJsonSchema({"type": "string"})
-    return Annotated[str, pydantic.AfterValidator(check), text]
+    return Annotated[str, pydantic.AfterValidator(check)]
 
 
 def definitions(tools: Iterable[Tool | dict], *, strict: bool = False) -> list[dict]:
