@@ -442,6 +442,7 @@ async def test_a_stream_may_lack_what_nobody_needs():
         (200, '{"choices": []}', "not one of the OpenAI API"),
         (200, "null", "not one of the OpenAI API"),
         (200, '{"choices": [{"message": 3}]}', "not one of the OpenAI API"),
+        (200, '{"choices": ' + "[" * 100_000, "not one of the OpenAI API"),
     ],
 )
 async def test_a_server_that_answers_nonsense_is_a_sentence(status, text, told, stream):
