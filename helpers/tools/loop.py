@@ -41,8 +41,8 @@ class Limits:
         rounds: requests to the model.
         calls: executed in one round; the model is told that the others were not.
         tool_s: seconds for one call. A plain function that takes longer cannot be stopped: it goes
-            on in its thread, and its result is dropped; a program waits for it when it ends. An
-            ``async`` one is cancelled where it awaits; one that blocks holds up everything.
+            on in its thread, and its result is dropped. An ``async`` one is cancelled where it
+            awaits; one that blocks instead holds up everything.
     """
 
     rounds: int = 6

@@ -1,14 +1,15 @@
 """One call executed: in time, whatever it does, its result as text that may be sent."""
 
 import asyncio
+import contextvars
 import dataclasses
 import inspect
 import json
+import threading
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import Future
 from typing import Any
 
-import anyio
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
@@ -45,7 +46,7 @@ def failed(problem: str, *, told: str = "", **details: Any) -> Outcome:
 
 
 async def execute(function: Callable, arguments: dict[str, Any], timeout_s: float) -> Outcome:
-    """Run a function, plain ones in a thread, and return what it gave as text.
+    """Run a function, plain ones in a thread of their own, and return what it gave as text.
 
     The model is told the text of a plain ``ValueError`` or a ``CourseError``, which a tool raises
     to be understood; of any other exception only the name, because its text may hold what is
@@ -58,9 +59,7 @@ async def execute(function: Callable, arguments: dict[str, Any], timeout_s: floa
     """
     try:
         async with asyncio.timeout(timeout_s) as deadline:
-            call = partial(function, **arguments)
-            own = anyio.CapacityLimiter(1)  # no call waits for another one's thread
-            value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=own)
+            value = await _in_thread(function, arguments)
             if inspect.isawaitable(value):  # what an ``async`` function returns when it is called
                 value = await value
             return Outcome(text=as_text(value))
@@ -91,3 +90,22 @@ def _json(value: Any) -> Any:
     if isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
         return to_jsonable_python(value, serialize_unknown=True)
     return list(value) if isinstance(value, set | frozenset) else str(value)
+
+
+async def _in_thread(function: Callable, arguments: dict[str, Any]) -> Any:
+    """Not ``asyncio.to_thread``: its threads are waited for at the end, a hanging one for ever."""
+    future: Future = Future()
+    future.set_running_or_notify_cancel()  # from here on a result that nobody awaits is dropped
+    context = contextvars.copy_context()  # says to which cell's output a notebook prints
+
+    def work() -> None:
+        try:
+            future.set_result((context.run(lambda: function(**arguments)), None))
+        except BaseException as error:
+            future.set_result((None, error))
+
+    threading.Thread(target=work, daemon=True, name="tool").start()
+    value, error = await asyncio.wrap_future(future)
+    if error:
+        raise error
+    return value
