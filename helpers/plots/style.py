@@ -30,8 +30,6 @@ STYLE: dict[RcKeyType, Any] = {
     "axes.titlesize": 10,
     "axes.titlecolor": GREY,
     "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
 }
 #: Decorator of a function that draws: the style holds while it runs, and nowhere else.
 styled = rc_context(STYLE)

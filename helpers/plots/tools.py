@@ -21,17 +21,16 @@ def conversation(talk: Conversation, subtitle: str) -> Picture:
         talk: what ``tools.run_tools`` returned.
         subtitle: what was measured, and where.
     """
-    steps = [step for step in talk.steps if step.phase in PHASES]
     seconds = {phase: talk.seconds(phase) for phase in PHASES}
     share = seconds["deciding"] / (sum(seconds.values()) or 1.0)
     title = f"{share:.0%} of the wait went into deciding what to call"
-    figure, (axes,) = picture(title, subtitle, height=1.2 + 0.4 * len(steps))
-    for row, step in enumerate(steps):
+    figure, (axes,) = picture(title, subtitle, height=1.2 + 0.4 * len(talk.steps))
+    for row, step in enumerate(talk.steps):
         axes.barh(row, step.seconds, left=step.start_s, color=PHASES[step.phase], height=0.6)
         what, place = " ".join(step.what.split())[:48], (step.start_s, row - 0.42)
         axes.text(*place, what, fontsize=8, color=GREY, va="bottom", parse_math=False)
-    axes.set_yticks(range(len(steps)), [step.phase for step in steps])
-    axes.set(xlim=(0, None), ylim=(len(steps) - 0.5, -0.9), xlabel="seconds from the question")
+    axes.set_yticks(range(len(talk.steps)), [step.phase for step in talk.steps])
+    axes.set(xlim=(0, None), ylim=(len(talk.steps) - 0.5, -0.9), xlabel="seconds from the question")
     axes.grid(visible=False, axis="y")
     return figure
 
@@ -78,8 +77,7 @@ def phases(table: pd.DataFrame, subtitle: str) -> Picture:
     title += f"and get {minute[-1] / minute[0]:.1f} times the answers"
     figure, (axes,) = picture(title, subtitle)
     spent.plot.bar(stacked=True, ax=axes, color=list(PHASES.values()), width=0.6, rot=0)
-    places = range(len(users))
-    axes.scatter(places, slow, s=600, marker="_", color=GREY, label="95 % are faster")
+    axes.plot(slow, "_", markersize=24, color=GREY, label="95 % are faster")
     for row, count in enumerate(minute):
         axes.text(row, slow[row], f"{count:.0f} a minute\n", ha="center", color=GREY)
     axes.set(xlabel="concurrent users", ylabel="a conversation's mean time, ms")

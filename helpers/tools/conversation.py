@@ -1,6 +1,5 @@
 """A conversation with tools: the chat, and every step of it with its times."""
 
-import re
 import uuid
 from dataclasses import dataclass, field
 from time import perf_counter as clock
@@ -13,7 +12,6 @@ from helpers.load.client.reading import Answer
 
 WIDTH = 88
 PHASES = ("deciding", "executing", "answering")
-_NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +45,8 @@ class Step:
         return self.end_s - self.start_s
 
     def __str__(self) -> str:
-        text = f"{self.phase:9}  {1e3 * self.seconds:6.0f} ms  {self.what}"
-        if self.phase == "executing":
-            text = f"{text} -> {self.problem or self.result}"
+        told = " -> ".join(filter(None, (self.what, self.problem or self.result)))
+        text = f"{self.phase:9}  {1e3 * self.seconds:6.0f} ms  {told}"
         # No control characters: what a stranger wrote must not reach the terminal's cursor.
         text = "".join(c if c.isprintable() else " " for c in text)
         mark = "!" if self.problem else " "
@@ -118,14 +115,10 @@ class Conversation:
         if calls:
             message["tool_calls"] = [_sendable(call) for call in calls]
         self.messages.append(message)
-        self.add(
-            "deciding" if calls else "answering",
-            number,
-            start,
-            ", ".join(map(str, calls)) or said.text,
-            problem="cut off at max_tokens" if reply.finish == "length" else "",
-            prompt_tokens=reply.prompt_tokens,
-        )
+        phase = "deciding" if calls else "answering"
+        what = ", ".join(map(str, calls)) or said.text
+        problem = "cut off at max_tokens" if reply.finish == "length" else ""
+        self.add(phase, number, start, what, problem=problem, prompt_tokens=reply.prompt_tokens)
         return calls
 
     def __repr__(self) -> str:
@@ -136,5 +129,5 @@ class Conversation:
 
 def _sendable(call: Call) -> dict:
     """Return a call in a form that can be sent back: servers refuse a chat with a broken one."""
-    name = call.name if _NAME.fullmatch(call.name) else "unreadable"
+    name = call.name[:64] if call.name.isascii() and call.name.isidentifier() else "unreadable"
     return Call(call.id, name, call.arguments if call.parsed() else "{}").as_dict()

@@ -9,7 +9,7 @@ from helpers.errors import CourseError
 from helpers.load.workload import Workload, unseen
 from helpers.progress import Progress
 from helpers.tools.conversation import PHASES, Conversation
-from helpers.tools.loop import connect, run_tools, several
+from helpers.tools.loop import run_tools, several
 from helpers.tools.schema import Tool
 
 
@@ -39,7 +39,7 @@ async def crowd(
         ``stopped``.
     """
     tools, found = list(tools), dict[int, list[Conversation]]()
-    async with connect(endpoint) as client:
+    async with endpoint.async_client() as client:
 
         async def converse(asked: Workload, number: int) -> Conversation:
             chat = asked.chat(number)

@@ -10,7 +10,7 @@ import pandas
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.progress import Progress
-from helpers.tools.loop import ask, connect, several
+from helpers.tools.loop import ask, several
 from helpers.tools.questions import ARGUMENTS, REFUSED, RIGHT, Question, judge, read
 
 
@@ -50,14 +50,13 @@ class Evaluation:
         those that need none.
         """
         found, none = self.frame, self.frame["expected"] == "no call"
-        columns = {
+        hits = {
             "right tool": found["right_tool"][~none],
             "all arguments right": found["right"][~none],
             "no call where none belongs": found["right"][none],
         }
-        counted = {name: (hits.sum(), len(hits)) for name, hits in columns.items() if len(hits)}
-        names = ["right", "questions"]
-        return _with_shares(pandas.DataFrame.from_dict(counted, orient="index", columns=names))
+        counts = pandas.concat(hits).groupby(level=0, sort=False).agg(["sum", "size"])
+        return _with_shares(counts.set_axis(["right", "questions"], axis=1))
 
     def __repr__(self) -> str:
         return "\n".join(
@@ -73,7 +72,6 @@ async def evaluate(
     *,
     tool_choice: Literal["auto", "required"] = "auto",
     users: int = 8,
-    max_tokens: int = 256,
 ) -> Evaluation:
     """Ask every question once, greedily, and score the calls; none of them is executed.
 
@@ -86,13 +84,12 @@ async def evaluate(
         tool_choice: ``auto``; or ``required``, with which only the questions that need a call are
             asked.
         users: questions in flight at the same time.
-        max_tokens: of each answer.
     """
     questions = read() if questions is None else questions
     chosen = [one for one in questions if one.calls or tool_choice == "auto"]
-    options = {"model": endpoint.model, "tool_choice": tool_choice, "max_tokens": max_tokens}
+    options = {"model": endpoint.model, "tool_choice": tool_choice, "max_tokens": 256}
     began = clock()
-    async with connect(endpoint) as client:
+    async with endpoint.async_client() as client:
         with Progress() as say:
 
             async def one(number: int, question: Question) -> dict[str, Any]:

@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     import openai
 
 Choice = Literal["auto", "none", "required"] | Tool
-Approve = Callable[[Tool, dict], bool]
 REPEATED = "not repeated: the same call has been made"
 REQUEST_S = 120.0  # from sending a request to the end of its answer
-_FLAGS = "start vLLM with --enable-auto-tool-choice --tool-call-parser hermes (or mistral, ...)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +59,8 @@ async def run_tools(
     strict: bool = False,
     parallel_tool_calls: bool = True,
     stream: bool = False,
-    limits: Limits | None = None,
-    approve: Approve | None = None,
+    limits: Limits = Limits(),
+    approve: Callable[[Tool, dict], bool] | None = None,
     max_tokens: int = 512,
     temperature: float = 0.0,
     client: "openai.AsyncOpenAI | None" = None,
@@ -100,14 +98,13 @@ async def run_tools(
     talk = Conversation(messages=to_jsonable_python(messages, exclude_none=True))
     allowed: dict[str, Tool] = {one.name: one for one in map(tool, tools)}
     request = {"model": endpoint.model, "max_tokens": max_tokens, "temperature": temperature}
-    limits = limits or Limits()
     if allowed:
         request["tools"] = definitions(allowed.values(), strict=strict)
         if not parallel_tool_calls:
             request["parallel_tool_calls"], limits = False, replace(limits, calls=1)
     foreign = any(one["role"] in ("tool", "function") for one in talk.messages)
     loop = _Loop(talk, allowed, tool_choice, limits, approve, foreign)
-    async with nullcontext(client) if client else connect(endpoint) as mine:
+    async with nullcontext(client) if client else endpoint.async_client() as mine:
         return await loop.run(mine, request, stream)
 
 
@@ -125,7 +122,7 @@ class _Loop:
     tools: dict[str, Tool]
     choice: Choice
     limits: Limits
-    approve: Approve | None
+    approve: Callable[[Tool, dict], bool] | None
     foreign: bool
     made: dict[tuple[str, str], str] = field(default_factory=dict)
     acted: set[str] = field(default_factory=set)
@@ -196,16 +193,11 @@ class _Loop:
         return found
 
 
-def connect(endpoint: Endpoint) -> "openai.AsyncOpenAI":
-    """Return a client, to be used in ``async with``."""
-    return endpoint.async_client()
-
-
 async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = False) -> Answer:
     """Make one request.
 
     Args:
-        client: from ``connect``.
+        client: from ``Endpoint.async_client``.
         request: the fields of a chat completion.
         stream: receive the answer in pieces.
 
@@ -215,26 +207,29 @@ async def ask(client: "openai.AsyncOpenAI", request: dict, *, stream: bool = Fal
     import httpx
     import openai
 
+    if stream:
+        request = request | {"stream": True, "stream_options": {"include_usage": True}}
+    exchange, hint = Exchange(), "read the server's log"
+    create = client.chat.completions.with_streaming_response.create
     try:
-        async with asyncio.timeout(REQUEST_S):
-            return await _read(client, request, stream)
+        async with asyncio.timeout(REQUEST_S), create(**request) as response:
+            exchange.pieces, exchange.times = [await response.read()], [clock()]
+        answer = read(exchange)
+        if not answer.cause:
+            return answer
+        what, said = "the model server failed", answer.error
+        if answer.cause != "server error":  # no JSON, or not of the API's form
+            what = "the answer is not one of the OpenAI API"
+            hint = "is base_url the root of an OpenAI-compatible server, ending in /v1?"
     except openai.AuthenticationError:
+        what, said = "the server refuses the API key", "it was started with another, or with one"
         hint = "pass the key that it was started with: Endpoint(api_key=...)"
-        raise CourseError("the server refuses the API key", hint) from None
     except openai.APIStatusError as error:
-        said = hide_key(str(error), client.api_key)[:300]
-        hint = _FLAGS if "tool" in said.lower() else "read the server's log"
-        raise CourseError(f"the server refuses the request: {said}", hint) from None
+        what, said = "the server refuses the request", str(error)
     except (openai.OpenAIError, httpx.HTTPError, TimeoutError) as error:
-        said = hide_key(str(error), client.api_key)[:300] or f"nothing within {REQUEST_S:g} s"
-        raise CourseError(f"the model server does not answer: {said}") from None
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        # No JSON, or not of the API's form: whatever a server may send, the reader gets a sentence.
-        said = hide_key(repr(error), client.api_key)[:300]
-        raise CourseError(
-            f"the answer is not one of the OpenAI API: {said}",
-            "is base_url the root of an OpenAI-compatible server, ending in /v1?",
-        ) from None
+        what = "the model server does not answer"
+        said = str(error) or f"nothing within {REQUEST_S:g} s"
+    raise CourseError(f"{what}: {hide_key(said, client.api_key)[:300]}", hint)
 
 
 async def several(jobs: Iterable[Coroutine], *, at_once: int) -> list:
@@ -246,19 +241,3 @@ async def several(jobs: Iterable[Coroutine], *, at_once: int) -> list:
             return await job
 
     return await asyncio.gather(*map(one, jobs))
-
-
-async def _read(client: "openai.AsyncOpenAI", request: dict, stream: bool) -> Answer:
-    if stream:
-        request = request | {"stream": True, "stream_options": {"include_usage": True}}
-    async with client.chat.completions.with_streaming_response.create(**request) as response:
-        body = await response.read()
-    exchange = Exchange()
-    exchange.status, exchange.pieces, exchange.times = 200, [body], [clock()]
-    answer = read(exchange)
-    if answer.cause == "server error":
-        said = hide_key(answer.error, client.api_key)
-        raise CourseError(f"the model server failed: {said}", "read the server's log")
-    if answer.cause:
-        raise ValueError(answer.error)
-    return answer

@@ -6,7 +6,6 @@ answer has to be known beforehand.
 
 import json
 import threading
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -31,8 +30,7 @@ class Puppet(ThreadingHTTPServer):
     def __init__(self, *answers: dict) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers, self.asked = list(answers), list[dict]()
-        base_url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.endpoint = Endpoint(base_url=base_url, model="puppet")
+        self.endpoint = Endpoint(base_url=f"http://127.0.0.1:{self.server_port}/v1", model="puppet")
 
     def __enter__(self) -> "Puppet":
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -72,9 +70,8 @@ def calls(*wishes: tuple[str, dict]) -> dict:
 
 def event(**choice: Any) -> dict:
     """Return an answer, or a piece of one, in the API's form."""
-    usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
-    whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "puppet"}
-    return {**whole, "choices": [{"index": 0, **choice}], "usage": usage}
+    usage = {"prompt_tokens": 7, "completion_tokens": 5}
+    return {"id": "x", "choices": [{"index": 0, **choice}], "usage": usage}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -85,11 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         status, text = self.server.reply(body)
         kind = "text/event-stream" if text.startswith("data:") else "application/json"
-        with suppress(ConnectionError):  # nobody waits any more
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(text.encode())
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(text.encode())
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""

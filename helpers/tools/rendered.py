@@ -39,14 +39,13 @@ def wire(endpoint: Endpoint, question: str, tools: list[Tool | dict]) -> Wire:
     Raises:
         CourseError: the server shows its prompts by neither way, or refuses a request.
     """
-    model = {"model": endpoint.model}
     offer = {"messages": [{"role": "user", "content": question}], "tools": definitions(tools)}
-    sampling = {**model, "temperature": 0, "max_tokens": 128}
+    sampling = {"temperature": 0, "max_tokens": 128}
     try:
         prompt = tokens = _post(endpoint, "/apply-template", offer, "prompt")
     except CourseError:  # not llama.cpp
-        tokens = _post(endpoint, "/tokenize", model | offer, "tokens")
-        prompt = _post(endpoint, "/detokenize", model | {"tokens": tokens}, "prompt")
+        tokens = _post(endpoint, "/tokenize", offer, "tokens")
+        prompt = _post(endpoint, "/detokenize", {"tokens": tokens}, "prompt")
     # The template has written the special tokens, and those of a call must not be left out.
     plain = {"prompt": tokens, "skip_special_tokens": False, "add_special_tokens": False}
     raw = _post(endpoint, "/v1/completions", sampling | plain, "choices")[0]["text"]
@@ -58,7 +57,7 @@ def wire(endpoint: Endpoint, question: str, tools: list[Tool | dict]) -> Wire:
 def _post(endpoint: Endpoint, path: str, body: dict, field: str) -> Any:
     """Return one field of a server's answer."""
     try:
-        answer = endpoint.call(path, body, timeout_s=120)
+        answer = endpoint.call(path, {"model": endpoint.model, **body}, timeout_s=120)
         if answer.is_success:
             return answer.json()[field]
         problem = f"HTTP {answer.status_code}: {hide_key(answer.text[:200], endpoint.api_key)}"

@@ -5,7 +5,6 @@ cannot differ. Nothing that a model writes is ever evaluated as code.
 """
 
 import inspect
-import typing
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,9 +23,9 @@ from helpers.errors import CourseError
 class BadArguments(ValueError):
     """What a model wrote does not fit the tool; ``problems`` says where, in pydantic's words."""
 
-    def __init__(self, problems: list[dict]) -> None:
-        super().__init__("; ".join(f"{p['argument']}: {p['problem']}" for p in problems))
-        self.problems = problems
+    def __init__(self, problems: dict[str, str]) -> None:
+        super().__init__("; ".join(f"{where}: {what}" for where, what in problems.items()))
+        self.problems = [{"argument": a, "problem": s} for a, s in problems.items()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +84,14 @@ class Tool:
             BadArguments: it is no JSON object, or does not fit the schema.
         """
         try:
-            found = self.form.model_validate_json(text or "{}")
+            return vars(self.form.model_validate_json(text or "{}"))
         except pydantic.ValidationError as error:
-            told = error.errors(include_url=False, include_input=False)[:5]
-            raise BadArguments(
-                [_problem(*one["loc"], problem=one["msg"]) for one in told]
-            ) from None
+            told = error.errors()[:5]
+            places = [".".join(map(str, one["loc"]))[:80] or "(all)" for one in told]
+            problems = [one["msg"][:200] for one in told]
+            raise BadArguments(dict(zip(places, problems, strict=True))) from None
         except Exception as error:  # a validator of the tool's own may raise anything
-            raise BadArguments([_problem(problem=f"refused ({type(error).__name__})")]) from None
-        given = {name: getattr(found, name) for name in self.form.model_fields}
-        for name, one in self.form.model_fields.items():
-            if given[name] is None and not one.is_required():
-                given[name] = one.get_default(call_default_factory=True)
-        return given
+            raise BadArguments({"(all)": f"refused ({type(error).__name__})"}) from None
 
 
 def tool(
@@ -175,8 +169,7 @@ def inside(folder: str | Path) -> Any:
             raise ValueError("the path leads out of the folder")
         return whole
 
-    text = pydantic.WithJsonSchema({"type": "string"})
-    return Annotated[str, pydantic.AfterValidator(check), text]
+    return Annotated[str, pydantic.AfterValidator(check)]
 
 
 def definitions(tools: Iterable[Tool | dict], *, strict: bool = False) -> list[dict]:
@@ -196,20 +189,20 @@ class _Plain(GenerateJsonSchema):
 
 def _form(function: Callable, about: dict[str, str]) -> type[pydantic.BaseModel]:
     """Return a function's parameters as a pydantic model."""
-    hints = typing.get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}
-    for key, one in inspect.signature(function).parameters.items():
-        if key not in hints or one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+    for key, one in inspect.signature(function, eval_str=True).parameters.items():
+        hint, default = one.annotation, one.default
+        if hint is one.empty or one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
             raise TypeError(f"a model cannot fill the parameter {one}")
-        if one.default is not one.empty and not isinstance(one.default, FieldInfo):
-            hints[key] |= None
-        described = pydantic.Field(description=about.get(key))
-        default = ... if one.default is one.empty else one.default
-        fields[key] = (Annotated[hints[key], described], default)
+        if default is one.empty:
+            default = ...
+        elif not isinstance(default, FieldInfo):
+            hint = Annotated[hint | None, pydantic.AfterValidator(partial(_given, default))]
+        fields[key] = (Annotated[hint, pydantic.Field(description=about.get(key))], default)
     with warnings.catch_warnings(action="ignore"):  # an argument may be called ``copy``
         config = pydantic.ConfigDict(extra="forbid")
         return pydantic.create_model(function.__name__, __config__=config, **fields)
 
 
-def _problem(*at: int | str, problem: str) -> dict:
-    return {"argument": ".".join(map(str, at))[:80] or "(all)", "problem": problem[:200]}
+def _given(default: Any, value: Any) -> Any:
+    return default if value is None else value

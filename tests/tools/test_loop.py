@@ -15,7 +15,7 @@ from helpers import tools
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.tools import loop
-from helpers.tools.loop import ask, connect, several
+from helpers.tools.loop import ask, several
 
 
 @tools.tool
@@ -386,7 +386,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 
 
 async def once(endpoint, stream):
-    async with connect(endpoint) as client:
+    async with endpoint.async_client() as client:
         return await ask(client, CHAT, stream=stream)
 
 
@@ -435,13 +435,14 @@ async def test_a_stream_may_lack_what_nobody_needs():
 @pytest.mark.parametrize(
     ("status", "text", "told"),
     [
-        (400, '{"error": {"message": "auto tool choice requires a flag"}}', "auto-tool-choice"),
+        (400, '{"error": {"message": "start it with --jinja"}}', "request: .*--jinja"),
         (401, '{"error": {"message": "no"}}', "refuses the API key"),
         (404, "no such page", "refuses"),
         (200, "<html>hello</html>", "not one of the OpenAI API"),
         (200, '{"choices": []}', "not one of the OpenAI API"),
         (200, "null", "not one of the OpenAI API"),
         (200, '{"choices": [{"message": 3}]}', "not one of the OpenAI API"),
+        (200, '{"choices": ' + "[" * 100_000, "not one of the OpenAI API"),
     ],
 )
 async def test_a_server_that_answers_nonsense_is_a_sentence(status, text, told, stream):

@@ -7,9 +7,8 @@ from support.asked import question
 from support.scripted import call, message
 
 from helpers import tools
-from helpers.errors import CourseError
 from helpers.settings import ASSETS
-from helpers.tools.questions import ARGUMENTS, QUESTIONS, judge, read
+from helpers.tools.questions import ARGUMENTS, judge, read
 
 
 def verdict(wanted, *made, text="", finish="stop"):
@@ -114,44 +113,6 @@ def test_the_adapter_was_not_trained_on_these_tools():
     families = yaml.safe_load((ASSETS / "tool_calling" / "families.yaml").read_text())["families"]
     trained = {name for family in families for name in family["names"]}
     assert not trained & {tool["function"]["name"] for one in read() for tool in one.tools}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a: [",
-        "tools: {}",
-        "tools: {}\nquestions: [{kind: k, tools: [x], ask: a, calls: []}]",
-        QUESTIONS.read_text().replace("track_parcel: {number", "track_parcel: {nummer", 1),
-        "[1, 2]",
-        "",
-    ],
-)
-def test_a_file_of_questions_that_is_none_is_a_sentence(text, tmp_path):
-    """A reader's own file has typing errors; a call that no tool takes could never be right."""
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(CourseError, match="cannot be read"):
-        read(path)
-    with pytest.raises(CourseError, match="cannot be read"):
-        read(tmp_path / "missing.yaml")
-
-
-def test_questions_of_ones_own(tmp_path):
-    """A date without quotes would never be equal to a text; an argument may be left out always."""
-    text = """
-tools:
-  ev:
-    parameters: {type: object, properties: {date: {type: string}, note: {type: string}}}
-questions:
-- {kind: k, tools: [ev], ask: a, calls: [ev: {date: DATE, note: ~}]}
-"""
-    path = tmp_path / "mine.yaml"
-    path.write_text(text.replace("DATE", "2026-11-25"))
-    with pytest.raises(CourseError, match="cannot be read"):
-        read(path)
-    path.write_text(text.replace("DATE", '"2026-11-25"'))
-    assert read(path)[0].expected == 'ev({"date": "2026-11-25", "note": null})'
 
 
 def test_a_question_about_a_tool_without_arguments():

@@ -33,7 +33,7 @@ class Server(Scripted):
 
 
 PROMPT = {"prompt": "<tools>double</tools>"}
-LLAMA = {("messages", "tools"): PROMPT}
+LLAMA = {("model", "messages", "tools"): PROMPT}
 VLLM = {("model", "messages", "tools"): {"tokens": [1, 2]}, ("model", "tokens"): PROMPT}
 
 
@@ -48,7 +48,7 @@ def test_the_same_prompt_is_shown_and_sent(shown, prompt):
     assert server.asked[1]["tools"] == [double.definition()]
 
 
-@pytest.mark.parametrize("shown", [{}, {("messages", "tools"): {"error": "what?"}}])
+@pytest.mark.parametrize("shown", [{}, {("model", "messages", "tools"): {"error": "what?"}}])
 def test_a_server_that_shows_no_prompt_is_a_sentence(shown):
     """A hosted API; some answer everything with 200."""
     with Server(shown) as server, pytest.raises(CourseError, match="hosted APIs do not"):

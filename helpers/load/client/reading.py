@@ -72,7 +72,7 @@ def read(exchange: Exchange) -> Answer:
         problem = _take(answer, _at_once(exchange) or _one_by_one(exchange))
     except ValueError as error:
         problem = "malformed", str(error)
-    except (AttributeError, LookupError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, RecursionError) as error:
         problem = "malformed", f"not an event of a chat completion: {error!r}"
     if not answer.output_tokens:  # some servers count nothing, or 0 of a text
         answer.output_tokens = len(answer.token_times)  # a lower bound
