@@ -6,12 +6,14 @@ import socket
 import ssl
 from base64 import b64encode
 from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from helpers.endpoint import proxy_for, without_password
 
+PROXY_S = 30  # for each step of the way through a proxy
 Protocol = TypeVar("Protocol", bound=asyncio.Protocol)
 
 
@@ -36,7 +38,7 @@ class Route:
         if unix.exists():
             self.addresses = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", str(unix))]
         proxy = "" if self.addresses else proxy_for(base_url)
-        self.proxy = urlsplit(proxy) if proxy else None
+        self.proxy = urlsplit(proxy)
         self.by = f"the proxy {without_password(proxy)}"
 
     async def open(self, protocol: Callable[[], Protocol]) -> Protocol:
@@ -46,10 +48,8 @@ class Route:
             OSError: there is no way, in words that say why.
         """
         loop = asyncio.get_running_loop()
-        sock = await self._socket()
+        sock = await (asyncio.to_thread(self._tunnel) if self.proxy.netloc else self._socket())
         try:
-            if self.proxy:
-                await self._pass_proxy(sock)
             if sock.family == socket.AF_UNIX:
                 return (await loop.create_unix_connection(protocol, sock=sock))[1]
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -63,13 +63,11 @@ class Route:
             raise
 
     async def _socket(self) -> socket.socket:
-        """Connect to the server, or to its proxy."""
+        """Connect to the server."""
         loop = asyncio.get_running_loop()
-        if not self.addresses:
-            host, port = self.host, self.port
-            if self.proxy:
-                host, port = self.proxy.hostname or "", self.proxy.port or 80
-            self.addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self.addresses = self.addresses or await loop.getaddrinfo(
+            self.host, self.port, type=socket.SOCK_STREAM
+        )
         failure = OSError(f"{self.host} has no address")
         for family, kind, number, _, address in self.addresses:
             sock = socket.socket(family, kind, number)
@@ -83,25 +81,19 @@ class Route:
             except BaseException:
                 sock.close()
                 raise
-        raise OSError(f"{self.by}: {failure}") if self.proxy else failure
+        raise failure
 
-    async def _pass_proxy(self, sock: socket.socket) -> None:
-        """Have the proxy connect ``sock`` to the server."""
-        loop, there = asyncio.get_running_loop(), f"{self.host}:{self.port}"
-        ask = f"CONNECT {there} HTTP/1.1\r\nHost: {there}\r\n{self._proxy_key()}\r\n"
-        await loop.sock_sendall(sock, ask.encode("latin-1"))
-        answer = b""
-        while not answer.endswith(b"\r\n\r\n"):
-            data = await loop.sock_recv(sock, 1)  # nothing of what the server says
-            answer += data
-            if not data or len(answer) > 1 << 16:
-                break
-        status = answer.partition(b"\r\n")[0].decode("latin-1")
-        if status.split()[1:2] != ["200"]:
-            raise OSError(f"{self.by} refuses: {status}")
-
-    def _proxy_key(self) -> str:
-        if self.proxy is None or not self.proxy.username:
-            return ""
-        words = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
-        return f"Proxy-Authorization: Basic {b64encode(words.encode()).decode()}\r\n"
+    def _tunnel(self) -> socket.socket:
+        """Have the proxy connect to the server."""
+        proxy = HTTPConnection(self.proxy.hostname or "", self.proxy.port, timeout=PROXY_S)
+        fields = {"Host": f"{self.host}:{self.port}"}
+        if self.proxy.username:
+            words = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
+            fields["Proxy-Authorization"] = f"Basic {b64encode(words.encode()).decode()}"
+        proxy.set_tunnel(self.host, self.port, fields)
+        try:
+            proxy.connect()
+        except (OSError, HTTPException) as error:
+            raise OSError(f"{self.by}: {error}") from None
+        proxy.sock.setblocking(False)
+        return proxy.sock
