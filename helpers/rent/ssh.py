@@ -4,7 +4,6 @@ import json
 import os
 import pwd
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from helpers.rent.keys import read_public_key as read_public_key
 from helpers.rent.login import alias, connect, known_hosts
 from helpers.rent.market import Instance
 from helpers.serve import ready
+from helpers.serve.router import free_port
 from helpers.settings import Settings
 
 LOGIN_TIMEOUT_S, OPEN_TIMEOUT_S = 120.0, 60.0
@@ -196,7 +196,7 @@ def tunnel(instance: Instance, settings: Settings, remote_port: int = 8000) -> T
     """
     with connect(instance, settings):
         pass  # pins the host key at first contact, and tells a wrong key at once
-    port = _free_port()
+    port = free_port()
     login = {
         "host": instance.ssh_host,
         "port": instance.ssh_port,
@@ -218,15 +218,9 @@ def stock_tunnel(instance: Instance, settings: Settings, remote_port: int = 8000
     Raises:
         CourseError: when it is not up after a minute, with the last reason.
     """
-    port = _free_port()
+    port = free_port()
     shown = command(instance, settings, port, remote_port)
     *words, destination = shlex.split(shown)
     words += ["-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"]
     words += ["-o", "PermitLocalCommand=yes", "-o", "LocalCommand=echo up", destination]
     return Tunnel(instance, port, shown, words)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
