@@ -28,7 +28,6 @@ from helpers.errors import CourseError
 if TYPE_CHECKING:
     import pandas
 
-
 FASTEST_US = 100  # from one token of an answer to the next
 
 
@@ -89,8 +88,7 @@ class Record:
     @property
     def lag_s(self) -> float:
         """How late the client began, not counting the connection (0 without a schedule)."""
-        began_s = self.sent_s - self.connect_s
-        return 0.0 if self.scheduled_s is None else began_s - self.scheduled_s
+        return self.sent_s - self.connect_s - self.origin_s
 
     @property
     def ttft_s(self) -> float | None:

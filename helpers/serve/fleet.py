@@ -74,9 +74,8 @@ class Serverless:
         >>> [float(part.round(3)[0]) for part in worker.one_worker(pandas.Series([1 / 600]))]
         [0.632, 0.368]
         """
-        gap = math.e ** (
-            -requests_per_s * self.idle_s
-        )  # the chance that the next one comes too late
+        # The chance that the next one comes too late.
+        gap = math.e ** (-requests_per_s * self.idle_s)
         during_start = requests_per_s * self.cold_start_s
         cycle = 1 + during_start * gap
         return 1 - gap / cycle, (1 + during_start) * gap / cycle
