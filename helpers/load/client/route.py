@@ -33,11 +33,9 @@ class Route:
         secure = url.scheme == "https"
         self.host, self.port = url.hostname or "", url.port or (443 if secure else 80)
         self.tls = ssl.create_default_context() if secure else None
-        self.addresses: list = []
-        unix = Path(os.environ.get("LOAD_UNIX_SOCKETS", "/nowhere"), f"{self.port}.sock")
-        if unix.exists():
-            self.addresses = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", str(unix))]
-        proxy = "" if self.addresses else proxy_for(base_url)
+        self.address = (self.host, self.port)
+        self.unix = Path(os.environ.get("LOAD_UNIX_SOCKETS", "/nowhere"), f"{self.port}.sock")
+        proxy = "" if self.unix.exists() else proxy_for(base_url)
         self.proxy = urlsplit(proxy)
         self.by = f"the proxy {without_password(proxy)}"
 
@@ -47,41 +45,18 @@ class Route:
         Raises:
             OSError: there is no way, in words that say why.
         """
-        loop = asyncio.get_running_loop()
-        sock = await (asyncio.to_thread(self._tunnel) if self.proxy.netloc else self._socket())
-        try:
-            if sock.family == socket.AF_UNIX:
-                return (await loop.create_unix_connection(protocol, sock=sock))[1]
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            name = self.host if self.tls else None
-            made = await loop.create_connection(
-                protocol, sock=sock, ssl=self.tls, server_hostname=name
-            )
-            return made[1]
-        except BaseException:
-            sock.close()
-            raise
-
-    async def _socket(self) -> socket.socket:
-        """Connect to the server."""
-        loop = asyncio.get_running_loop()
-        self.addresses = self.addresses or await loop.getaddrinfo(
-            self.host, self.port, type=socket.SOCK_STREAM
+        loop, name = asyncio.get_running_loop(), self.host if self.tls else None
+        if self.unix.exists():
+            return (await loop.create_unix_connection(protocol, str(self.unix)))[1]
+        if self.proxy.netloc:
+            sock = await asyncio.to_thread(self._tunnel)
+            way = loop.create_connection(protocol, sock=sock, ssl=self.tls, server_hostname=name)
+            return (await way)[1]
+        transport, made = await loop.create_connection(
+            protocol, *self.address, ssl=self.tls, server_hostname=name
         )
-        failure = OSError(f"{self.host} has no address")
-        for family, kind, number, _, address in self.addresses:
-            sock = socket.socket(family, kind, number)
-            sock.setblocking(False)
-            try:
-                await loop.sock_connect(sock, address)
-                return sock
-            except OSError as error:
-                sock.close()
-                failure = error
-            except BaseException:
-                sock.close()
-                raise
-        raise failure
+        self.address = transport.get_extra_info("peername")[:2]  # asked of no name server again
+        return made
 
     def _tunnel(self) -> socket.socket:
         """Have the proxy connect to the server."""
