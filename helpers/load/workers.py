@@ -68,9 +68,7 @@ class OverSSH:
         with self.client.open_sftp() as files:
             files.putfo(_packed(), ARCHIVE)
         command = f"PYTHONPATH={ARCHIVE} exec python3 {' '.join(COMMAND)}"
-        await _together(
-            [_Player(_Remote(self.client, command), spec, file) for spec in specs], file
-        )
+        await _together([_Player(_Remote(self.client, command), specs[0], file)], file)
 
 
 @dataclass(frozen=True)
