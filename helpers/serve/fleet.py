@@ -96,6 +96,13 @@ class Fleet:
     hours: "pd.DataFrame"
     costs: "pd.DataFrame"
 
+    def __str__(self) -> str:
+        counts, costs = self.hours.replicas, self.costs.usd_per_day
+        return (
+            f"{counts.min()} to {counts.max()} replicas; cheapest: {costs.idxmin()}, "
+            f"${costs.min():.2f} a day (peak all day: ${costs.iloc[0]:.2f})"
+        )
+
 
 def fleet(
     traffic: Sequence[float],
@@ -126,8 +133,8 @@ def fleet(
     Raises:
         CourseError: a replica carries nothing, or the traffic is not a day's.
 
-    >>> fleet([1] * 12 + [9] * 12, 4, usd_per_hour=0.5, headroom=0).costs.usd_per_day.to_dict()
-    {'peak all day': 36.0, 'by the hour': 24.0}
+    >>> print(fleet([1] * 12 + [9] * 12, 4, usd_per_hour=0.5, headroom=0))
+    1 to 3 replicas; cheapest: by the hour, $24.00 a day (peak all day: $36.00)
     """
     import pandas as pd
 

@@ -109,7 +109,7 @@ def _wait_healthy(endpoint: Endpoint, process: subprocess.Popen, log: IO[bytes])
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens."""
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
