@@ -35,9 +35,7 @@ class Route:
         self.tls = ssl.create_default_context() if secure else None
         self.address = (self.host, self.port)
         self.unix = Path(os.environ.get("LOAD_UNIX_SOCKETS", "/nowhere"), f"{self.port}.sock")
-        proxy = "" if self.unix.exists() else proxy_for(base_url)
-        self.proxy = urlsplit(proxy)
-        self.by = f"the proxy {without_password(proxy)}"
+        self.proxy = urlsplit("" if self.unix.exists() else proxy_for(base_url))
 
     async def open(self, protocol: Callable[[], Protocol]) -> Protocol:
         """Return a protocol that is connected.
@@ -69,6 +67,7 @@ class Route:
         try:
             proxy.connect()
         except (OSError, HTTPException) as error:
-            raise OSError(f"{self.by}: {error}") from None
+            shown = without_password(self.proxy.geturl())
+            raise OSError(f"the proxy {shown}: {error}") from None
         proxy.sock.setblocking(False)
         return proxy.sock
