@@ -28,7 +28,6 @@ from helpers.errors import CourseError
 if TYPE_CHECKING:
     import pandas
 
-
 FASTEST_US = 100  # from one token of an answer to the next
 
 
@@ -47,7 +46,6 @@ class Record:
         end_s: last byte of the answer, or when it failed.
         token_us: arrival of each piece of text, microseconds after ``sent_s``.
         prompt_tokens: the server's count, ``cached_tokens`` of them from its prefix cache.
-        cached_tokens: see there.
         output_tokens: the server's count (without one: the pieces of text).
         status: HTTP status, 0 when there was no answer.
         finish: finish reason, e.g. ``length``.
@@ -89,15 +87,12 @@ class Record:
     @property
     def lag_s(self) -> float:
         """How late the client began, not counting the connection (0 without a schedule)."""
-        began_s = self.sent_s - self.connect_s
-        return 0.0 if self.scheduled_s is None else began_s - self.scheduled_s
+        return self.sent_s - self.connect_s - self.origin_s
 
     @property
     def ttft_s(self) -> float | None:
         """Time to first token."""
-        if not self.token_us:
-            return None
-        return self.sent_s + self.token_us[0] / 1e6 - self.origin_s
+        return self.sent_s + self.token_us[0] / 1e6 - self.origin_s if self.token_us else None
 
     @property
     def at_once(self) -> bool:
@@ -201,10 +196,7 @@ class Run:
 
     @property
     def began(self) -> float:
-        """The run's time 0 in seconds since 1970, as ``time.time()`` counts.
-
-        With it other events find their place beside the records.
-        """
+        """The run's time 0 in seconds since 1970, as ``time.time()`` counts."""
         return self.header["began"]
 
     @property
@@ -302,7 +294,5 @@ def refuse_partial(*runs: Run) -> None:
     """
     for run in runs:
         if run.interrupted and not run.allow_partial:
-            raise CourseError(
-                f"{run.label} is no result",
-                f"measure again; to use it: load.Run.read({str(run.path)!r}, allow_partial=True)",
-            )
+            hint = f"measure again; to use it: load.Run.read({str(run.path)!r}, allow_partial=True)"
+            raise CourseError(f"{run.label} is no result", hint)

@@ -171,11 +171,11 @@ def spec(name: str, settings: Settings) -> ServingSpec:
     return ServingSpec(model=found["repo"], max_model_len=longest, extra_args=tuple(words), env=env)
 
 
-def _listed(name: str) -> dict[str, Any]:
+def _listed(name: str) -> dict[Any, Any]:
     """The row of ``assets/models.csv`` with that name or repository; empty without one."""
     known = table()
     rows = known[(known.model == name) | (known.repo == name)].to_dict("records")
-    return {str(column): value for column, value in rows[0].items()} if rows else {}
+    return dict(rows[0]) if rows else {}
 
 
 def _config(source: str) -> dict[str, Any]:

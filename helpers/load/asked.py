@@ -1,6 +1,7 @@
 """One request that was made: its answer, how long its user pauses after it, and its record."""
 
 import re
+from functools import cached_property
 
 import msgspec
 
@@ -11,7 +12,6 @@ from helpers.load.client.transport import Exchange
 BACK_OFF_S = 1.0  # pause of a closed-loop user after a failure without Retry-After
 LONGEST_S = 60.0  # the longest that is waited because of one, as in OpenAI's client
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_encode = msgspec.json.Encoder().encode
 
 
 class Asked:
@@ -27,14 +27,11 @@ class Asked:
     def __init__(self, index: int, user: int, turn: int, scheduled_s: float | None) -> None:
         self.about = {"index": index, "user": user, "turn": turn, "scheduled_s": scheduled_s}
         self.exchange = Exchange()
-        self._read: Answer | None = None
 
-    @property
+    @cached_property
     def answer(self) -> Answer:
         """The answer, read."""
-        if self._read is None:
-            self._read = read(self.exchange)
-        return self._read
+        return read(self.exchange)
 
     @property
     def retry_after_s(self) -> float | None:
@@ -89,4 +86,4 @@ class Asked:
 
 def json_line(entry: dict) -> bytes:
     """Return an entry as a line."""
-    return _encode(entry) + b"\n"
+    return msgspec.json.encode(entry) + b"\n"

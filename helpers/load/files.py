@@ -10,7 +10,6 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -21,7 +20,7 @@ from helpers.progress import Progress
 if TYPE_CHECKING:
     from helpers.load.samplers import ServerSampler
 
-PUBLIC = ("model", "engine", "hardware", "source", "title")  # of an endpoint, in a run's file
+PUBLIC = ("base_url", "model", "engine", "hardware", "source", "title")  # of an endpoint
 
 
 class RunFile:
@@ -103,7 +102,7 @@ class RunFile:
 
 
 def header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
-    """Return what a reader of the file must know of the run; no key, no password.
+    """Return what a reader of the file must know of the run; and no key.
 
     Args:
         endpoint: the server.
@@ -111,13 +110,10 @@ def header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
         label: the run's name.
         processes: how many generators share the work.
     """
-    url = urlsplit(endpoint.base_url)
-    url = url._replace(netloc=url.netloc.rpartition("@")[2], query="")
-    public = {name: getattr(endpoint, name) for name in PUBLIC} | {"base_url": url.geturl()}
     return {
         "format": 1,
         "label": label,
-        "endpoint": public,
+        "endpoint": {name: getattr(endpoint, name) for name in PUBLIC},
         **{key: value for key, value in spec.items() if key not in ("api_key", "base_url")},
         "processes": processes,
         "client": {"cpus": os.cpu_count()},

@@ -33,11 +33,9 @@ class _Output:
 
     def __call__(self, line: bytes) -> None:
         self.waiting += line
-        try:
+        with contextlib.suppress(BlockingIOError):  # the reader is slow: kept until the next call
             while self.waiting:
                 del self.waiting[: os.write(1, self.waiting[: 1 << 16])]
-        except BlockingIOError:
-            pass  # the reader is slow: kept until the next call
 
     def flush(self) -> None:
         os.set_blocking(1, True)

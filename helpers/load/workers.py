@@ -68,9 +68,7 @@ class OverSSH:
         with self.client.open_sftp() as files:
             files.putfo(_packed(), ARCHIVE)
         command = f"PYTHONPATH={ARCHIVE} exec python3 {' '.join(COMMAND)}"
-        await _together(
-            [_Player(_Remote(self.client, command), spec, file) for spec in specs], file
-        )
+        await _together([_Player(_Remote(self.client, command), specs[0], file)], file)
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class _Player:
 
     def tell(self, line: str) -> None:
         """Write it a line."""
-        with contextlib.suppress(OSError):  # it has ended; `complaint` tells why
+        with contextlib.suppress(OSError):  # it has ended; its standard error tells why
             self.process.stdin.write(line.encode() + b"\n")
             self.process.stdin.flush()
 
@@ -159,11 +157,6 @@ class _Player:
         with contextlib.suppress(OSError):  # of what one that died did not take
             self.process.stdin.close()
         self.process.wait()
-
-    def complaint(self) -> str:
-        """Return the last line it wrote to its standard error, once it has ended."""
-        lines = self.process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else "without a word"
 
     def _listen(self) -> None:
         for line in self.process.stdout:
@@ -192,8 +185,9 @@ async def _together(players: list[_Player], file: RunFile) -> None:
             player.stop()
     broken = [player for player in players if not player.ended]
     if broken and not file.problem:
+        lines = broken[0].process.stderr.read().decode("utf-8", "replace").strip().splitlines()
         raise CourseError(
-            f"the load generator ended before its run: {broken[0].complaint()}",
+            f"the load generator ended before its run: {(lines or ['without a word'])[-1]}",
             f"its Python needs httptools and msgspec; what was measured is in {file.path}",
         )
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -240,13 +240,7 @@ class ToolCalls(Sampling):
 
 
 Workload = Synthetic | Prompts | ToolCalls
-KINDS: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        *(Synthetic, Prompts, ToolCalls, arrivals.ClosedLoop),
-        *(arrivals.Constant, arrivals.Gamma, arrivals.Poisson, arrivals.Replay),
-    )
-}
+KINDS = vars(arrivals) | {kind.__name__: kind for kind in get_args(Workload)}
 
 
 def unseen(work: Workload, load: float) -> Workload:

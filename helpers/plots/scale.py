@@ -99,7 +99,7 @@ def day(plan: Fleet, subtitle: str) -> Picture:
     carried, edges = hours.replicas * plan.per_replica, np.arange(len(hours) + 1)
     left.stairs(carried, edges, color=GREEN, fill=True, alpha=0.25, label="what the replicas carry")
     left.stairs(hours.load, edges, color=BLUE, linewidth=1.8, label="traffic")
-    left.set(xlabel="hour of the day", ylabel=f"load, {plan.unit}", xticks=range(0, 25, 6))
+    left.set(xlabel="hour of the day", ylabel="load, requests/s", xticks=range(0, 25, 6))
     left.set_ylim(0, 1.3 * left.get_ylim()[1])
     left.legend(loc="upper left", fontsize=9)
     bars(right, list(costs.index), list(costs), [f"${usd:.2f}" for usd in costs])

@@ -1,7 +1,7 @@
 """How many replicas a day's traffic needs, hour by hour, and what they cost in four ways.
 
-Arithmetic on inputs: a measured capacity, a traffic curve, prices. What nobody here can know (how
-often an interruptible machine is taken away, how long a cold start lasts) is an input as well.
+Arithmetic on inputs: what a replica carries, a day's traffic, prices. What nobody here can know
+(how often an interruptible machine is taken away, how long a cold start lasts) is an input as well.
 pandas is imported by the functions that need it: every start of the rehearsal loads this room.
 """
 
@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 
 from helpers.errors import CourseError
 
-if TYPE_CHECKING:  # measuring is none of serving's business; its answers are welcome
+if TYPE_CHECKING:
     import pandas as pd
-
-    from helpers.measure.capacity import Capacity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +72,8 @@ class Serverless:
         >>> [float(part.round(3)[0]) for part in worker.one_worker(pandas.Series([1 / 600]))]
         [0.632, 0.368]
         """
-        gap = math.e ** (
-            -requests_per_s * self.idle_s
-        )  # the chance that the next one comes too late
+        # The chance that the next one comes too late.
+        gap = math.e ** (-requests_per_s * self.idle_s)
         during_start = requests_per_s * self.cold_start_s
         cycle = 1 + during_start * gap
         return 1 - gap / cycle, (1 + during_start) * gap / cycle
@@ -87,18 +84,15 @@ class Fleet:
     """The answer of :func:`fleet`.
 
     Args:
-        per_replica: load that one replica carries.
-        unit: of the load: ``requests/s`` or ``users``.
+        per_replica: requests per second that one replica carries.
         hours: one row for each hour: ``load``, ``replicas`` on demand, and ``interruptible`` and
             ``serverless`` ones where these were asked for.
         costs: one row for each way to rent: ``replica_hours``, ``usd_per_hour`` of one,
             ``usd_per_day``, ``usd_per_month`` (30 days), and what to expect in a day:
-            ``interruptions``, and ``cold_requests`` that wait for a cold start (``NaN`` where the
-            unit does not tell).
+            ``interruptions``, and ``cold_requests`` that wait for a cold start.
     """
 
     per_replica: float
-    unit: str
     hours: "pd.DataFrame"
     costs: "pd.DataFrame"
 
@@ -112,7 +106,7 @@ class Fleet:
 
 def fleet(
     traffic: Sequence[float],
-    capacity: "Capacity | float",
+    per_replica: float,
     *,
     usd_per_hour: float,
     interruptible: Interruptible | None = None,
@@ -127,8 +121,8 @@ def fleet(
     So many interruptible replicas are rented that those which are there on average carry the load.
 
     Args:
-        traffic: the expected load of each hour from 0 to 23, in the unit of the capacity.
-        capacity: what one replica carries: an answer of ``measure.capacity``, or requests/s.
+        traffic: the expected requests per second of each hour from 0 to 23.
+        per_replica: requests per second that one replica carries.
         usd_per_hour: of a replica on demand.
         interruptible: price of a machine rented by bid, and how often it is taken away.
         serverless: price and cold start of a serverless service; it may scale to zero.
@@ -144,10 +138,6 @@ def fleet(
     """
     import pandas as pd
 
-    if isinstance(capacity, int | float):
-        per_replica, unit = float(capacity), "requests/s"
-    else:
-        per_replica, unit = capacity.load, capacity.unit
     load = pd.Series(traffic, dtype=float)
     _check(load, per_replica)
     needed = load * (1 + headroom) / per_replica
@@ -164,12 +154,12 @@ def fleet(
         ways["interruptible"] = (billed, interruptible.usd_per_hour, lost, 0)
     if serverless:
         hours["serverless"] = workers = _whole(needed, 0)
-        billed, cold = _serverless(workers, load, serverless, unit)
+        billed, cold = _serverless(workers, load, serverless)
         ways["serverless"] = (billed, serverless.usd_per_hour, 0, cold)
     costs = pd.DataFrame.from_dict(ways, orient="index", columns=columns).rename_axis("way")
     costs["usd_per_day"] = costs.replica_hours * costs.usd_per_hour
     costs["usd_per_month"] = 30 * costs.usd_per_day
-    return Fleet(per_replica=per_replica, unit=unit, hours=hours, costs=costs)
+    return Fleet(per_replica=per_replica, hours=hours, costs=costs)
 
 
 def _check(load: "pd.Series", per_replica: float) -> None:
@@ -198,12 +188,10 @@ def _more(counted: "pd.Series") -> "pd.Series":
 
 
 def _serverless(
-    workers: "pd.Series", load: "pd.Series", service: Serverless, unit: str
+    workers: "pd.Series", load: "pd.Series", service: Serverless
 ) -> tuple[float, float]:
     """Billed worker-hours of the day, and how many of its requests wait for a cold start."""
     billed = _billed(workers, service.cold_start_s)
-    if unit != "requests/s":  # how often they come is not known: never idle while there is load
-        return billed.sum(), float("nan")
     few = workers <= 1
     share, cold = service.one_worker(load)
     # The first request after a pause waits, and so do those that come while the worker starts.

@@ -28,7 +28,7 @@ def command(workers: Sequence[str], policy: str, port: int, metrics_port: int) -
         metrics_port: where it shows its own Prometheus metrics.
     """
     return [
-        *("vllm-router", "--worker-urls", *workers),
+        *(sys.executable, "-m", "vllm_router.launch_router", "--worker-urls", *workers),
         *("--policy", policy, "--host", "127.0.0.1", "--port", str(port)),
         *("--prometheus-port", str(metrics_port), "--log-level", "warning"),
         # How soon a worker that died or came back is noticed; the default is minutes.
@@ -75,7 +75,7 @@ def start(endpoints: Sequence[Endpoint], policy: str = "cache_aware") -> Iterato
     Raises:
         CourseError: no server, or the router does not start.
     """
-    if not endpoints or len({one.model for one in endpoints}) != 1:
+    if len({one.model for one in endpoints}) != 1:
         raise CourseError("a router needs servers, all of one model", "see the endpoints' models")
     port = free_port()
     words = command([one.origin for one in endpoints], policy, port, free_port())
@@ -86,11 +86,8 @@ def start(endpoints: Sequence[Endpoint], policy: str = "cache_aware") -> Iterato
     )
     with (
         tempfile.TemporaryFile() as log,
-        subprocess.Popen(
-            [sys.executable, "-m", "vllm_router.launch_router", *words[1:]],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        ) as process,
-    ):  # fmt: skip
+        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
+    ):
         try:
             _wait_healthy(endpoint, process, log)
             yield Router(endpoint=endpoint, process=process)

@@ -5,7 +5,6 @@ import random
 
 import pytest
 
-from helpers import measure
 from helpers.errors import CourseError
 from helpers.serve import Interruptible, Serverless, fleet
 
@@ -117,18 +116,6 @@ def test_a_day_without_traffic():
     assert plan.costs.loc["serverless", "cold_requests"] == 0
     off = fleet([0] * 24, 4, usd_per_hour=0.5, minimum=0)
     assert (off.costs.usd_per_day == 0).all() and "0 to 0 replicas" in str(off)
-
-
-def test_a_measured_capacity_brings_its_unit():
-    """What `measure.capacity` returned goes in as it is; for users nobody knows the gaps."""
-    answer = measure.Capacity(
-        objective=measure.Objective(), unit="users", load=8,
-        output_tokens_per_s=150, e2e_s=2.5,
-    )  # fmt: skip
-    plan = fleet([20] * 24, answer, usd_per_hour=1, serverless=SECONDS, headroom=0)
-    assert plan.unit == "users" and set(plan.hours.replicas) == {3}
-    assert math.isnan(plan.costs.loc["serverless", "cold_requests"])
-    assert plan.costs.loc["serverless", "replica_hours"] == 72
 
 
 @pytest.mark.parametrize(

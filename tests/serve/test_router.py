@@ -1,6 +1,7 @@
 """``vllm-router`` in front of the rehearsal's model servers."""
 
 import asyncio
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ def test_the_routers_own_parser_takes_our_command(policy):
     from vllm_router.launch_router import parse_router_args
 
     words = router.command(["http://127.0.0.1:1", "http://127.0.0.1:2"], policy, 3, 4)
-    options = parse_router_args(words[1:])
+    options = parse_router_args(words[3:])
     assert (options.policy, options.port, options.prometheus_port) == (policy, 3, 4)
     assert options.worker_urls == ["http://127.0.0.1:1", "http://127.0.0.1:2"]
 
@@ -50,7 +51,7 @@ def test_what_cannot_be_routed_is_told(endpoint):
 
 def test_a_router_that_does_not_start_says_why(endpoint, monkeypatch):
     """Its own last words are in the error."""
-    wrong = ["vllm-router", "--no-such-option"]
+    wrong = [sys.executable, "-m", "vllm_router.launch_router", "--no-such-option"]
     monkeypatch.setattr(router, "command", lambda *given: wrong)
     with pytest.raises(CourseError, match="--no-such-option"), router.start([endpoint]):
         pass

@@ -5,13 +5,13 @@ The one reader of servers' answers, for the load generator and for ``helpers.too
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 _FIELDS = (b"data", b"event", b"id", b"retry", b"error", b"")  # "": a comment, as in `: ping`
-_decode = msgspec.json.Decoder().decode
 
 
 class Delta(msgspec.Struct, gc=False):
@@ -125,10 +125,7 @@ def sse_events(pieces: Iterable[bytes]) -> Iterator[tuple[int, dict | None]]:
     """
     rest, index = b"", 0
     for index, piece in enumerate(pieces):
-        text = rest + piece
-        if b"\r" in text:
-            text = text.replace(b"\r\n", b"\n")
-        *blocks, rest = text.split(b"\n\n")
+        *blocks, rest = (rest + piece).replace(b"\r\n", b"\n").split(b"\n\n")
         for block in blocks:
             for event in _events(block):
                 yield index, event
@@ -138,11 +135,6 @@ def sse_events(pieces: Iterable[bytes]) -> Iterator[tuple[int, dict | None]]:
 
 def _events(block: bytes) -> list[dict | None]:
     """Return the event of one block of lines: one, unless a server forgets the empty lines."""
-    if block.startswith(b"data: {"):
-        try:
-            return [_decode(block[6:])]  # what nearly every block is
-        except (ValueError, RecursionError):
-            pass
     values = []
     for line in block.splitlines():
         name, _, value = line.partition(b":")
@@ -151,17 +143,14 @@ def _events(block: bytes) -> list[dict | None]:
         if name in (b"data", b"error"):
             values.append((name, value.strip()))
     if len(values) > 1:
-        try:
+        with suppress(ValueError):
             return [_json(b"\n".join(value for _, value in values))]
-        except ValueError:
-            pass
     return [None if v == b"[DONE]" else _json(v, wrapped=name == b"error") for name, v in values]
 
 
 def _json(value: bytes, *, wrapped: bool = False) -> dict:
     try:
-        # The library's own takes what msgspec refuses: half a surrogate pair, NaN.
-        event = json.loads(value.decode())
+        event = json.loads(value.decode())  # takes half a surrogate pair and NaN, unlike msgspec
     except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):

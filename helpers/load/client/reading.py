@@ -67,9 +67,9 @@ def read(exchange: Exchange) -> Answer:
         answer.cause = answer.cause or f"http {exchange.status}"
         answer.error = answer.error or words or answer.cause
         return answer
-    problem = ("malformed", "")
     try:
-        problem = _take(answer, _at_once(exchange) or _one_by_one(exchange))
+        timed = _at_once(exchange) or _one_by_one(exchange)
+        problem = _take(answer, timed) or _shortcoming(answer)
     except ValueError as error:
         problem = "malformed", str(error)
     except (AttributeError, LookupError, TypeError, RecursionError) as error:
@@ -77,7 +77,7 @@ def read(exchange: Exchange) -> Answer:
     if not answer.output_tokens:  # some servers count nothing, or 0 of a text
         answer.output_tokens = len(answer.token_times)  # a lower bound
     if not answer.cause:
-        answer.cause, answer.error = problem if problem[0] else _shortcoming(answer)
+        answer.cause, answer.error = problem
     return answer
 
 
@@ -108,7 +108,7 @@ def _one_by_one(exchange: Exchange) -> _Timed:
         yield exchange.times[index], None if event is None else msgspec.convert(event, _Event)
 
 
-def _take(answer: Answer, timed: _Timed) -> tuple[str, str]:
+def _take(answer: Answer, timed: _Timed) -> tuple[str, str] | None:
     """Take events into the answer; return the cause of a failure that one of them tells of."""
     token, keep = answer.token_times.append, answer.deltas.append
     for time, event in timed:
@@ -129,7 +129,7 @@ def _take(answer: Answer, timed: _Timed) -> tuple[str, str]:
                 answer.finish = choice.finish_reason
         if event.usage:
             _count(answer, event.usage)
-    return "", ""
+    return None
 
 
 def _says(delta: Delta) -> bool:

@@ -6,12 +6,14 @@ import socket
 import ssl
 from base64 import b64encode
 from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from helpers.endpoint import proxy_for, without_password
 
+PROXY_S = 30  # for each step of the way through a proxy
 Protocol = TypeVar("Protocol", bound=asyncio.Protocol)
 
 
@@ -31,13 +33,9 @@ class Route:
         secure = url.scheme == "https"
         self.host, self.port = url.hostname or "", url.port or (443 if secure else 80)
         self.tls = ssl.create_default_context() if secure else None
-        self.addresses: list = []
-        unix = Path(os.environ.get("LOAD_UNIX_SOCKETS", "/nowhere"), f"{self.port}.sock")
-        if unix.exists():
-            self.addresses = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", str(unix))]
-        proxy = "" if self.addresses else proxy_for(base_url)
-        self.proxy = urlsplit(proxy) if proxy else None
-        self.by = f"the proxy {without_password(proxy)}"
+        self.address = (self.host, self.port)
+        self.unix = Path(os.environ.get("LOAD_UNIX_SOCKETS", "/nowhere"), f"{self.port}.sock")
+        self.proxy = urlsplit("" if self.unix.exists() else proxy_for(base_url))
 
     async def open(self, protocol: Callable[[], Protocol]) -> Protocol:
         """Return a protocol that is connected.
@@ -45,63 +43,31 @@ class Route:
         Raises:
             OSError: there is no way, in words that say why.
         """
-        loop = asyncio.get_running_loop()
-        sock = await self._socket()
+        loop, name = asyncio.get_running_loop(), self.host if self.tls else None
+        if self.unix.exists():
+            return (await loop.create_unix_connection(protocol, str(self.unix)))[1]
+        if self.proxy.netloc:
+            sock = await asyncio.to_thread(self._tunnel)
+            way = loop.create_connection(protocol, sock=sock, ssl=self.tls, server_hostname=name)
+            return (await way)[1]
+        transport, made = await loop.create_connection(
+            protocol, *self.address, ssl=self.tls, server_hostname=name
+        )
+        self.address = transport.get_extra_info("peername")[:2]  # asked of no name server again
+        return made
+
+    def _tunnel(self) -> socket.socket:
+        """Have the proxy connect to the server."""
+        proxy = HTTPConnection(self.proxy.hostname or "", self.proxy.port, timeout=PROXY_S)
+        fields = {"Host": f"{self.host}:{self.port}"}
+        if self.proxy.username:
+            words = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
+            fields["Proxy-Authorization"] = f"Basic {b64encode(words.encode()).decode()}"
+        proxy.set_tunnel(self.host, self.port, fields)
         try:
-            if self.proxy:
-                await self._pass_proxy(sock)
-            if sock.family == socket.AF_UNIX:
-                return (await loop.create_unix_connection(protocol, sock=sock))[1]
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            name = self.host if self.tls else None
-            made = await loop.create_connection(
-                protocol, sock=sock, ssl=self.tls, server_hostname=name
-            )
-            return made[1]
-        except BaseException:
-            sock.close()
-            raise
-
-    async def _socket(self) -> socket.socket:
-        """Connect to the server, or to its proxy."""
-        loop = asyncio.get_running_loop()
-        if not self.addresses:
-            host, port = self.host, self.port
-            if self.proxy:
-                host, port = self.proxy.hostname or "", self.proxy.port or 80
-            self.addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        failure = OSError(f"{self.host} has no address")
-        for family, kind, number, _, address in self.addresses:
-            sock = socket.socket(family, kind, number)
-            sock.setblocking(False)
-            try:
-                await loop.sock_connect(sock, address)
-                return sock
-            except OSError as error:
-                sock.close()
-                failure = error
-            except BaseException:
-                sock.close()
-                raise
-        raise OSError(f"{self.by}: {failure}") if self.proxy else failure
-
-    async def _pass_proxy(self, sock: socket.socket) -> None:
-        """Have the proxy connect ``sock`` to the server."""
-        loop, there = asyncio.get_running_loop(), f"{self.host}:{self.port}"
-        ask = f"CONNECT {there} HTTP/1.1\r\nHost: {there}\r\n{self._proxy_key()}\r\n"
-        await loop.sock_sendall(sock, ask.encode("latin-1"))
-        answer = b""
-        while not answer.endswith(b"\r\n\r\n"):
-            data = await loop.sock_recv(sock, 1)  # nothing of what the server says
-            answer += data
-            if not data or len(answer) > 1 << 16:
-                break
-        status = answer.partition(b"\r\n")[0].decode("latin-1")
-        if status.split()[1:2] != ["200"]:
-            raise OSError(f"{self.by} refuses: {status}")
-
-    def _proxy_key(self) -> str:
-        if self.proxy is None or not self.proxy.username:
-            return ""
-        words = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
-        return f"Proxy-Authorization: Basic {b64encode(words.encode()).decode()}\r\n"
+            proxy.connect()
+        except (OSError, HTTPException) as error:
+            shown = without_password(self.proxy.geturl())
+            raise OSError(f"the proxy {shown}: {error}") from None
+        proxy.sock.setblocking(False)
+        return proxy.sock

@@ -62,11 +62,11 @@ async def test_a_proxy_connects_to_the_server(tls, monkeypatch, refuses):
     exchange = await fetch(f"https://model.example:{port}")
     if refuses:
         assert exchange.cause == "unreachable"
-        assert exchange.error.endswith(f"{named[-15:]} refuses: HTTP/1.1 403 Forbidden")
+        assert exchange.error.endswith(f"{named[-15:]}: Tunnel connection failed: 403 Forbidden")
         assert "cret" not in exchange.error
     else:
         assert (exchange.body, exchange.cause, len(asked)) == (b"hello", "", 1)
-    assert asked[0].startswith(b"CONNECT model.example:%d HTTP/1.1\r\n" % port)
+    assert asked[0].startswith(b"CONNECT model.example:%d HTTP/1." % port)
     assert b"Proxy-Authorization: Basic bWU6c0BjcmV0\r\n" in asked[0]
     front.close()
     server.close()
