@@ -10,6 +10,8 @@ from pathlib import Path
 
 from helpers.errors import CourseError
 
+BEGIN_S = 0.02  # from the word to begin to a run's time 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoop:

@@ -10,18 +10,15 @@ rented instance. The end of standard input stops it: it never outlives whoever s
 import asyncio
 import contextlib
 import json
-import math
 import os
 import resource
 import sys
 from time import perf_counter as clock
-from time import time
 
+from helpers.load.arrivals import BEGIN_S
 from helpers.load.asked import json_line
 from helpers.load.client.eventloop import new_loop
-from helpers.load.users import Generator, generator
-
-LATE_S = 0.5  # a worker that is ready later than this does not begin
+from helpers.load.users import Generator
 
 
 class _Output:
@@ -58,16 +55,11 @@ def _listen(player: Generator) -> asyncio.Event:
 
 
 async def _main(spec: dict, out: _Output) -> None:
-    player = generator(spec, out)
+    player = Generator(spec, out)
     await player.prepare()
-    late_s = time() - spec.get("start_at", math.inf)
-    late_s = late_s if late_s > LATE_S else 0.0
-    out(json_line({"type": "ready", "error": player.unreachable, "late_s": late_s}))
-    if "start_at" not in spec:
-        await _listen(player).wait()
-        await player.play(clock() + 0.02)
-    elif not (player.unreachable or late_s):  # among machines: a time of day, nobody says `go`
-        await player.play(clock() + spec["start_at"] - time())
+    out(json_line({"type": "ready", "error": player.unreachable}))
+    await _listen(player).wait()
+    await player.play(clock() + BEGIN_S)
 
 
 def _raise_file_limit() -> None:
