@@ -27,11 +27,6 @@ class Exchange:
     ``refused, unreachable, reset, closed early, timeout, malformed`` or ``interrupted``.
     """
 
-    __slots__ = (
-        "cause", "connect_s", "end", "error", "headers", "pieces", "reconnects", "sent", "status",
-        "times",
-    )  # fmt: skip
-
     def __init__(self) -> None:
         self.sent = self.end = self.connect_s = 0.0
         self.pieces: list[bytes] = []
