@@ -102,8 +102,6 @@ class Generator:
         await asyncio.wait([self.playing])
         cpu, wall = process_time() - cpu, clock() - wall
         self.ticking.cancel()
-        self.probe.close()
-        self.alarm.close()
         self._tell()
         await self.transport.close()
         if not self.playing.cancelled():
