@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from helpers.errors import CourseError
-from helpers.load.arrivals import BEGIN_S
 from helpers.load.files import RunFile
 
 if TYPE_CHECKING:
@@ -98,8 +97,7 @@ class OnExecutor:
             CourseError: a worker broke or came too late, or the server does not answer it.
         """
         begin = time.time() + START_IN_S
-        name = file.path.name
-        tasks = [self.executor.submit(play, spec, begin, name) for spec in specs]
+        tasks = [self.executor.submit(play, spec, begin, file.path.name) for spec in specs]
         following = asyncio.gather(*map(asyncio.wrap_future, tasks), return_exceptions=True)
         try:
             await file.begin(begin)
@@ -169,20 +167,22 @@ async def _together(players: list[_Player], file: RunFile, at: float | None = No
     """Wait until all are ready, have them begin (``at`` a time of day), and follow them."""
     deadline = time.monotonic() + READY_S
     try:
-        while any(player.running() and not player.ready for player in players):
+        while any(one.running() and not one.ready for one in players):
             await asyncio.sleep(0.01)
             if time.monotonic() > deadline:
                 break
-        _must_answer([player.ready for player in players if player.ready])
+        if error := next(filter(None, (one.ready.get("error") for one in players)), ""):
+            raise CourseError(
+                f"the server does not answer: {error}",
+                "is it still rented (`python -m helpers status`), and is the tunnel open?",
+            )
         if all(player.ready for player in players):
-            if at:
-                if (late_s := time.time() - at) > LATE_S:
-                    what = f"a worker came {late_s:.1f} s too late to begin"
-                    raise CourseError(what, "use as many processes as are free")
-                await asyncio.sleep(at - BEGIN_S - time.time())
+            if at and (late_s := time.time() - at) > LATE_S:
+                what = f"a worker came {late_s:.1f} s too late to begin"
+                raise CourseError(what, "use as many processes as are free")
             await file.begin(at)
             for player in players:
-                player.tell("go")
+                player.tell(f"go {at}" if at else "go")  # their clocks need not agree
             await file.follow(lambda: any(player.running() for player in players))
     finally:
         for player in players:
@@ -193,14 +193,6 @@ async def _together(players: list[_Player], file: RunFile, at: float | None = No
         raise CourseError(
             f"the load generator ended before its run: {(lines or ['without a word'])[-1]}",
             f"its Python needs httptools and msgspec; what was measured is in {file.path.name}",
-        )
-
-
-def _must_answer(starts: list[dict]) -> None:
-    if error := next((start["error"] for start in starts if start["error"]), ""):
-        raise CourseError(
-            f"the server does not answer: {error}",
-            "is it still rented (`python -m helpers status`), and is the tunnel open?",
         )
 
 
