@@ -10,6 +10,8 @@ from pathlib import Path
 
 from helpers.errors import CourseError
 
+BEGIN_S = 0.02  # from the word to begin to a run's time 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoop:
@@ -102,35 +104,30 @@ class Replay(OpenLoop):
 
     Args:
         times_s: seconds from the start, ascending.
-        speed: 2 plays twice as fast.
     """
 
     times_s: tuple[float, ...]
-    speed: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times_s", tuple(self.times_s))
-        above_zero(speed=self.speed)
         ordered = all(0 <= a <= b < math.inf for a, b in pairwise((0.0, *self.times_s)))
         if not (self.times_s and ordered):
             raise CourseError("the trace is empty or not in order of time", "sort it by timestamp")
 
     def __str__(self) -> str:
-        speed = f" at {self.speed:g} times its speed" if self.speed != 1 else ""
-        return f"a trace of {len(self.times_s)} requests{speed}"
+        return f"a trace of {len(self.times_s)} requests"
 
     def times(self) -> Iterator[float]:
         """Yield the scheduled times in seconds from the start."""
-        return (time / self.speed for time in self.times_s)
+        return iter(self.times_s)
 
     @classmethod
-    def read(cls, path: str | Path, *, unit_s: float = 1.0, speed: float = 1.0) -> "Replay":
+    def read(cls, path: str | Path, *, unit_s: float = 1.0) -> "Replay":
         """Read the ``timestamp`` of each line of a JSONL trace.
 
         Args:
             path: the trace; the first arrival becomes time 0.
             unit_s: seconds in one unit of ``timestamp`` (0.001 for Mooncake's milliseconds).
-            speed: 2 plays twice as fast.
 
         Raises:
             CourseError: the file cannot be read, or a line has no ``timestamp``.
@@ -143,7 +140,7 @@ class Replay(OpenLoop):
             raise CourseError(f"{path} cannot be read: {error.strerror}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise CourseError(f"{path} is not a trace: {error!r}", "one object a line") from None
-        return cls(times_s=tuple(stamp - stamps[0] for stamp in stamps), speed=speed)
+        return cls(times_s=tuple(stamp - stamps[0] for stamp in stamps))
 
 
 Arrivals = ClosedLoop | OpenLoop

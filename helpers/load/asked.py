@@ -11,6 +11,7 @@ from helpers.load.client.transport import Exchange
 
 BACK_OFF_S = 1.0  # pause of a closed-loop user after a failure without Retry-After
 LONGEST_S = 60.0  # the longest that is waited because of one, as in OpenAI's client
+_READ = "prompt_tokens", "cached_tokens", "output_tokens", "finish", "cause"  # go into the record
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -71,12 +72,8 @@ class Asked:
                 "connect_s": round(exchange.connect_s, 6),
                 "end_s": round(exchange.end - start, 6),
                 "token_us": [int((time - sent) * 1e6) for time in answer.token_times],
-                "prompt_tokens": answer.prompt_tokens,
-                "cached_tokens": answer.cached_tokens,
-                "output_tokens": answer.output_tokens,
+                **{name: getattr(answer, name) for name in _READ},
                 "status": exchange.status,
-                "finish": answer.finish,
-                "cause": answer.cause,
                 "error": hide_key(answer.error, key),
                 "retry_after_s": self.retry_after_s,
                 "reconnects": exchange.reconnects,

@@ -15,6 +15,7 @@ import msgspec
 
 from helpers.endpoint import Endpoint
 from helpers.errors import writing
+from helpers.load.arrivals import BEGIN_S
 from helpers.progress import Progress
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class RunFile:
         """Start the sampler and write down the time of day ``at`` which the run begins."""
         if self.sampler:
             await asyncio.to_thread(self.sampler.start)
-        self.at = round(at or time.time() + 0.02, 3)  # the generators' own pause
+        self.at = round(at or time.time() + BEGIN_S, 3)
         self.add("begin", {"at": self.at})
 
     async def follow(self, running: Callable[[], bool]) -> None:

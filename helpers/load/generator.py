@@ -1,27 +1,26 @@
 """The load generator as a process of its own.
 
 ``python -m helpers.load.generator`` reads a spec (one line of JSON) from standard input, gets
-ready, says so, waits for ``go``, and writes a line of JSON for each finished request, then one
-about itself. It needs Python 3.10 with httptools and msgspec (and uvloop where it exists), which
-vLLM's image has, so the same module runs beside a notebook, in a cluster's worker and on the
-rented instance. The end of standard input stops it: it never outlives whoever started it.
+ready, says so, waits for ``go`` (with a time of day, where several must begin together), and writes
+a line of JSON for each finished request, then one about itself. It needs Python 3.10 with httptools
+and msgspec (and uvloop where it exists), which vLLM's image has, so the same module runs beside a
+notebook, in a cluster's worker and on the rented instance. The end of standard input stops it: it
+never outlives whoever started it.
 """
 
 import asyncio
 import contextlib
 import json
-import math
 import os
 import resource
 import sys
 from time import perf_counter as clock
 from time import time
 
+from helpers.load.arrivals import BEGIN_S
 from helpers.load.asked import json_line
 from helpers.load.client.eventloop import new_loop
-from helpers.load.users import Generator, generator
-
-LATE_S = 0.5  # a worker that is ready later than this does not begin
+from helpers.load.users import Generator
 
 
 class _Output:
@@ -42,32 +41,30 @@ class _Output:
         self(b"")
 
 
-def _listen(player: Generator) -> asyncio.Event:
-    """Follow standard input; the event is set by ``go``, and by ``stop`` or the end as well."""
-    go, loop = asyncio.Event(), asyncio.get_running_loop()
+def _listen(player: Generator) -> asyncio.Future[float]:
+    """Follow standard input; returns at which time of day to begin, also where it is ``stop``."""
+    loop = asyncio.get_running_loop()
+    go: asyncio.Future[float] = loop.create_future()
 
     def hear() -> None:
-        words = os.read(0, 1 << 16).split()
-        if words != [b"go"]:
-            player.stop("complete" if words == [b"enough"] else "interrupted")
-            loop.remove_reader(0)
-        go.set()
+        for line in os.read(0, 1 << 16).splitlines() or [b""]:
+            word, *at = line.split() or [b""]
+            if word != b"go":
+                player.stop("complete" if word == b"enough" else "interrupted")
+                loop.remove_reader(0)
+            if not go.done():
+                go.set_result(float(at[0]) if at else time() + BEGIN_S)
 
     loop.add_reader(0, hear)
     return go
 
 
 async def _main(spec: dict, out: _Output) -> None:
-    player = generator(spec, out)
+    player = Generator(spec, out)
     await player.prepare()
-    late_s = time() - spec.get("start_at", math.inf)
-    late_s = late_s if late_s > LATE_S else 0.0
-    out(json_line({"type": "ready", "error": player.unreachable, "late_s": late_s}))
-    if "start_at" not in spec:
-        await _listen(player).wait()
-        await player.play(clock() + 0.02)
-    elif not (player.unreachable or late_s):  # among machines: a time of day, nobody says `go`
-        await player.play(clock() + spec["start_at"] - time())
+    out(json_line({"type": "ready", "error": player.unreachable}))
+    begin = await _listen(player)
+    await player.play(clock() + begin - time())
 
 
 def _raise_file_limit() -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from helpers.endpoint import Endpoint
 from helpers.load.arrivals import Arrivals, ClosedLoop
 from helpers.load.runs import run
-from helpers.load.workers import OnExecutor
 from helpers.load.workload import Workload, to_spec, unseen
 from helpers.progress import Progress
 from helpers.records import Run
@@ -53,7 +52,8 @@ async def sweep(
             measured there is not measured again.
         budget_s: the most time that it may take; the last levels are cut short.
         usd_per_hour: price of the machine, to be told what that costs at most.
-        options: as for ``run``.
+        options: as for ``run``; on an executor, whose records come at the end, one of them must
+            be ``requests`` or ``duration_s``.
     """
     levels = _Levels(endpoint, workload, (answer_times,), options, folder, budget_s)
     levels.tell("sweep", usd_per_hour)
@@ -103,7 +103,7 @@ async def search(
         budget_s: the most time that it may take, by default 350 (at a rate 900, because a queue
             grows slowly). With more of it and the same folder, a search that it ended goes on.
         usd_per_hour: price of the machine, to be told what that costs at most.
-        options: as for ``run``.
+        options: as for ``sweep``.
     """
     make = arrivals or (lambda users: ClosedLoop(users=int(users)))
     whole = isinstance(make(int(start) or 1), ClosedLoop)
@@ -212,16 +212,13 @@ class _Levels:
         found = self.before(path, *asked)
         if found is None:
             options = {**self.options, "path": path, "after": self.runs}
-            blind = isinstance(options.get("where"), OnExecutor)  # its records come at the end
             if not options.keys() & {"requests", "duration_s"}:
                 if isinstance(arrivals, ClosedLoop):
-                    if not self.answers and (arrivals.users > 1 or blind):
+                    if not self.answers and arrivals.users > 1:
                         lone, ahead = replace(arrivals, users=1), unseen(work, 0.25)
                         probe = await run(self.endpoint, ahead, lone, requests=2, **self.options)
                         self.learn(1, probe)
                     arrivals = replace(arrivals, spread_s=min(self.expected_s(load), limit_s / 4))
-                if blind:
-                    limit_s = min(limit_s, (2 + self.looks[-1]) * self.expected_s(load) or 120.0)
                 options |= {"duration_s": limit_s, "enough": _Enough(self.looks, self.objective)}
             found = await run(self.endpoint, work, arrivals, **options)
         found.header["load"] = load

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from itertools import islice, takewhile
 from time import perf_counter as clock
-from time import process_time, time
+from time import process_time
 
 from helpers.load import arrivals, workload
 from helpers.load.asked import Asked, json_line
@@ -25,7 +25,6 @@ from helpers.load.client.transport import Transport
 EXACT = re.compile(rb'"owned_by": ?"(vllm|sglang|llamacpp)"')
 TICK_S, SLICE_S = 0.005, 0.0005  # finished answers are read in slices, to disturb no clock read
 PREPARE_S = 0.5  # requests are built ahead for so long at most
-WARM_S = 0.5  # what opening the connections takes, before an agreed time
 RAMP_S = 0.001  # between the starts of two users: all at once is a load that nobody can time
 OPEN_CONNECTIONS = 64  # opened ahead for an open loop
 GIVE_UP_S = 10.0  # the server is gone when nothing but dead connections came for so long
@@ -67,8 +66,8 @@ class Generator:
             self.unreachable = exchange.error
             return
         self.exact = EXACT.search(exchange.body) is not None
-        until = min(time() + PREPARE_S, self.spec.get("start_at", math.inf) - WARM_S)
-        while len(self.prepared) < self.left and time() < until:
+        until = clock() + PREPARE_S
+        while len(self.prepared) < self.left and clock() < until:
             self.prepared.append(self._build())
         connections = OPEN_CONNECTIONS
         if isinstance(self.arrivals, arrivals.ClosedLoop):
@@ -103,10 +102,6 @@ class Generator:
         await asyncio.wait([self.playing])
         cpu, wall = process_time() - cpu, clock() - wall
         self.ticking.cancel()
-        self.probe.close()
-        self.alarm.close()
-        gc.enable()
-        gc.unfreeze()
         self._tell()
         await self.transport.close()
         if not self.playing.cancelled():
@@ -209,6 +204,3 @@ class Generator:
         while self.finished and clock() < until:
             lines.append(self.finished.popleft().line(self.start, self.spec["api_key"]))
         self.out(b"".join(lines))
-
-
-generator = Generator

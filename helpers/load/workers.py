@@ -12,7 +12,9 @@ import time
 import zipfile
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from helpers.errors import CourseError
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import paramiko
 
 READY_S = 60.0  # a generator that is not ready by then never will be
+LATE_S = 0.5  # a worker that is ready later than this does not begin
 START_IN_S = 3.0  # the time an executor's workers get to begin together
 ROOT = Path(__file__).parents[2]
 COMMAND = ["-m", "helpers.load.generator"]
@@ -94,24 +97,18 @@ class OnExecutor:
             CourseError: a worker broke or came too late, or the server does not answer it.
         """
         begin = time.time() + START_IN_S
-        tasks = [self.executor.submit(play, {**spec, "start_at": begin}) for spec in specs]
-        following = asyncio.gather(*map(asyncio.wrap_future, tasks))
+        tasks = [self.executor.submit(play, spec, begin, file.path.name) for spec in specs]
+        following = asyncio.gather(*map(asyncio.wrap_future, tasks), return_exceptions=True)
         try:
             await file.begin(begin)
             await file.follow(lambda: not following.done())
         finally:
             following.cancel()
-        starts = []
-        for lines in await following:
-            starts.append(json.loads(lines.partition(b"\n")[0]))
-            for line in lines.splitlines(keepends=True):
-                file.keep(line)
-        _must_answer(starts)
-        if late := [start["late_s"] for start in starts if start["late_s"]]:
-            raise CourseError(
-                f"{len(late)} of {len(starts)} workers came {max(late):.1f} s too late to begin",
-                f"use as many processes as are free; others' records are in {file.path}",
-            )
+        played = await following
+        for line in chain.from_iterable(one for one in played if isinstance(one, list)):
+            file.keep(line)
+        if broken := [one for one in played if isinstance(one, BaseException)]:
+            raise broken[0]
 
 
 Where = Local | OverSSH | OnExecutor
@@ -166,19 +163,26 @@ class _Player:
             self.ended |= line.startswith(b'{"type":"end"')
 
 
-async def _together(players: list[_Player], file: RunFile) -> None:
-    """Wait until all are ready, have them begin, and follow them to their end."""
+async def _together(players: list[_Player], file: RunFile, at: float | None = None) -> None:
+    """Wait until all are ready, have them begin (``at`` a time of day), and follow them."""
     deadline = time.monotonic() + READY_S
     try:
-        while any(player.running() and not player.ready for player in players):
+        while any(one.running() and not one.ready for one in players):
             await asyncio.sleep(0.01)
             if time.monotonic() > deadline:
                 break
-        _must_answer([player.ready for player in players if player.ready])
+        if error := next(filter(None, (one.ready.get("error") for one in players)), ""):
+            raise CourseError(
+                f"the server does not answer: {error}",
+                "is it still rented (`python -m helpers status`), and is the tunnel open?",
+            )
         if all(player.ready for player in players):
-            await file.begin()
+            if at and (late_s := time.time() - at) > LATE_S:
+                what = f"a worker came {late_s:.1f} s too late to begin"
+                raise CourseError(what, "use as many processes as are free")
+            await file.begin(at)
             for player in players:
-                player.tell("go")
+                player.tell(f"go {at}" if at else "go")  # their clocks need not agree
             await file.follow(lambda: any(player.running() for player in players))
     finally:
         for player in players:
@@ -188,31 +192,23 @@ async def _together(players: list[_Player], file: RunFile) -> None:
         lines = broken[0].process.stderr.read().decode("utf-8", "replace").strip().splitlines()
         raise CourseError(
             f"the load generator ended before its run: {(lines or ['without a word'])[-1]}",
-            f"its Python needs httptools and msgspec; what was measured is in {file.path}",
+            f"its Python needs httptools and msgspec; what was measured is in {file.path.name}",
         )
 
 
-def _must_answer(starts: list[dict]) -> None:
-    if error := next((start["error"] for start in starts if start["error"]), ""):
-        raise CourseError(
-            f"the server does not answer: {error}",
-            "is it still rented (`python -m helpers status`), and is the tunnel open?",
-        )
-
-
-def play(spec: dict) -> bytes:
-    """Play a spec in a generator's process on this machine and return its lines.
-
-    Where it cannot take part, its first line says why and is the only one.
+def play(spec: dict, begin: float, name: str) -> list[bytes]:
+    """Play a spec on this machine, from an agreed time of day, and return its lines.
 
     Raises:
-        CourseError: it broke.
+        CourseError: it broke or came too late, or the server does not answer it.
     """
-    process = _start()
-    lines, errors = process.communicate(json.dumps(spec).encode() + b"\n")
-    if process.returncode:
-        raise CourseError(f"a worker's load generator broke: {errors.decode()[-300:]}")
-    return lines
+    with TemporaryDirectory() as folder:
+        file = RunFile(Path(folder) / name, {"label": name})
+        try:
+            asyncio.run(_together([_Player(_start(), spec, file)], file, begin))
+        finally:
+            file.close()
+        return file.path.read_bytes().splitlines(keepends=True)
 
 
 def _start() -> subprocess.Popen:

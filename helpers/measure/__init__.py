@@ -19,10 +19,10 @@ from helpers.measure.capacity import (
 )
 from helpers.measure.intervals import Difference, compare
 from helpers.measure.steady import Interval, interval, is_steady, token_times, window
-from helpers.measure.summary import Summary, most_at_once, summary, table
+from helpers.measure.summary import most_at_once, summary, table
 
 __all__ = [
-    "Capacity", "Difference", "Interval", "Objective", "Summary", "agreement", "capacity",
+    "Capacity", "Difference", "Interval", "Objective", "agreement", "capacity",
     "compare", "goodput", "interval", "is_steady", "level", "margin", "most_at_once",
     "summary", "table", "token_times", "usd_per_million_tokens", "verdict", "window",
 ]  # fmt: skip

@@ -165,15 +165,15 @@ def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacit
     if len(kinds) != 1:
         raise CourseError("capacity needs runs, all of users or all of rates", "see load.search")
     unit, think_time_s = kinds.pop()
-    worst: dict[float, tuple[float, float, float]] = {}
-    for run in whole:
-        one, at = margin(run, objective), level(run)[0]
-        ends = zip(worst.get(at, (0.0, 0.0, 0.0)), (one.value, one.low, one.high), strict=True)
-        worst[at] = max(next(ends)), max(next(ends)), max(next(ends))
-    load, high, low = (crossing({x: each[i] for x, each in worst.items()}) for i in range(3))
+    pairs = [(level(run)[0], margin(run, objective)) for run in whole]
+    worst = dict(sorted(pairs, key=lambda pair: pair[1].value))  # the last one of a load stays
+    load, high, low = (
+        crossing({at: getattr(one, end) for at, one in worst.items()})
+        for end in ("value", "low", "high")
+    )
     # Between two loads nobody knows more than that it lies there.
     low = min(low, max((x for x in worst if x <= load), default=0.0))
-    surely_missed = any(lowest > 1 for _, lowest, _ in worst.values())
+    surely_missed = any(one.low > 1 for one in worst.values())
     high = max(high, min((x for x in worst if x > load), default=0)) if surely_missed else math.inf
     if unit != "requests/s":
         load, low = math.floor(load + 1e-9), math.floor(low + 1e-9)
@@ -183,7 +183,7 @@ def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacit
     e2e_s = np.interp(load, loads, [one.e2e_p50_s for one in gets])
     return Capacity(
         objective=objective, unit=unit, load=load, low=low, high=high,
-        undecided=tuple(x for x, (_, less, more) in worst.items() if less <= 1 < more),
+        undecided=tuple(x for x, one in sorted(worst.items()) if one.low <= 1 < one.high),
         output_tokens_per_s=float(rate) if load else 0.0, e2e_s=float(e2e_s) if load else math.nan,
         think_time_s=think_time_s,
     )  # fmt: skip

@@ -5,7 +5,7 @@ counted of a run in ``helpers.measure.steady``.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,55 +17,29 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """One run in numbers. Latencies are percentiles over the requests of the steady window.
+def summary(run: Run) -> SimpleNamespace:
+    """Return one run in numbers: all columns of ``table``, each an attribute.
 
     Args:
-        label: the run's name.
-        users: of a closed loop, else ``None``.
-        requests: finished, the failed ones included.
-        failed: how many of these failed.
-        error_rate: their share, 0 to 1.
-        output_tokens: the server's count over the whole run.
-        steady: whether the load was full and the server settled in the window; if not, the run
-            was too short, and its numbers are rough.
-        output_tokens_per_s: in the window.
-        requests_per_s: answers that ended in the window.
-        client_lag_p99_ms: how long bytes that had arrived waited for their time stamp, or how late
-            the client sent what was scheduled, whichever is larger: the error of every time here.
-        client_limited: the client was the limit, so the server can do more than was measured.
+        run: what was measured; without a finished answer its latencies are NaN.
+
+    Returns:
+        ``label``, ``users`` (``None`` in an open loop), ``requests`` that finished, ``failed``
+        of them and their share ``error_rate`` (0 to 1), and ``output_tokens``, the server's count
+        over the whole run;
+        ``steady``: whether the load was full and the server settled in the window; if not, the
+        run was too short, and its numbers are rough;
+        ``output_tokens_per_s`` in the window, ``requests_per_s`` whose answers ended in it;
+        ``ttft_p50_ms``, ``ttft_p95_ms``, ``ttft_p99_ms``, the same of ``itl``,
+        ``tpot_p50_ms``, ``tpot_p95_ms``, ``e2e_p50_s``, ``e2e_p95_s``: over the window's requests;
+        ``client_lag_p99_ms``: how long bytes that had arrived waited for their time stamp, or how
+        late the client sent what was scheduled, whichever is larger: the error of every time here;
+        ``client_limited``: the client was the limit, so the server can do more than was measured.
     """
-
-    label: str
-    users: int | None
-    requests: int
-    failed: int
-    error_rate: float
-    output_tokens: int
-    steady: bool
-    output_tokens_per_s: float
-    requests_per_s: float
-    ttft_p50_ms: float
-    ttft_p95_ms: float
-    ttft_p99_ms: float
-    itl_p50_ms: float
-    itl_p95_ms: float
-    itl_p99_ms: float
-    tpot_p50_ms: float
-    tpot_p95_ms: float
-    e2e_p50_s: float
-    e2e_p95_s: float
-    client_lag_p99_ms: float
-    client_limited: bool
-
-
-def summary(run: Run) -> Summary:
-    """Return one run in numbers; a run without a finished answer has NaN latencies."""
     refuse_partial(run)
     start, end = window(run)
     finished = len(run.ok) + len(run.failed)
-    return Summary(
+    return SimpleNamespace(
         label=run.label,
         users=run.users,
         requests=finished,
@@ -85,10 +59,10 @@ def summary(run: Run) -> Summary:
 
 
 def table(runs: Sequence[Run]) -> "pandas.DataFrame":
-    """Return one row a run, one column a measure of ``Summary``, units in the names."""
+    """Return one row a run, one column a measure of ``summary``, units in the names."""
     import pandas  # here, to keep a load-generating script small
 
-    return pandas.DataFrame([asdict(summary(run)) for run in runs]).set_index("label")
+    return pandas.DataFrame([vars(summary(run)) for run in runs]).set_index("label")
 
 
 def most_at_once(run: Run) -> int:

@@ -12,7 +12,6 @@ import re
 import sys
 import tempfile
 import time
-from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from support.vllm_server import DETAILS, serve
 
 from helpers import load, measure
 from helpers.endpoint import Endpoint
-from helpers.load.metrics import ServerMetrics
+from helpers.load.metrics import NAMES
 from helpers.settings import ASSETS
 
 USERS = (1, 2, 4, 8, 16)
@@ -92,9 +91,9 @@ def main() -> None:
             "prefix_cache": asyncio.run(prefix_cache(endpoint, folder)),
             "refusals": asyncio.run(refusals(endpoint)),
             "metrics": {
-                ours.name: f"vllm:{name}"
-                for ours in fields(ServerMetrics)
-                for name in reversed(ours.metadata["names"])  # of several the first is kept
+                ours: f"vllm:{name}"
+                for ours, names in NAMES.items()
+                for name in reversed(names)  # of several the first is kept
                 if re.search(rf"^vllm:{name}[{{ ]", text, re.M)
             },
         }

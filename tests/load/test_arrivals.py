@@ -57,7 +57,6 @@ def test_a_trace_is_played_as_it_is():
         (load.Constant, {"every_s": 0}),
         (load.Gamma, {"rate_per_s": 1, "burstiness": 0}),
         (load.Poisson, {"rate_per_s": float("nan")}),
-        (load.Replay, {"times_s": (1.0,), "speed": 0}),
         (load.Replay, {"times_s": ()}),
         (load.Replay, {"times_s": (2.0, 1.0)}),
         (load.Replay, {"times_s": (-1.0, 1.0)}),

@@ -26,12 +26,12 @@ SMALL = load.Synthetic(input_tokens=8, output_tokens=4)
 
 async def test_output_tokens_equal_the_engines_own_counter(endpoint, tmp_path):
     """The records' sum is the engine's delta, to the token: nothing is missed or invented."""
-    before = load.server_metrics(endpoint).output_tokens_total
+    before = load.server_metrics(endpoint)["output_tokens_total"]
     work = load.Synthetic(input_tokens=16, output_tokens=8)
     runs = await load.sweep(
         endpoint, work, users=(1, 4), requests=16, folder=tmp_path, progress=False
     )
-    after = load.server_metrics(endpoint).output_tokens_total
+    after = load.server_metrics(endpoint)["output_tokens_total"]
     counted = sum(record.output_tokens for run in runs for record in run.records)
     assert counted == after - before
     assert all(record.output_tokens == 8 and record.ok for run in runs for record in run.records)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -244,13 +243,6 @@ async def test_long_prompts_are_not_all_built_ahead(serve, monkeypatch):
     monkeypatch.setattr(users, "PREPARE_S", 0.1)
     generator = await prepared(await serve(lambda asked: GOOD), 4000, requests=4000)
     assert 2 < len(generator.prepared) < 2000
-
-
-async def test_preparing_ends_before_an_agreed_time(serve):
-    """Workers that must begin together do not miss it over bodies that can be built later."""
-    endpoint, start_at = await serve(lambda asked: GOOD), time.time() + 0.8
-    generator = await prepared(endpoint, 500, requests=20_000, start_at=start_at)
-    assert time.time() < start_at and 0 < len(generator.prepared) < 20_000
 
 
 async def test_users_begin_spread_and_a_run_may_be_enough(paced, tmp_path):

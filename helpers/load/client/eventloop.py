@@ -1,4 +1,7 @@
-"""The event loop, a timer finer than its own, and how late it stamps what has arrived."""
+"""The event loop, a timer finer than its own, and how late it stamps what has arrived.
+
+Both last as long as the load generator's process, whose end closes them.
+"""
 
 import asyncio
 import contextlib
@@ -60,15 +63,6 @@ class Alarm:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
-    def close(self) -> None:
-        """Stop it."""
-        if _LINUX:
-            self.loop.remove_reader(self.file)
-            os.close(self.file)
-        else:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            self.loop.remove_signal_handler(signal.SIGALRM)
-
 
 class LagProbe:
     """How long bytes that have arrived wait until the event loop stamps them, sampled."""
@@ -90,9 +84,3 @@ class LagProbe:
         self.lags.append(clock() - self.sent)
         self.ours.recv(16)
         self.sent = 0.0
-
-    def close(self) -> None:
-        """Stop sampling."""
-        self.loop.remove_reader(self.ours)
-        self.ours.close()
-        self.theirs.close()

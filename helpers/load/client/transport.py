@@ -7,6 +7,7 @@ the time of the read that brought it. Failures are kept in it and never raised.
 
 import asyncio
 import os
+from contextlib import suppress
 from time import perf_counter as clock
 from typing import cast
 from urllib.parse import urlsplit
@@ -26,11 +27,6 @@ class Exchange:
     for each token), ``times`` when each was read. ``cause`` is empty for a complete answer, else
     ``refused, unreachable, reset, closed early, timeout, malformed`` or ``interrupted``.
     """
-
-    __slots__ = (
-        "cause", "connect_s", "end", "error", "headers", "pieces", "reconnects", "sent", "status",
-        "times",
-    )  # fmt: skip
 
     def __init__(self) -> None:
         self.sent = self.end = self.connect_s = 0.0
@@ -80,14 +76,9 @@ class Connection(asyncio.Protocol):
         late = "timeout", f"no end in {timeout_s:g} s"
         self.timer = loop.call_later(timeout_s, self.stop, *late)
         exchange.sent = clock()
-        try:
-            if self.descriptor >= 0:
+        if self.descriptor >= 0:
+            with suppress(OSError):  # the event loop tries again, and tells
                 request = request[os.write(self.descriptor, request) :]
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self.fail("reset", str(error))
-            return self.done
         if request:
             self.transport.write(request)
         return self.done
