@@ -120,7 +120,7 @@ async def _round(number: int, provider, settings, endpoint: Endpoint, tunnel, fo
         before = len(tunnel.events)
         rehearsal.provoke(settings, "tunnel_drop")
         await _until(lambda: len(tunnel.events) >= before + 2 and tunnel.up)
-    await _until(lambda: (now := load.server_metrics(endpoint)) and not now.running)
+    await _until(lambda: (now := load.server_metrics(endpoint)) and not now["running"])
     server = psutil.Process(rehearsal.running(settings).pid)
     await _until(lambda: len(alive(server.children())) == 1)  # the other machine is dead and buried
 
