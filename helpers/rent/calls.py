@@ -34,6 +34,14 @@ class Service:
     status_url: str
     taken: Mapping[int, tuple[str, ...]]
 
+    def tells(self, market: type[T]) -> type[T]:
+        """Decorate a marketplace's class: :meth:`told` for each of its calls, by their names."""
+        for name, call in list(vars(market).items()):
+            if callable(call) and not name.startswith("_"):
+                may_miss = name in ("instance", "destroy")
+                setattr(market, name, self.told(f"{name}()", missing_ok=may_miss)(call))
+        return market
+
     @contextlib.contextmanager
     def told(self, doing: str, *, missing_ok: bool = False) -> Iterator[None]:
         """Decorate a function that sends a request with ``requests`` and reads the answer.
@@ -50,20 +58,17 @@ class Service:
         try:
             yield
         except (requests.RequestException, *MISFITS) as error:
-            trouble = self._error(doing, error)
-            if not (missing_ok and isinstance(trouble, NotFound)):
+            if isinstance(error, requests.HTTPError):
+                trouble = self._refusal(doing, error.response)
+                if missing_ok and isinstance(trouble, NotFound):
+                    return
                 raise trouble from None
-
-    def _error(self, doing: str, error: Exception) -> CourseError:
-        if isinstance(error, requests.HTTPError):
-            return self._refusal(doing, error.response)
-        if isinstance(error, MISFITS):
-            what = f"sent an answer that does not fit its API ({error!r})"
-            hint = "run the cell again; if it stays, look for a newer version of the course"
-        else:
             what = f"did not answer ({type(error).__name__})"
             hint = "check the network; `python -m helpers status` shows what is rented"
-        return NoAnswer(f"{doing}: {self.name} {what}", hint)
+            if isinstance(error, MISFITS):
+                what = f"sent an answer that does not fit its API ({error!r})"
+                hint = "run the cell again; if it stays, look for a newer version of the course"
+            raise NoAnswer(f"{doing}: {self.name} {what}", hint) from None
 
     def _refusal(self, doing: str, answer: requests.Response) -> CourseError:
         try:
