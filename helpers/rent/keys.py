@@ -19,6 +19,7 @@ _FORMS = {  # of private keys that cannot be used: what is said of them, and wha
     ),
     "": ("cannot be opened", "see why: ssh-keygen -y -f FILE; SSH_PASSPHRASE in .env unlocks it"),
 }
+_LOCKED = ("is protected by a passphrase", "ssh-add FILE, or set SSH_PASSPHRASE in .env")
 
 
 def ensure_key(settings: Settings) -> str:
@@ -102,9 +103,6 @@ def _public_halves(private: Path, phrase: str | None) -> list[str]:
             raise CourseError(what, hint) from None
     if locked and (known := [key.get_base64() for key in paramiko.Agent().get_keys()]):
         return known
-    if locked:
-        what = f"the private key {private} is protected by a passphrase"
-        raise CourseError(what, f"ssh-add {private}, or set SSH_PASSPHRASE in .env")
-    form = next(form for form in _FORMS if form in text.replace("ENCRYPTED ", ""))
-    what, hint = _FORMS[form]
+    known_form = next(form for form in _FORMS if form in text.replace("ENCRYPTED ", ""))
+    what, hint = _LOCKED if locked else _FORMS[known_form]
     raise CourseError(f"the private key {private} {what}", hint.replace("FILE", f"'{private}'"))

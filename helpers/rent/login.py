@@ -61,14 +61,12 @@ def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClie
 def _drop_cut_lines(known: Path) -> None:
     """A crash or a full disk may cut a line, and one such line would end every login."""
     known.touch(0o600)
-    lines = known.read_text(errors="replace").splitlines(keepends=True)
-    kept = []
-    for line in lines:
+    text, kept = known.read_text(errors="replace"), ""
+    for line in text.splitlines(keepends=True):
         with contextlib.suppress(paramiko.SSHException, paramiko.hostkeys.InvalidHostKey):
-            if paramiko.hostkeys.HostKeyEntry.from_line(line):
-                kept.append(line)
-    if kept != lines:
-        known.write_text("".join(kept))
+            kept += line if paramiko.hostkeys.HostKeyEntry.from_line(line) else ""
+    if kept != text:
+        known.write_text(kept)
 
 
 def _told(error: Exception, instance: Instance, settings: Settings) -> tuple[str, str]:
