@@ -117,14 +117,14 @@ def rent(
     settings.rehearsal_home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(settings.rehearsal_home / f"rent-{provider.name}.lock"):  # two may ask at once
         instance = find(provider, label)
-        if instance is not None and instance.status != "failed":
+        if instance and instance.status == "failed":
+            fact(say, f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
+            destroy(provider, instance.id)
+        elif instance:
             fact(say, f"found instance {instance.id} by its label, nothing is rented")
             if instance.status == "stopped":
                 provider.start(instance.id)
             return come_up(instance)
-        if instance is not None:
-            fact(say, f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
-            destroy(provider, instance.id)
 
         def launch(offer: Offer, name: str) -> Instance:
             lifetime_s = settings.lifetime_hours * 3600

@@ -63,21 +63,15 @@ def read_public_key(path: Path) -> str:
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace").strip()
-    except OSError:
-        raise CourseError(f"there is no public key at {path}", _derive(path)) from None
-    if "PRIVATE KEY" in text:
-        raise CourseError(
-            f"{path} holds a private key: it never leaves this machine",
-            f"use the file that ends in .pub ({path}.pub)",
-        )
-    try:
+        if "PRIVATE KEY" in text:
+            what = f"{path} holds a private key: it never leaves this machine"
+            raise CourseError(what, f"use the file that ends in .pub ({path}.pub)")
         asyncssh.import_public_key(text)
-    except asyncssh.KeyImportError:
+    except (OSError, asyncssh.KeyImportError):
         text = ""
     if len(text.splitlines()) != 1:  # PuTTY's and OpenSSL's forms have several
-        raise CourseError(
-            f"{path} is not an OpenSSH public key: one line that starts with ssh-", _derive(path)
-        )
+        what = f"{path} is missing, or not an OpenSSH public key: one line that starts with ssh-"
+        raise CourseError(what, _derive(path))
     return text
 
 

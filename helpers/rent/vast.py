@@ -56,8 +56,7 @@ class Vast(Provider):
             "direct_port_count": {"gte": 1},
         }
         if names := [market.plain(gpu) for gpu in wanted.gpu]:
-            either = dict.fromkeys(spelled for name in names for spelled in (name, name.upper()))
-            query["gpu_name"] = {"in": list(either)}
+            query["gpu_name"] = {"in": [*names, *map(str.upper, names)]}
         kind = "bid" if wanted.interruptible else "on-demand"
         rows = self.sdk.search_offers(query, kind, "dph_total", storage=wanted.disk_gb)
         if names and not rows:
