@@ -34,14 +34,6 @@ class Service:
     status_url: str
     taken: Mapping[int, tuple[str, ...]]
 
-    def tells(self, market: type[T]) -> type[T]:
-        """Decorate a marketplace's class: :meth:`told` for each of its calls, by their names."""
-        for name, call in list(vars(market).items()):
-            if callable(call) and not name.startswith("_"):
-                may_miss = name in ("instance", "destroy")
-                setattr(market, name, self.told(f"{name}()", missing_ok=may_miss)(call))
-        return market
-
     @contextlib.contextmanager
     def told(self, doing: str, *, missing_ok: bool = False) -> Iterator[None]:
         """Decorate a function that sends a request with ``requests`` and reads the answer.
@@ -58,17 +50,20 @@ class Service:
         try:
             yield
         except (requests.RequestException, *MISFITS) as error:
-            if isinstance(error, requests.HTTPError):
-                trouble = self._refusal(doing, error.response)
-                if missing_ok and isinstance(trouble, NotFound):
-                    return
+            trouble = self._error(doing, error)
+            if not (missing_ok and isinstance(trouble, NotFound)):
                 raise trouble from None
+
+    def _error(self, doing: str, error: Exception) -> CourseError:
+        if isinstance(error, requests.HTTPError):
+            return self._refusal(doing, error.response)
+        if isinstance(error, MISFITS):
+            what = f"sent an answer that does not fit its API ({error!r})"
+            hint = "run the cell again; if it stays, look for a newer version of the course"
+        else:
             what = f"did not answer ({type(error).__name__})"
             hint = "check the network; `python -m helpers status` shows what is rented"
-            if isinstance(error, MISFITS):
-                what = f"sent an answer that does not fit its API ({error!r})"
-                hint = "run the cell again; if it stays, look for a newer version of the course"
-            raise NoAnswer(f"{doing}: {self.name} {what}", hint) from None
+        return NoAnswer(f"{doing}: {self.name} {what}", hint)
 
     def _refusal(self, doing: str, answer: requests.Response) -> CourseError:
         try:

@@ -23,7 +23,6 @@ _STATUS = {"PROVISIONING": "creating", "STARTING": "loading", "RUNNING": "runnin
 _STATUS |= {"EXITED": "stopped"}  # anything else, such as ERROR, is "failed"
 
 
-@RUNPOD.tells
 class RunPod(Provider):
     """The RunPod marketplace.
 
@@ -54,12 +53,14 @@ class RunPod(Provider):
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
+    @RUNPOD.told("reading the balance")
     def balance_usd(self) -> float:
         """Credit that is left, in dollars."""
         # REST v2 has no route for it; GraphQL does.
         query = {"query": "query { myself { clientBalance } }"}
         return float(self._send("POST", "/graphql", query)["data"]["myself"]["clientBalance"])
 
+    @RUNPOD.told("registering the SSH key")
     def register_key(self, public_key: str) -> None:
         """Let a public key log in to pods launched from now on; no change if it can."""
         known = self._send("GET", "/v2/account/ssh-keys")["keys"]
@@ -67,6 +68,7 @@ class RunPod(Provider):
             # The request replaces the whole set: send what is there already, too.
             self._send("PUT", "/v2/account/ssh-keys", {"keys": [*known, public_key.strip()]})
 
+    @RUNPOD.told("searching offers")
     def offers(self, wanted: OfferFilter) -> list[Offer]:
         """GPU types in stock that match, the cheapest first (price includes the disk).
 
@@ -108,6 +110,7 @@ class RunPod(Provider):
             location=", ".join(place["id"] for place in row.get("dataCenters") or []),
         )
 
+    @RUNPOD.told("renting the offer")
     def create(self, offer: Offer, spec: ServingSpec, label: str, terms: Terms) -> Instance:
         """Send the one request that rents, and never a second: ``launch`` calls it."""
         if "bid_usd_per_hour" in terms:
@@ -122,11 +125,13 @@ class RunPod(Provider):
             body |= container(spec, lifetime_s=terms.get("lifetime_s", deadman.LIFETIME_S))
         return self._instance(self._send("POST", "/v2/pods", body))
 
+    @RUNPOD.told("listing the pods")
     def everything(self) -> list[Instance]:
         """All that is rented on the account, whoever rented it."""
         pods = readable(self._instance, self._send("GET", "/v2/pods")["pods"])
         return [pod for pod in pods if pod.detail != "terminated"]
 
+    @RUNPOD.told("asking for the pod", missing_ok=True)
     def instance(self, instance_id: str) -> Instance | None:
         """One instance, None when it is gone."""
         pod = self._instance(self._send("GET", f"/v2/pods/{instance_id}"))
@@ -159,6 +164,7 @@ class RunPod(Provider):
             cpu_cores=pod.get("vcpuCount"),
         )
 
+    @RUNPOD.told("asking for the pod's public API")
     def public_api(self, instance_id: str) -> tuple[str, str]:
         """Base URL and key of a pod that is reached through RunPod's HTTPS proxy.
 
@@ -174,6 +180,7 @@ class RunPod(Provider):
             raise CourseError(f"pod {instance_id} has no public API", "open a tunnel: ssh.tunnel()")
         return self.proxy.format(pod=instance_id, port=ports[0]) + "/v1", key
 
+    @RUNPOD.told("fetching the log")
     def logs(self, instance_id: str, lines: int = 100) -> str:
         """Tail of the container's log."""
         url = f"{self.url}/v2/pods/{instance_id}/logs?source=container&tail={min(lines, 5000)}"
@@ -186,18 +193,22 @@ class RunPod(Provider):
                 said += (json.loads(event[5:])["line"] for event in islice(events, lines))
         return "\n".join(said)
 
+    @RUNPOD.told("stopping the pod")
     def stop(self, instance_id: str) -> None:
         """Stop it; the container's disk is wiped, RunPod keeps volumes only."""
         self._send("POST", f"/v2/pods/{instance_id}/action", {"action": "stop"})
 
+    @RUNPOD.told("starting the pod")
     def start(self, instance_id: str) -> None:
         """Start a stopped one again; on a real market the GPU may be taken meanwhile."""
         self._send("POST", f"/v2/pods/{instance_id}/action", {"action": "start"})
 
+    @RUNPOD.told("destroying the pod", missing_ok=True)
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
         self._send("DELETE", f"/v2/pods/{instance_id}")
 
+    @RUNPOD.told("searching templates")
     def templates(self) -> list[Template]:
         """The account's own templates, then RunPod's for vLLM."""
         own = self._send("GET", "/v2/templates")["templates"]
@@ -209,6 +220,7 @@ class RunPod(Provider):
             if not row["serverless"]
         ]
 
+    @RUNPOD.told("creating the template")
     def create_template(self, spec: ServingSpec, name: str) -> str:
         """Keep a spec as a template of one's own, without the keys in its environment."""
         body = {"name": name, "disk": spec.disk_gb, **container(spec)}

@@ -16,7 +16,6 @@ _STATUS = {"None": "creating", "running": "running"}
 _STATUS |= dict.fromkeys(("exited", "stopped", "frozen", "unknown", "offline"), "failed")
 
 
-@VAST.tells
 class Vast(Provider):
     """The Vast.ai marketplace.
 
@@ -33,15 +32,18 @@ class Vast(Provider):
         self.sdk.client._request = patient(self.sdk.client._request)
         super().__init__("rehearsal" if rehearsal else "vast", rehearsal)
 
+    @VAST.told("reading the balance")
     def balance_usd(self) -> float:
         """Credit that is left, in dollars."""
         return float(self.sdk.show_user()["credit"])
 
+    @VAST.told("registering the SSH key")
     def register_key(self, public_key: str) -> None:
         """Let a public key log in to instances launched from now on; no change if it can."""
         if public_key.split()[1] not in str(self.sdk.show_ssh_keys()):
             self.sdk.create_ssh_key(public_key)
 
+    @VAST.told("searching offers")
     def offers(self, wanted: OfferFilter) -> list[Offer]:
         """Machines that match, the cheapest first (price includes the disk)."""
         query: dict[str, Any] = {
@@ -79,6 +81,7 @@ class Vast(Provider):
             location=row.get("geolocation") or "",
         )
 
+    @VAST.told("renting the offer")
     def create(self, offer: Offer, spec: ServingSpec, label: str, terms: Terms) -> Instance:
         """Send the one request that rents, and never a second: ``launch`` calls it."""
         if offer.interruptible and "bid_usd_per_hour" not in terms:
@@ -104,6 +107,7 @@ class Vast(Provider):
         # Not asked for: the service may not show it yet.
         return self._instance(row | {"gpu_name": offer.gpu, "dph_total": price})
 
+    @VAST.told("listing the instances")
     def everything(self) -> list[Instance]:
         """All that is rented on the account, whoever rented it."""
         # Not by show_instances(): it fails for all of them when a field of one is missing.
@@ -115,6 +119,7 @@ class Vast(Provider):
             asked["after_token"] = page.get("next_token")
         return readable(self._instance, rows)
 
+    @VAST.told("asking for the instance", missing_ok=True)
     def instance(self, instance_id: str) -> Instance | None:
         """One instance, None when it is gone."""
         answer = self.sdk.client.get(f"/instances/{instance_id}/", query_args={"owner": "me"})
@@ -148,24 +153,29 @@ class Vast(Provider):
             cpu_cores=row.get("cpu_cores_effective"),
         )
 
+    @VAST.told("fetching the log")
     def logs(self, instance_id: str, lines: int = 100) -> str:
         """Tail of the container's log; empty until the provider has collected one."""
         with contextlib.suppress(TimeoutError):
             return self.sdk.logs(int(instance_id), tail=str(lines))
         return ""
 
+    @VAST.told("stopping the instance")
     def stop(self, instance_id: str) -> None:
         """Stop it; its disk is kept and billed."""
         self.sdk.stop_instance(int(instance_id))
 
+    @VAST.told("starting the instance")
     def start(self, instance_id: str) -> None:
         """Start a stopped one again; on a real market the GPU may be taken meanwhile."""
         self.sdk.start_instance(int(instance_id))
 
+    @VAST.told("destroying the instance", missing_ok=True)
     def destroy(self, instance_id: str) -> None:
         """End the rental and every charge; no error when it is gone already."""
         self.sdk.destroy_instance(int(instance_id))
 
+    @VAST.told("searching templates")
     def templates(self) -> list[Template]:
         """The account's own templates, then those for vLLM.
 
@@ -185,6 +195,7 @@ class Vast(Provider):
             for number, row in {row["hash_id"]: row for row in rows}.items()
         ]
 
+    @VAST.told("creating the template")
     def create_template(self, spec: ServingSpec, name: str) -> str:
         """Keep a spec as a template of one's own, without the keys in its environment."""
         image, _, tag = spec.image.partition(":")
