@@ -14,7 +14,7 @@ from helpers.errors import CourseError
 from helpers.progress import Progress
 from helpers.rent.market import NoAnswer, NotFound, OfferGone
 
-MISFITS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+MISFITS = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 PATIENCE_S = 60.0  # a call is given up after so many seconds, waits included
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # between attempts, where the service asks for no other
 T = TypeVar("T")

@@ -117,14 +117,14 @@ def rent(
     settings.rehearsal_home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(settings.rehearsal_home / f"rent-{provider.name}.lock"):  # two may ask at once
         instance = find(provider, label)
-        if instance is not None and instance.status != "failed":
+        if instance and instance.status == "failed":
+            fact(say, f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
+            destroy(provider, instance.id)
+        elif instance:
             fact(say, f"found instance {instance.id} by its label, nothing is rented")
             if instance.status == "stopped":
                 provider.start(instance.id)
             return come_up(instance)
-        if instance is not None:
-            fact(say, f"instance {instance.id} has failed ({instance.detail}): it is destroyed")
-            destroy(provider, instance.id)
 
         def launch(offer: Offer, name: str) -> Instance:
             lifetime_s = settings.lifetime_hours * 3600
@@ -164,9 +164,14 @@ def _rent_anew(
             ledger.note(name, ended=time.time())
             fact(say, f"{offer.gpu} was taken by somebody else, trying the next offer")
         except BaseException as error:
-            was_rented = _give_back(provider, name, error)
+            try:
+                found = find(provider, name)
+            except CourseError:
+                raise error from None  # nobody knows: it stays open in the ledger
+            if found:
+                destroy(provider, found.id)
             ledger.note(name, ended=time.time())
-            if not (was_rented and isinstance(error, CourseError)):
+            if not (found and isinstance(error, CourseError)):
                 raise
             failures.append(f"{offer.gpu}: {error.what}")
             fact(say, f"{failures[-1]}; destroyed")
@@ -174,17 +179,6 @@ def _rent_anew(
             break
     tried = "\n".join(failures) or f"all {len(offers)} offers were taken while we tried"
     raise CourseError(f"nothing could be rented:\n{tried}", "search again in a few minutes")
-
-
-def _give_back(provider: Provider, name: str, error: BaseException) -> bool:
-    """Destroy what was rented under that label; was there anything?"""
-    try:
-        found = find(provider, name)
-    except CourseError:
-        raise error from None  # nobody knows: it stays open in the ledger
-    if found:
-        destroy(provider, found.id)
-    return found is not None
 
 
 def find(provider: Provider, label: str) -> Instance | None:
@@ -214,10 +208,8 @@ def extend(instance: Instance, settings: Settings, hours: float) -> datetime:
     if not 0 < hours <= settings.lifetime_hours:
         most = f"{settings.lifetime_hours:g} h"
         raise CourseError(f"{hours:g} h: {most} are what you allow at once", "see LIFETIME_HOURS")
-    answer = ssh.run(instance, settings, deadman.extend_command(hours * 3600)).split()
-    if not answer or not answer[-1].isdecimal():
-        raise CourseError(f"{instance.id} did not tell its deadline: {answer}", "run it again")
-    return datetime.fromtimestamp(int(answer[-1]))
+    deadline = ssh.run(instance, settings, deadman.extend_command(hours * 3600))
+    return datetime.fromtimestamp(int(deadline))
 
 
 # -- ending --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ _FORMS = {  # of private keys that cannot be used: what is said of them, and wha
     ),
     "": ("cannot be opened", "see why: ssh-keygen -y -f FILE; SSH_PASSPHRASE in .env unlocks it"),
 }
+_LOCKED = ("is protected by a passphrase", "ssh-add FILE, or set SSH_PASSPHRASE in .env")
 
 
 def ensure_key(settings: Settings) -> str:
@@ -62,21 +63,15 @@ def read_public_key(path: Path) -> str:
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace").strip()
-    except OSError:
-        raise CourseError(f"there is no public key at {path}", _derive(path)) from None
-    if "PRIVATE KEY" in text:
-        raise CourseError(
-            f"{path} holds a private key: it never leaves this machine",
-            f"use the file that ends in .pub ({path}.pub)",
-        )
-    try:
+        if "PRIVATE KEY" in text:
+            what = f"{path} holds a private key: it never leaves this machine"
+            raise CourseError(what, f"use the file that ends in .pub ({path}.pub)")
         asyncssh.import_public_key(text)
-    except asyncssh.KeyImportError:
+    except (OSError, asyncssh.KeyImportError):
         text = ""
     if len(text.splitlines()) != 1:  # PuTTY's and OpenSSL's forms have several
-        raise CourseError(
-            f"{path} is not an OpenSSH public key: one line that starts with ssh-", _derive(path)
-        )
+        what = f"{path} is missing, or not an OpenSSH public key: one line that starts with ssh-"
+        raise CourseError(what, _derive(path))
     return text
 
 
@@ -102,9 +97,6 @@ def _public_halves(private: Path, phrase: str | None) -> list[str]:
             raise CourseError(what, hint) from None
     if locked and (known := [key.get_base64() for key in paramiko.Agent().get_keys()]):
         return known
-    if locked:
-        what = f"the private key {private} is protected by a passphrase"
-        raise CourseError(what, f"ssh-add {private}, or set SSH_PASSPHRASE in .env")
-    form = next(form for form in _FORMS if form in text.replace("ENCRYPTED ", ""))
-    what, hint = _FORMS[form]
+    known_form = next(form for form in _FORMS if form in text.replace("ENCRYPTED ", ""))
+    what, hint = _LOCKED if locked else _FORMS[known_form]
     raise CourseError(f"the private key {private} {what}", hint.replace("FILE", f"'{private}'"))

@@ -9,7 +9,7 @@ import paramiko
 from filelock import FileLock
 
 from helpers.errors import CourseError
-from helpers.rent.keys import passphrase
+from helpers.rent.keys import ensure_key, passphrase
 from helpers.rent.market import Instance
 from helpers.settings import Settings
 
@@ -33,6 +33,7 @@ def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClie
     Raises:
         CourseError: when the login fails, with the usual reason and its remedy.
     """
+    ensure_key(settings)  # tells what is wrong with the key better than a failed login does
     known = known_hosts(settings)
     address = (instance.ssh_host, instance.ssh_port)
     with paramiko.SSHClient() as client:
@@ -61,14 +62,12 @@ def connect(instance: Instance, settings: Settings) -> Iterator[paramiko.SSHClie
 def _drop_cut_lines(known: Path) -> None:
     """A crash or a full disk may cut a line, and one such line would end every login."""
     known.touch(0o600)
-    lines = known.read_text(errors="replace").splitlines(keepends=True)
-    kept = []
-    for line in lines:
+    text, kept = known.read_text(errors="replace"), ""
+    for line in text.splitlines(keepends=True):
         with contextlib.suppress(paramiko.SSHException, paramiko.hostkeys.InvalidHostKey):
-            if paramiko.hostkeys.HostKeyEntry.from_line(line):
-                kept.append(line)
-    if kept != lines:
-        known.write_text("".join(kept))
+            kept += line if paramiko.hostkeys.HostKeyEntry.from_line(line) else ""
+    if kept != text:
+        known.write_text(kept)
 
 
 def _told(error: Exception, instance: Instance, settings: Settings) -> tuple[str, str]:
@@ -76,9 +75,6 @@ def _told(error: Exception, instance: Instance, settings: Settings) -> tuple[str
     if isinstance(error, paramiko.BadHostKeyException):
         what = f"the host key of {alias(instance)} has changed: this may be another machine"
         return what, "do not send it anything; destroy the instance and rent another one"
-    if isinstance(error, paramiko.PasswordRequiredException):
-        what = f"{settings.ssh_key} is protected by a passphrase"
-        return what, "load it into the agent (ssh-add) or set SSH_PASSPHRASE in .env"
     if isinstance(error, paramiko.AuthenticationException):
         what = f"Permission denied (publickey): {instance.id} does not know {settings.ssh_key}.pub"
         return what, "register the key before renting: a machine keeps the keys it was made with"

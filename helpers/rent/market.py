@@ -151,6 +151,10 @@ class Provider(Protocol):
     rehearsal: bool
     poll_s: float  # seconds between two questions: rate limits forbid asking more often
 
+    def __init__(self, name: str, rehearsal: bool) -> None:
+        self.name, self.rehearsal = name, rehearsal
+        self.poll_s = 0.5 if rehearsal else 10.0
+
     def balance_usd(self) -> float:
         """Credit that is left, in dollars."""
 

@@ -45,9 +45,7 @@ class RunPod(Provider):
         self._http.trust_env = False  # a ~/.netrc would replace our Authorization header
         self._request = patient(self._http.request)
         self._http.headers["Authorization"] = f"Bearer {api_key}"
-        self.name = "rehearsal-runpod" if rehearsal else "runpod"
-        self.rehearsal = rehearsal
-        self.poll_s = 0.5 if rehearsal else 10.0
+        super().__init__("rehearsal-runpod" if rehearsal else "runpod", rehearsal)
 
     def _send(self, method: str, path: str, body: dict | None = None) -> Any:
         """One request; the answer's JSON, None for an empty one."""
@@ -83,15 +81,24 @@ class RunPod(Provider):
         query = "include=AVAILABILITY&product=POD&cloud=SECURE"
         query += f"&count={wanted.gpu_count}&minCudaVersion={wanted.min_cuda}"
         rows = self._send("GET", f"/v2/catalog/gpus?{query}")["gpus"]
-        suitable = readable(
-            lambda row: self._offer(row, wanted) if _suits(row, wanted) else None, rows
-        )
+        suitable = readable(lambda row: self._offer(row, wanted), rows)
         if not any(suitable):
-            names = readable(lambda row: f"{row['name']}", rows)
-            market.check_names(wanted.gpu, names)
+            market.check_names(wanted.gpu, readable(lambda row: str(row["name"]), rows))
         return wanted.cheapest(offer for offer in suitable if offer)
 
-    def _offer(self, row: dict[str, Any], wanted: OfferFilter) -> Offer:
+    def _offer(self, row: dict[str, Any], wanted: OfferFilter) -> Offer | None:
+        """What a GPU type's row offers, None when it does not pass the filter."""
+        names = {market.plain(gpu).lower() for gpu in wanted.gpu}
+        if (
+            row["manufacturer"] != "NVIDIA"
+            or not row["secure"]
+            or row.get("availability") == "NONE"
+            or row["maxCount"]["secure"] < wanted.gpu_count
+            or row["memory"] < wanted.min_vram_gb
+            or (names and not {market.plain(row[key]).lower() for key in ("name", "id")} & names)
+            or "V100" in row["name"]  # the only one there that is older than Ampere
+        ):
+            return None
         disk = DISK_USD_PER_GB_MONTH * wanted.disk_gb / _HOURS_PER_MONTH
         return Offer(
             id=row["id"],
@@ -243,17 +250,3 @@ def container(spec: ServingSpec, lifetime_s: float = deadman.LIFETIME_S) -> dict
         )
         args, image, ports = ["bash", "-c", script], SSH_IMAGE, []
     return {"image": image, "args": shlex.join(args), "ports": [*ports, "22/tcp"], "env": env}
-
-
-def _suits(row: dict[str, Any], wanted: OfferFilter) -> bool:
-    """Does a GPU type pass the filter?"""
-    names = {market.plain(gpu).lower() for gpu in wanted.gpu}
-    return bool(
-        row["manufacturer"] == "NVIDIA"
-        and row["secure"]
-        and row.get("availability") != "NONE"
-        and row["maxCount"]["secure"] >= wanted.gpu_count
-        and row["memory"] >= wanted.min_vram_gb
-        and (not wanted.gpu or {market.plain(row[key]).lower() for key in ("name", "id")} & names)
-        and "V100" not in row["name"]  # the only one there that is older than Ampere
-    )

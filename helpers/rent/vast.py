@@ -30,9 +30,7 @@ class Vast(Provider):
         # second attempt would be told "no such offer", because the first one rented it.
         self.sdk = VastAI(api_key=api_key, server_url=server_url, retry=1)
         self.sdk.client._request = patient(self.sdk.client._request)
-        self.name = "rehearsal" if rehearsal else "vast"
-        self.rehearsal = rehearsal
-        self.poll_s = 0.5 if rehearsal else 10.0
+        super().__init__("rehearsal" if rehearsal else "vast", rehearsal)
 
     @VAST.told("reading the balance")
     def balance_usd(self) -> float:
@@ -60,8 +58,7 @@ class Vast(Provider):
             "direct_port_count": {"gte": 1},
         }
         if names := [market.plain(gpu) for gpu in wanted.gpu]:
-            either = dict.fromkeys(spelled for name in names for spelled in (name, name.upper()))
-            query["gpu_name"] = {"in": list(either)}
+            query["gpu_name"] = {"in": [*names, *map(str.upper, names)]}
         kind = "bid" if wanted.interruptible else "on-demand"
         rows = self.sdk.search_offers(query, kind, "dph_total", storage=wanted.disk_gb)
         if names and not rows:
@@ -133,9 +130,12 @@ class Vast(Provider):
     def _instance(self, row: dict[str, Any]) -> Instance:
         status = _status(row)
         disk = number(row.get("storage_total_cost"))
-        host, port = None, None
+        # Direct when the host maps port 22, else through Vast's proxy.
+        host, port = row.get("ssh_host"), int(number(row.get("ssh_port")))
         with contextlib.suppress(*MISFITS):
-            host, port = _ssh_address(row)
+            mapped = row["ports"]["22/tcp"][0]["HostPort"]
+            if direct := row["public_ipaddr"].strip():
+                host, port = direct, int(mapped)
         return Instance(
             id=str(row["id"]),
             provider=self.name,
@@ -149,7 +149,7 @@ class Vast(Provider):
             stopped_usd_per_hour=disk,
             created=seconds(row.get("start_date")),
             ssh_host=host,
-            ssh_port=port,
+            ssh_port=port or None,
             cpu_cores=row.get("cpu_cores_effective"),
         )
 
@@ -223,13 +223,3 @@ def _status(row: dict[str, Any]) -> str:
     if actual == "created" and "error" in str(row.get("status_msg")).lower():
         return "failed"
     return _STATUS.get(str(actual), "loading")
-
-
-def _ssh_address(row: dict[str, Any]) -> tuple[str | None, int | None]:
-    """Direct when the host maps port 22, else through Vast's proxy."""
-    mapped = (row.get("ports") or {}).get("22/tcp")
-    if mapped and row.get("public_ipaddr"):
-        return row["public_ipaddr"].strip(), int(mapped[0]["HostPort"])
-    if row.get("ssh_host") and row.get("ssh_port"):
-        return row["ssh_host"], int(row["ssh_port"])
-    return None, None
