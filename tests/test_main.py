@@ -40,7 +40,7 @@ def test_rehearse_goes_the_whole_way_and_leaves_nothing(run, own_rehearsal, tmp_
     [folder] = (tmp_path / "runs").iterdir()
     assert {file.name for file in folder.glob("*.png")} == {"throughput.png", "latency.png"}
     assert [len(list(folder.glob(f"{n:04d}_users.jsonl"))) for n in (1, 2)] == [1, 1]
-    assert ours(own_rehearsal.rehearsal_home) == []
+    assert eventually(lambda: ours(own_rehearsal.rehearsal_home) == [])
 
 
 def test_ctrl_c_draws_nothing_and_leaves_nothing(own_rehearsal, tmp_path, monkeypatch):

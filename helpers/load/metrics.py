@@ -9,6 +9,8 @@ from helpers.endpoint import Endpoint
 _ASSET = Path(__file__).parents[2] / "assets" / "server_metrics.json"
 NAMES: dict[str, list[str]] = json.loads(_ASSET.read_text())  # here -> there, without prefixes
 
+BROKEN = (ValueError, LookupError, TypeError, AttributeError)  # what is no Prometheus text
+
 
 def server_metrics(endpoint: Endpoint) -> dict[str, float] | None:
     """What the server says of itself now: vLLM's and llama.cpp's metrics under the same names.
@@ -42,7 +44,7 @@ def server_metrics(endpoint: Endpoint) -> dict[str, float] | None:
     try:
         answer = endpoint.call("/metrics", timeout_s=5)
         return parse(answer.text) if answer.is_success else None
-    except (ConnectionError, ValueError, LookupError, TypeError, AttributeError):
+    except (ConnectionError, *BROKEN):
         return None
 
 
