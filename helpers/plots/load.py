@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from helpers import measure
 from helpers.errors import CourseError
+from helpers.measure import steady
 from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, RED, Picture, bars, picture, styled
 from helpers.records import Run, refuse_partial
 
@@ -166,7 +167,7 @@ def loops(closed: Run, opened: Run) -> Picture:
     title = f"TTFT p95: {waits[0]:.0f} ms in the closed loop, {waits[1]:.0f} ms in the open one"
     figure, (axes,) = picture(title, closed.title)
     for run, color, line, name in ((closed, BLUE, "-", "closed"), (opened, ORANGE, "--", "open")):
-        ttft = [r.ttft_s * 1e3 for r in run.ok if r.ttft_s is not None]
+        ttft = 1e3 * np.concatenate(steady.samples(run, "ttft"))
         axes.ecdf(ttft, linestyle=line, color=color, label=f"{name} loop: {run.label}")
     axes.axhline(0.95, color=GREY, linewidth=1, linestyle=":")
     axes.set_xscale("log", base=2)
