@@ -208,8 +208,8 @@ def extend(instance: Instance, settings: Settings, hours: float) -> datetime:
     if not 0 < hours <= settings.lifetime_hours:
         most = f"{settings.lifetime_hours:g} h"
         raise CourseError(f"{hours:g} h: {most} are what you allow at once", "see LIFETIME_HOURS")
-    deadline = ssh.run(instance, settings, deadman.extend_command(hours * 3600))
-    return datetime.fromtimestamp(int(deadline))
+    said = ssh.run(instance, settings, deadman.extend_command(hours * 3600))
+    return datetime.fromtimestamp(int(said.split()[-1]))  # a greeting at login comes first
 
 
 # -- ending --------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ class Vast(Provider):
             "disk_space": {"gte": wanted.disk_gb},
             "direct_port_count": {"gte": 1},
         }
-        if names := [market.plain(gpu) for gpu in wanted.gpu]:
-            query["gpu_name"] = {"in": [*names, *map(str.upper, names)]}
+        if names := {market.plain(gpu) for gpu in wanted.gpu}:
+            query["gpu_name"] = {"in": sorted({*names, *map(str.upper, names)})}
         kind = "bid" if wanted.interruptible else "on-demand"
         rows = self.sdk.search_offers(query, kind, "dph_total", storage=wanted.disk_gb)
         if names and not rows:
