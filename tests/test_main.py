@@ -51,11 +51,11 @@ def test_ctrl_c_draws_nothing_and_leaves_nothing(own_rehearsal, tmp_path, monkey
     with subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     ) as process:
-        assert eventually(lambda: b'"request"' in b"".join(read_all(tmp_path / "runs")), 60)
+        assert eventually(lambda: b'"request"' in b"".join(read_all(tmp_path / "runs")), 120)
         for _ in range(2):
             os.killpg(process.pid, signal.SIGINT)  # a terminal tells the whole group
             time.sleep(0.3)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=120)[1]
     assert process.returncode == 130, said
     assert "1 user (stopped after" in said and "0001_users.jsonl" in said
     assert "nothing is left rented or running\n" in said and "Traceback" not in said
