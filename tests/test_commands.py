@@ -98,7 +98,7 @@ def test_the_router_takes_its_command():
     options = parser(words[1:])
     assert options.policy == "cache_aware" and len(options.worker_urls) == 2
     ours = router.command(options.worker_urls, options.policy, options.port, 1)
-    assert [word for word in words if word not in ours] == []
+    assert [word for word in words[1:] if word not in ours] == []  # the program is run as a module
     assert f"vllm-router {importlib.metadata.version('vllm-router')}" in set(TABLE.by)
 
 
