@@ -44,6 +44,7 @@ class InThread(Rehearsal):
 
     async def serve(self):
         self.loop = asyncio.get_running_loop()
+        self.loop.add_signal_handler = lambda *_: None  # only a main thread has them
         host_key = asyncssh.generate_private_key("ssh-ed25519")
         door = await asyncssh.create_server(
             Door, "127.0.0.1", 0, server_host_keys=[host_key],
@@ -52,9 +53,6 @@ class InThread(Rehearsal):
         Paper.port = door.get_port()
         await super().serve()
         door.close()
-
-    async def _until_finished(self):
-        await self.finished.wait()
 
 
 @pytest.fixture(scope="module")
