@@ -239,3 +239,19 @@ def test_a_forgotten_machine_ends_itself(market, settings):
     while market.instance(launched.id) is not None and time.monotonic() < deadline:
         time.sleep(0.5)
     assert market.instance(launched.id) is None
+
+
+@pytest.mark.parametrize(
+    "spelled", ["RTX_4090", "rtx 4090", "NVIDIA GeForce RTX 4090", "GeForce_RTX_4090"]
+)
+def test_a_gpu_may_be_spelled_as_elsewhere(market, spelled):
+    """Vast.ai's program writes RTX_4090, RunPod the whole name; each search knows one spelling."""
+    assert {o.gpu for o in market.offers(OfferFilter(gpu=(spelled,)))} == {"RTX 4090"}
+
+
+def test_a_gpu_that_nobody_offers_is_told(market):
+    """An empty list would not say that the name is wrong."""
+    with pytest.raises(CourseError, match="GPU called 'RTX 4O90'") as told:
+        market.offers(OfferFilter(gpu=("RTX 4O90",)))
+    assert told.value.hint.startswith("did you mean RTX 4090")
+    assert market.offers(OfferFilter(gpu=("RTX 4090",), max_usd_per_hour=0.001)) == []
