@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,21 +101,19 @@ def read_ours(folder: Path) -> dict:
     return _reported(len(run.ok), ttft, gaps) | {"says": repr(run).rpartition(", ")[2].rstrip(")")}
 
 
-def openai_loop(url: str, scene: dict, count: int, folder: Path, options) -> tuple[list, dict]:
-    program = HERE / "openai_loop.py"
-    numbers = [str(scene["users"]), str(count), str(TOKENS)]
-    return [sys.executable, program, f"{url}/v1", *numbers, folder / "openai.json"], {}
+def script(name: str) -> Callable:
+    """Return what makes the command of a client that is a script beside this one."""
+
+    def command(url: str, scene: dict, count: int, folder: Path, options) -> tuple[list, dict]:
+        numbers = [str(scene["users"]), str(count), str(TOKENS)]
+        return [sys.executable, HERE / name, f"{url}/v1", *numbers, folder / "script.json"], {}
+
+    return command
 
 
-def read_openai_loop(folder: Path) -> dict:
-    found = json.loads((folder / "openai.json").read_text())
+def read_script(folder: Path) -> dict:
+    found = json.loads((folder / "script.json").read_text())
     return _reported(len(found["ttft"]), found["ttft"], found["gaps"])
-
-
-def bare(url: str, scene: dict, count: int, folder: Path, options) -> tuple[list, dict]:
-    program = HERE / "bare_protocol.py"
-    numbers = [str(scene["users"]), str(count), str(TOKENS)]
-    return [sys.executable, program, f"{url}/v1", *numbers, folder / "openai.json"], {}
 
 
 def vllm(url: str, scene: dict, count: int, folder: Path, options) -> tuple[list, dict]:
@@ -195,8 +194,8 @@ def _reported(done: int, ttft: list[float], gaps: list[float]) -> dict:
 
 CLIENTS = {
     "ours": (ours, read_ours),
-    "bare protocol": (bare, read_openai_loop),
-    "AsyncOpenAI": (openai_loop, read_openai_loop),
+    "bare protocol": (script("bare_protocol.py"), read_script),
+    "AsyncOpenAI": (script("openai_loop.py"), read_script),
     "vllm": (vllm, read_vllm),
     "guidellm": (guidellm, read_guidellm),
     "aiperf": (aiperf, read_aiperf),
