@@ -46,6 +46,7 @@ class Record:
         end_s: last byte of the answer, or when it failed.
         token_us: arrival of each piece of text, microseconds after ``sent_s``.
         prompt_tokens: the server's count, ``cached_tokens`` of them from its prefix cache.
+        cached_tokens: see there.
         output_tokens: the server's count (without one: the pieces of text).
         status: HTTP status, 0 when there was no answer.
         finish: finish reason, e.g. ``length``.
