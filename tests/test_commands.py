@@ -21,7 +21,7 @@ from helpers import load
 from helpers.serve import router
 from helpers.settings import ASSETS, PROJECT, Settings
 
-NOTEBOOK = PROJECT / "notebooks" / "06_scale_out.ipynb"
+NOTEBOOK = PROJECT / "notebooks" / "08_scale_out.ipynb"
 TABLE = pd.read_csv(ASSETS / "commands.csv").fillna("")
 VLLM_ENV = Path(os.environ.get("VLLM_ENV", PROJECT / ".venv-vllm"))
 SKY_PYTHON = Path(os.environ.get("SKY_PYTHON") or Settings().sky_python)

@@ -21,8 +21,9 @@ HERE = {
     "03": ("api market tunnel sshd server", "from the offer to the first answer"),
     "04": ("load server", "simulated customers, and the server they load"),
     "05": ("load server", "the model, and the functions it asks for"),
-    "06": ("market instance", "more instances, and other clouds"),
-    "07": ("api market", "the bill, and how it ends"),
+    "06": ("instance server", "the GPU under the server, and its memory"),
+    "08": ("market instance", "more instances, and other clouds"),
+    "09": ("api market", "the bill, and how it ends"),
 }
 MAP = (
     "Your machine rents through the marketplace's API, and reaches vLLM on the rented"
