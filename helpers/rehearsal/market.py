@@ -65,7 +65,8 @@ class Books(BaseModel):
     vast_templates: list[dict[str, Any]] = []
     runpod_templates: list[dict[str, Any]] = []
     rentals: dict[str, Rental] = {}  # by their numbers
-    next_id: int = 7001
+    # Large, as on Vast.ai, and different in every marketplace: a number means one machine.
+    next_id: int = Field(default_factory=lambda: 10_000_000 + secrets.randbelow(80_000_000))
 
     @field_validator("rentals", mode="before")
     @classmethod

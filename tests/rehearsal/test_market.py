@@ -41,3 +41,8 @@ def test_the_state_of_an_older_version_is_read():
     old = {"credit": 4.5, "public_keys": ["ssh-ed25519 A"], "templates": [], "rentals": []}
     books = Books.model_validate(old)
     assert (books.credit, books.public_keys, books.rentals) == (4.5, ["ssh-ed25519 A"], {})
+
+
+def test_a_number_means_one_machine():
+    """What ends with the machine of one marketplace is not that of another with its number."""
+    assert len({Books().next_id for _ in range(5)}) == 5

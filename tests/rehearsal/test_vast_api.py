@@ -62,7 +62,7 @@ def test_stock_vastai_rents_shows_and_destroys(vastai):
     finally:
         gone = vastai("destroy", "instance", number, "-y", raw=False)
     assert "destroying" in gone.stdout
-    assert number not in vastai("show", "instances").stdout
+    assert number not in {str(row["id"]) for row in json.loads(vastai("show", "instances").stdout)}
 
 
 def test_stock_vastai_with_a_wrong_key_is_refused(vastai, settings):
