@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from time import monotonic
@@ -23,13 +24,15 @@ LOOKS = (2.0, 4.0, 6.0, 9.0, 13.0)  # answer times of steady load at which a sea
 HOPELESS = 8  # failures without one answer
 EARLY, FAR = 4.0, 1.4  # looks before that only end a level that is so far from the promise
 SLOWEST_S = 120.0  # the last look at an open loop comes no sooner: near saturation it needs that
+RISES = 1.07  # a doubling of the users that brings less has not made throughput rise
+ANSWERS = 4  # for each answer time of a sweep, at the least
 
 
 async def sweep(
     endpoint: Endpoint,
     workload: Workload,
     *,
-    users: Sequence[int] = (1, 2, 4, 8, 16),
+    users: Sequence[int] | None = None,
     answer_times: float = 13.0,
     folder: str | Path | None = None,
     budget_s: float = 1200.0,
@@ -38,14 +41,17 @@ async def sweep(
 ) -> list[Run]:
     """Run a closed loop for each number of users and return the runs.
 
+    Unless numbers are given, the users are doubled until throughput stops rising: until
+    requests wait in the server for others to end, or two doublings have brought less than 7 % each.
+
     The users of a level begin spread over the time of an answer; what is in flight when a level
     has been measured for long enough is cut off.
 
     Args:
         endpoint: the server.
         workload: what is asked; unless prompts are given, of another seed in each run.
-        users: numbers of users, one run each.
-        answer_times: how long each level is measured, in times of an answer (and for twelve times
+        users: numbers of users, one run each; by default 1, 2, 4 and so on.
+        answer_times: how long each level is measured, in times of an answer (and for four times
             as many answers), unless ``requests`` or ``duration_s`` is given. Fewer are quicker,
             and their intervals wider.
         folder: where the runs' files go, by default ``runs/``. What a sweep that was stopped has
@@ -57,8 +63,10 @@ async def sweep(
     """
     levels = _Levels(endpoint, workload, (answer_times,), options, folder, budget_s)
     levels.tell("sweep", usd_per_hour)
-    for done, count in enumerate(users):
-        share_s = levels.left_s / (len(users) - done)
+    for done, count in enumerate(users or (2**n for n in range(20))):
+        share_s = levels.left_s / (len(users) - done) if users else levels.left_s
+        if not users and (levels.has_stopped_rising() or not levels.has_time(count)):
+            break
         if (await levels.play(count, count, ClosedLoop(users=count), share_s)).interrupted:
             break
     return levels.runs
@@ -74,6 +82,7 @@ async def search(
     limit: float = 1024,
     precision: float = 0.1,
     looks: Sequence[float] = LOOKS,
+    after: Sequence[Run] = (),
     folder: str | Path | None = None,
     budget_s: float | None = None,
     usd_per_hour: float | None = None,
@@ -110,12 +119,16 @@ async def search(
     budget_s = budget_s or (350.0 if whole else 900.0)
     levels = _Levels(endpoint, workload, looks, options, folder, budget_s, objective)
     levels.tell("search", usd_per_hour)
+    for known in after:
+        levels.keep(known)
     load: float | None = start
-    while load and levels.left_s > (2 + looks[0]) * levels.expected_s(load) + 0.1:
+    if levels.margins:
+        load = next_load(levels.margins, limit, precision, 1 if whole else start / 100, whole, levels.room)
+    while load and levels.has_time(load):
         # Half a user off, because a sweep before may have asked the questions of a whole one.
         if (await levels.play(load, load + 0.5, make(int(load) if whole else load))).stopped:
             break
-        load = next_load(levels.margins, limit, precision, 1 if whole else start / 100, whole)
+        load = next_load(levels.margins, limit, precision, 1 if whole else start / 100, whole, levels.room)
     else:
         if load:
             levels.say("its time is over; with the same folder and a larger budget_s it goes on")
@@ -123,7 +136,12 @@ async def search(
 
 
 def next_load(
-    margins: dict[float, "Interval"], limit: float, precision: float, least: float, whole: bool
+    margins: dict[float, "Interval"],
+    limit: float,
+    precision: float,
+    least: float,
+    whole: bool,
+    room: float = math.inf,
 ) -> float | None:
     """Return the load that a search measures next, ``None`` at its end.
 
@@ -133,6 +151,7 @@ def next_load(
         precision: the bracket's width, as a part of it, at which the search ends.
         least: lowest load to try.
         whole: loads are whole numbers.
+        room: users above which requests wait for others to end, so that latency jumps there.
     """
     from helpers.measure.capacity import crossing
 
@@ -147,8 +166,13 @@ def next_load(
         guess = 1.15 * top if high < math.inf else crossing(values, beyond=True)
         found, low, high = min(max(guess, top) * step, 2 * top, limit), top, limit + 1
     elif low and math.isfinite(values[high]):
-        # Close to a load that was measured it teaches little: better beyond the crossing.
-        found = min(max(crossing(values), low * step), high / step)
+        # Close to a load that was measured it teaches little: better beyond the crossing. Where
+        # latency jumps, the crossings creep up from one side: then half-way.
+        same = len({value > 1 for value in list(values.values())[-2:]}) == 1
+        guess = (low * high) ** 0.5 if same and high > 1.3 * low else crossing(values)
+        found = min(max(guess, low * step), high / step)
+        if whole and low < room < high:
+            found = room
     else:
         found = (low + high) / 2
     if whole:
@@ -194,6 +218,37 @@ class _Levels:
         (low, less_s), (high, more_s) = known
         guess_s = more_s + (more_s - less_s) / (high - low) * (load - high)
         return max(guess_s, min(self.answers.values()))
+
+    def has_time(self, load: float) -> bool:
+        """Whether a level can be looked at before the time is over."""
+        return self.left_s > (2 + self.looks[0]) * self.expected_s(load) + 0.1
+
+    def has_stopped_rising(self) -> bool:
+        """Whether more users have stopped to bring more tokens."""
+        from helpers.measure import summary
+
+        if not self.runs:
+            return False
+        rates = [summary(run).output_tokens_per_s for run in self.runs[-3:]]
+        if len(rates) == 3 and all(more < RISES * less for less, more in pairwise(rates)):
+            return True
+        return self.room < math.inf
+
+    @property
+    def room(self) -> float:
+        """How many requests the server takes at once, as far as that has been seen."""
+        from helpers.measure.capacity import room
+
+        return min(map(room, self.runs), default=math.inf)
+
+    def keep(self, run: Run) -> None:
+        """Take what another sweep has measured, where it decides by far."""
+        load = run.header.setdefault("load", run.users)
+        self.learn(load, run)
+        margin = _margin(run, self.objective)
+        if margin.high * FAR <= 1 or margin.low > FAR:
+            self.runs.append(run)
+            self.margins[load] = margin
 
     def learn(self, load: float, run: Run) -> None:
         """Remember how long an answer, and the thinking after it, took at a load."""
@@ -248,7 +303,7 @@ class _Enough:
     Args:
         looks: after how many answer times of steady load to look.
         objective: what a look may decide; ``None``: the last look ends it, and only when there
-            are twelve times as many answers.
+            are four times as many answers.
     """
 
     def __init__(self, looks: Sequence[float], objective: "Objective | None") -> None:
@@ -267,7 +322,7 @@ class _Enough:
         if run.users:
             begin_s = arrivals["spread_s"] + answer_s
             unit_s = fmean(record.e2e_s for record in run.ok) + arrivals["think_time_s"]
-        answers = 0.0 if self.objective else 12 * self.looks[0] / (run.users or 1)
+        answers = 0.0 if self.objective else ANSWERS * self.looks[0] / (run.users or 1)
         self.at = begin_s + max(self.looks[0], answers) * unit_s
         if elapsed_s < self.at:
             return False

@@ -2,6 +2,7 @@
 
 ``summary`` and ``table`` say what runs were like, ``interval`` and ``compare`` how sure that is
 (all by one recipe, ``helpers.measure.steady``), ``capacity`` how many customers it is good for,
+``saturation`` from how many users on more of them bring no more tokens,
 ``usd_per_million_tokens`` what it costs, and ``agreement`` whether the server's own counters say
 the same. The definitions of the latencies stand in ``helpers.records``.
 """
@@ -10,10 +11,13 @@ from helpers.measure.agreement import agreement
 from helpers.measure.capacity import (
     Capacity,
     Objective,
+    Saturation,
     capacity,
     goodput,
     level,
     margin,
+    room,
+    saturation,
     usd_per_million_tokens,
     verdict,
 )
@@ -22,7 +26,7 @@ from helpers.measure.steady import Interval, interval, is_steady, token_times, w
 from helpers.measure.summary import most_at_once, summary, table
 
 __all__ = [
-    "Capacity", "Difference", "Interval", "Objective", "agreement", "capacity",
-    "compare", "goodput", "interval", "is_steady", "level", "margin", "most_at_once",
-    "summary", "table", "token_times", "usd_per_million_tokens", "verdict", "window",
+    "Capacity", "Difference", "Interval", "Objective", "Saturation", "agreement", "capacity",
+    "compare", "goodput", "interval", "is_steady", "level", "margin", "most_at_once", "room",
+    "saturation", "summary", "table", "token_times", "usd_per_million_tokens", "verdict", "window",
 ]  # fmt: skip

@@ -13,6 +13,8 @@ from helpers.measure.steady import Interval, interval, samples, window
 from helpers.measure.summary import summary
 from helpers.records import Record, Run, refuse_partial
 
+QUEUE = 0.25  # so many waiting for each one that runs: the server takes no more at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -187,6 +189,53 @@ def capacity(runs: Sequence[Run], objective: Objective | None = None) -> Capacit
         output_tokens_per_s=float(rate) if load else 0.0, e2e_s=float(e2e_s) if load else math.nan,
         think_time_s=think_time_s,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saturation:
+    """Where more users stop bringing more tokens.
+
+    Args:
+        users: at so many the server makes 90 % of the most that it can.
+        output_tokens_per_s: the most that it can make.
+        alpha_ms: time of a pass over the weights that does not depend on the users.
+        beta_ms: what each user adds to it.
+        room: how many requests it takes at once; infinite if no more were seen to wait.
+    """
+
+    users: float
+    output_tokens_per_s: float
+    alpha_ms: float
+    beta_ms: float
+    room: float
+
+
+def saturation(runs: Sequence[Run]) -> Saturation:
+    """Fit ``N / (alpha + beta x N)`` to the throughput of a sweep, up to the server's room.
+
+    A pass that makes one token for each of N users takes ``alpha + beta x N``: its weights are
+    read once for all, and each user adds arithmetic, cache to read and prompts. The room is what
+    the server's ``/metrics`` showed; of one that shows nothing the curve has no other end.
+    """
+    users = np.array([level(run)[0] for run in runs], dtype=float)
+    rates = np.array([summary(run).output_tokens_per_s for run in runs])
+    most = min(map(room, runs))
+    at_once = np.minimum(users, most)
+    columns = np.stack([rates / at_once, rates]).T  # of a relative error
+    (alpha_s, beta_s), *_ = np.linalg.lstsq(columns, np.ones(len(users)), rcond=None)
+    alpha_s, beta_s = max(alpha_s, 1e-9), max(beta_s, 1e-9)
+    top = 1 / (alpha_s / most + beta_s)
+    return Saturation(
+        users=0.9 * top * alpha_s / (1 - 0.9 * top * beta_s), output_tokens_per_s=top,
+        alpha_ms=1e3 * alpha_s, beta_ms=1e3 * beta_s, room=most,
+    )  # fmt: skip
+
+
+def room(run: Run) -> float:
+    """Return how many requests the server took at once while others waited for them to end."""
+    late = run.samples[len(run.samples) // 2 :]
+    waiting, running = (sum(s.get(kind, 0) for s in late) for kind in ("waiting", "running"))
+    return round(running / len(late)) if waiting > QUEUE * running > 0 else math.inf
 
 
 def crossing(margins: dict[float, float], beyond: bool = False) -> float:

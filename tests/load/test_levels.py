@@ -1,6 +1,7 @@
 """Sweeps and searches: which loads they try, what they ask, and when they end."""
 
 import asyncio
+import math
 
 import pytest
 from support.listening import listen
@@ -66,7 +67,7 @@ async def test_a_search_asks_what_the_sweep_before_did_not(monkeypatch):
 
     asked.clear()
     monkeypatch.setattr(levels, "run", run)
-    await load.sweep(None, load.Synthetic(), progress=False)
+    await load.sweep(None, load.Synthetic(), users=(1, 2, 4, 8, 16), progress=False)
     assert len(searched_seeds | {work.seed for work, _ in asked}) == len(searched_seeds) + 5
 
 
@@ -87,6 +88,71 @@ async def test_a_search_finds_the_capacity_in_time(monkeypatch):
             assert spread == pytest.approx([1] * len(spread), rel=0.25)
 
 
+SMALL = VirtualGPU(a=12, b=0.4, prefill=6000, seqs=14, prompt=1155, out=211, cv=0.5)
+MIDDLE = VirtualGPU(a=14, b=0.35, prefill=12_000, seqs=96, prompt=1155, out=211, cv=0.5)
+LARGE = VirtualGPU(a=8, b=0.05, prefill=40_000, kv=800_000, prompt=1155, out=211, cv=0.5)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "carries", "bends"),
+    [(SMALL, 14, 10.6), (MIDDLE, 98, 56), (LARGE, 360, 374)],
+    ids=["14 sequences", "96 sequences", "no end but its curve"],
+)
+async def test_sweep_and_search_share_six_minutes(monkeypatch, gpu, carries, bends):
+    """Notebook 04 on a rented GPU: both answers, and what the sweep has decided is not repeated.
+
+    The truth of the first two is the 90 % point of long runs at many loads, of the last that of
+    its curve (the loads at which its room would end it are never reached).
+    """
+    promise = measure.Objective(ttft_ms=1000, tpot_ms=100)
+    virtual = VirtualTime(gpu).patch(monkeypatch, levels)
+    quiet = {"progress": False}
+    swept = await load.sweep(None, load.Synthetic(), answer_times=1, budget_s=216, **quiet)
+    assert [run.users for run in swept] == [2**n for n in range(len(swept))]
+    assert measure.saturation(swept).users == pytest.approx(bends, rel=0.15)
+    left_s = 1360 - virtual.now
+    runs = await load.search(None, load.Synthetic(), promise, after=swept, budget_s=left_s, **quiet)
+    print(f"\n{virtual.now - 1000:.0f} s: {measure.capacity(runs, promise)}")
+    assert measure.capacity(runs, promise).load == pytest.approx(carries, rel=0.1)
+    assert virtual.now - 1000 < 362
+    kept = [run for run in swept if run in runs]
+    again = {run.users for run in runs} - {run.users for run in kept}
+    assert kept and again and not again & {run.users for run in kept}
+
+
+async def test_a_sweep_ends_where_throughput_stops_rising(monkeypatch):
+    """By the queue that the server shows, or after two doublings that brought nothing."""
+    gpu = VirtualGPU(a=20, b=0.1, prefill=50_000, seqs=6)
+    virtual = VirtualTime(gpu).patch(monkeypatch, levels)
+    runs = await load.sweep(None, load.Synthetic(), answer_times=1, progress=False)
+    assert [run.users for run in runs] == [1, 2, 4, 8] and measure.room(runs[-1]) == 6
+    blind, seen = virtual.run, []
+
+    async def run(*given, **options):
+        seen.append(await blind(*given, **options))
+        seen[-1].samples.clear()
+        return seen[-1]
+
+    monkeypatch.setattr(levels, "run", run)
+    runs = await load.sweep(None, load.Synthetic(), answer_times=1, progress=False)
+    assert [run.users for run in runs] == [1, 2, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize(
+    ("values", "room", "then"),
+    [
+        ({32: 0.5, 128: 90.0, 49: 0.6, 61: 0.7}, math.inf, 88),  # the crossing crept up twice
+        ({32: 0.5, 128: 90.0}, 96, 96),  # latency jumps where no more are taken at once
+        ({32: 0.5, 128: 90.0, 96: 0.9}, 96, 103),  # that was tried: just beyond
+    ],
+    ids=["from one side", "the server's room", "beyond its room"],
+)
+def test_a_jump_of_latency_is_found_all_the_same(values, room, then):
+    """Between a calm load and a queue the latencies lie on no line."""
+    margins = {at: measure.Interval(value=one, low=one, high=one) for at, one in values.items()}
+    assert levels.next_load(margins, 1024, 0.1, 1, True, room) == then
+
+
 async def test_a_search_keeps_to_its_budget(monkeypatch, capsys):
     """It says before it begins what it may cost, and ends in time with what it has."""
     gpu = VirtualGPU(a=8, b=0.11, prefill=9000)
@@ -95,7 +161,8 @@ async def test_a_search_keeps_to_its_budget(monkeypatch, capsys):
     assert "at most 1 minutes, $0.05" in capsys.readouterr().out
     assert 3 <= len(runs) < 8 and virtual.now - 1000 <= 61
     virtual = VirtualTime(gpu).patch(monkeypatch, levels)
-    runs = await load.sweep(None, load.Synthetic(), budget_s=60, progress=False)
+    chosen = {"users": (1, 2, 4, 8, 16), "budget_s": 60}
+    runs = await load.sweep(None, load.Synthetic(), **chosen, progress=False)
     assert [run.users for run in runs] == [1, 2, 4, 8, 16] and virtual.now - 1000 <= 61
 
 

@@ -1,6 +1,6 @@
 """The GPU of ``virtual_gpu`` in real time, behind an OpenAI API.
 
-``python gpu_server.py A B PREFILL`` prints its port. A step begins when the one before it ends by
+``python gpu_server.py A B PREFILL [SEQUENCES]`` prints its port. A step begins when the one before it ends by
 the plan, however late the machine was; ``/late`` says how late (p95, seconds), because on a
 machine too busy to keep the plan nothing can be measured. The end of standard input stops it.
 """
@@ -18,8 +18,8 @@ CHUNK = 2048
 class Engine:
     """Continuous batching: a step costs ``a + b x sequences`` ms, and its prompts at a rate."""
 
-    def __init__(self, a: float, b: float, prefill: float) -> None:
-        self.a, self.b, self.prefill = a, b, prefill
+    def __init__(self, a: float, b: float, prefill: float, seqs: float = 1e9) -> None:
+        self.a, self.b, self.prefill, self.seqs = a, b, prefill, seqs
         self.reading: deque = deque()  # [prompt left, tokens left, queue of this answer]
         self.running: list = []
         self.late: list[float] = [0.0]
@@ -32,7 +32,7 @@ class Engine:
                 planned = loop.time()
                 continue
             budget, gets = CHUNK, list(self.running)
-            while self.reading and budget:
+            while self.reading and budget and len(gets) < self.seqs:
                 first = self.reading[0]
                 part = min(first[0], budget)
                 first[0] -= part
@@ -69,6 +69,13 @@ class Engine:
                 self.reading.remove(one)
         return answer
 
+    async def metrics(self, _) -> web.Response:
+        """As vLLM says it."""
+        running = int(min(len(self.running) + len(self.reading), self.seqs))
+        waiting = len(self.running) + len(self.reading) - running
+        lines = f"vllm:num_requests_running {running}\nvllm:num_requests_waiting {waiting}\n"
+        return web.Response(text=lines)
+
     async def send(self, answer: web.StreamResponse, **event) -> None:
         await answer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
 
@@ -78,6 +85,7 @@ async def main() -> None:
     app = web.Application()
     models = {"data": [{"id": "gpu", "owned_by": "vllm"}]}
     app.router.add_post("/v1/chat/completions", engine.chat)
+    app.router.add_get("/metrics", engine.metrics)
     app.router.add_get("/v1/models", lambda _: asyncio.sleep(0, web.json_response(models)))
     app.router.add_get("/late", lambda _: asyncio.sleep(0, web.json_response(
         sorted(engine.late)[int(0.95 * len(engine.late))])))  # fmt: skip

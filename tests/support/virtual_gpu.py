@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from helpers.records import Record, Run
 from support.made_runs import closed_loop
 
+SAMPLE_S = 0.5
 CLIENT_S = 0.0005  # from the end of an answer to its user's next request
 
 
@@ -54,6 +55,7 @@ class _Played:
         self.ending: list[tuple] = []  # (last step, number, user, sent, prompt, out, first step)
         self.ends: list[float] = []  # of the steps
         self.records: list[Record] = []
+        self.samples: list[dict] = []  # as of /metrics
         self.used = self.numbers = 0
         self._steps()
 
@@ -69,6 +71,9 @@ class _Played:
                 continue
             now += self._step()
             self.ends.append(now)
+            if now > SAMPLE_S * len(self.samples):
+                running = len(self.reading) + len(self.ending)
+                self.samples.append({"t_s": now, "running": running, "waiting": len(self.waiting)})
             while self.ending and self.ending[0][0] == len(self.ends) - 1:
                 _, _, user, sent, prompt, out, first = heapq.heappop(self.ending)
                 self.used -= prompt + out
@@ -120,7 +125,7 @@ class _Played:
         arrivals = {"kind": "ClosedLoop", "users": users, "think_time_s": 0, "spread_s": spread_s}
         self.records.sort(key=lambda record: record.sent_s)
         header = {**even.header, "label": f"{users} users", "arrivals": arrivals}
-        return Run(header, self.records, ends=even.ends)
+        return Run(header, self.records, samples=self.samples, ends=even.ends)
 
 
 class VirtualTime:
