@@ -120,15 +120,17 @@ async def search(
     levels = _Levels(endpoint, workload, looks, options, folder, budget_s, objective)
     levels.tell("search", usd_per_hour)
     for known in after:
-        levels.keep(known)
-    load: float | None = start
-    if levels.margins:
-        load = next_load(levels.margins, limit, precision, 1 if whole else start / 100, whole, levels.room)
-    while load and levels.has_time(load):
+        levels.keep(known, objective)
+    least = 1 if whole else start / 100
+
+    def following() -> float | None:
+        known = levels.margins
+        return next_load(known, limit, precision, least, whole, levels.room) if known else start
+
+    while (load := following()) and levels.has_time(load):
         # Half a user off, because a sweep before may have asked the questions of a whole one.
         if (await levels.play(load, load + 0.5, make(int(load) if whole else load))).stopped:
             break
-        load = next_load(levels.margins, limit, precision, 1 if whole else start / 100, whole, levels.room)
     else:
         if load:
             levels.say("its time is over; with the same folder and a larger budget_s it goes on")
@@ -230,9 +232,8 @@ class _Levels:
         if not self.runs:
             return False
         rates = [summary(run).output_tokens_per_s for run in self.runs[-3:]]
-        if len(rates) == 3 and all(more < RISES * less for less, more in pairwise(rates)):
-            return True
-        return self.room < math.inf
+        flat = [more < RISES * less for less, more in pairwise(rates)]
+        return self.room < math.inf or (len(flat) == 2 and all(flat))
 
     @property
     def room(self) -> float:
@@ -241,11 +242,11 @@ class _Levels:
 
         return min(map(room, self.runs), default=math.inf)
 
-    def keep(self, run: Run) -> None:
+    def keep(self, run: Run, objective: "Objective") -> None:
         """Take what another sweep has measured, where it decides by far."""
-        load = run.header.setdefault("load", run.users)
+        load = run.header["load"] = run.users or 0
         self.learn(load, run)
-        margin = _margin(run, self.objective)
+        margin = _margin(run, objective)
         if margin.high * FAR <= 1 or margin.low > FAR:
             self.runs.append(run)
             self.margins[load] = margin

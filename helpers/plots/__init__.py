@@ -18,10 +18,11 @@ from helpers.plots.load import (
     ways,
 )
 from helpers.plots.scale import day, events, policies, replicas
+from helpers.plots.style import picture
 from helpers.plots.tools import conversation, mistakes, phases, tool_tokens
 
 __all__ = [
     "capacity", "conversation", "cost", "day", "events", "latency", "loops", "mistakes", "phases",
-    "policies", "replicas", "request", "roofline", "server_view", "throughput", "timeline",
-    "tool_tokens", "vram", "ways",
+    "picture", "policies", "replicas", "request", "roofline", "server_view", "throughput",
+    "timeline", "tool_tokens", "vram", "ways",
 ]  # fmt: skip

@@ -22,15 +22,20 @@ def throughput(runs: Sequence[Run]) -> Picture:
     """
     runs, loads, unit = _by_load(runs)
     rate, low, high = _intervals(runs, "output_tokens_per_s")
-    knee = loads[np.argmax(rate >= 0.95 * rate.max())]
-    title = f"At most {rate.max():.0f} tokens/s, reached at {_amount(knee, unit)}: "
-    title += f"{rate.max() / rate[0]:.1f} times those at {_amount(loads[0], unit)}"
+    best = np.argmax(rate)
+    title = f"The most that was measured: {rate[best]:.0f} tokens/s, "
+    title += f"{rate[best] / rate[0]:.1f} times those at {_amount(loads[0], unit)}"
     figure, (axes,) = picture(title, runs[0].title)
-    ideal = rate[0] / loads[0] * loads
-    axes.plot(loads, ideal, ":", color=GREY, label="ideal: in proportion to the load")
+    top = 1.2 * np.nanmax([*rate, *high])
+    few = np.geomspace(loads[0], min(top / rate[0] * loads[0], loads[-1]))
+    axes.plot(few, rate[0] / loads[0] * few, ":", color=GREY, label="if each more cost no time")
     axes.plot(loads, rate, "o-", color=BLUE, label="measured (bar: 95 % interval)")
     axes.vlines(loads, low, high, color=BLUE)
-    axes.set(ylim=(0, rate.max() * 1.25), ylabel="output tokens/s, all users")
+    if unit == "users" and len(runs) > 2:
+        bend = measure.saturation(runs)
+        name = f"90 % of the most by the fitted curve: {bend.users:.0f} users"
+        axes.axvline(bend.users, color=ORANGE, linestyle="--", label=name)
+    axes.set(ylim=(0, top), ylabel="output tokens/s, all users")
     _load_axis(axes, loads, unit)
     axes.legend(loc="lower right")
     return figure

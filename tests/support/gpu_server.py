@@ -1,8 +1,8 @@
 """The GPU of ``virtual_gpu`` in real time, behind an OpenAI API.
 
-``python gpu_server.py A B PREFILL [SEQUENCES]`` prints its port. A step begins when the one before it ends by
-the plan, however late the machine was; ``/late`` says how late (p95, seconds), because on a
-machine too busy to keep the plan nothing can be measured. The end of standard input stops it.
+``python gpu_server.py A B PREFILL [SEQUENCES]`` prints its port. A step begins when the one before
+it ends by the plan, however late the machine was; ``/late`` says how late (p95, seconds), because
+on a machine too busy to keep the plan nothing can be measured. The end of standard input stops it.
 """
 
 import asyncio
