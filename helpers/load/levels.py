@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from helpers.endpoint import Endpoint
 from helpers.load.arrivals import Arrivals, ClosedLoop
+from helpers.load.deciding import FAR, LOOKS, Enough, margin_of, next_load
 from helpers.load.runs import run
 from helpers.load.workload import Workload, to_spec, unseen
 from helpers.progress import Progress
@@ -20,12 +21,7 @@ from helpers.records import Run
 if TYPE_CHECKING:
     from helpers.measure import Interval, Objective
 
-LOOKS = (2.0, 4.0, 6.0, 9.0, 13.0)  # answer times of steady load at which a search looks
-HOPELESS = 8  # failures without one answer
-EARLY, FAR = 4.0, 1.4  # looks before that only end a level that is so far from the promise
-SLOWEST_S = 120.0  # the last look at an open loop comes no sooner: near saturation it needs that
 RISES = 1.07  # a doubling of the users that brings less has not made throughput rise
-ANSWERS = 4  # for each answer time of a sweep, at the least
 
 
 async def sweep(
@@ -121,13 +117,9 @@ async def search(
     levels.tell("search", usd_per_hour)
     for known in after:
         levels.keep(known, objective)
-    least = 1 if whole else start / 100
-
-    def following() -> float | None:
-        known = levels.margins
-        return next_load(known, limit, precision, least, whole, levels.room) if known else start
-
-    while (load := following()) and levels.has_time(load):
+    while (
+        load := next_load(levels.margins, start, limit, precision, whole, levels.room)
+    ) and levels.has_time(load):
         # Half a user off, because a sweep before may have asked the questions of a whole one.
         if (await levels.play(load, load + 0.5, make(int(load) if whole else load))).stopped:
             break
@@ -135,51 +127,6 @@ async def search(
         if load:
             levels.say("its time is over; with the same folder and a larger budget_s it goes on")
     return sorted(levels.runs, key=lambda run: run.header["load"])
-
-
-def next_load(
-    margins: dict[float, "Interval"],
-    limit: float,
-    precision: float,
-    least: float,
-    whole: bool,
-    room: float = math.inf,
-) -> float | None:
-    """Return the load that a search measures next, ``None`` at its end.
-
-    Args:
-        margins: of the loads so far, the latency over what was promised (``measure.margin``).
-        limit: highest load to try.
-        precision: the bracket's width, as a part of it, at which the search ends.
-        least: lowest load to try.
-        whole: loads are whole numbers.
-        room: users above which requests wait for others to end, so that latency jumps there.
-    """
-    from helpers.measure.capacity import crossing
-
-    values = {load: margin.value for load, margin in margins.items()}
-    top, step = max(values), 1 + 0.7 * precision
-    high = min((load for load in values if values[load] > 1), default=math.inf)
-    low = max((load for load in values if load < high), default=0.0)
-    if high - low <= max(precision * high, float(whole)) or high == math.inf:
-        if margins[top].low > 1 or top >= limit:
-            return None
-        # Double, or only just pass the load at which it will probably be missed for sure.
-        guess = 1.15 * top if high < math.inf else crossing(values, beyond=True)
-        found, low, high = min(max(guess, top) * step, 2 * top, limit), top, limit + 1
-    elif low and math.isfinite(values[high]):
-        # Close to a load that was measured it teaches little: better beyond the crossing. Where
-        # latency jumps, the crossings creep up from one side: then half-way.
-        same = len({value > 1 for value in list(values.values())[-2:]}) == 1
-        guess = (low * high) ** 0.5 if same and high > 1.3 * low else crossing(values)
-        found = min(max(guess, low * step), high / step)
-        if whole and low < room < high:
-            found = room
-    else:
-        found = (low + high) / 2
-    if whole:
-        found = min(max(round(found), low + 1), high - 1)
-    return found if low < found < high and found >= least else None
 
 
 @dataclass
@@ -246,7 +193,7 @@ class _Levels:
         """Take what another sweep has measured, where it decides by far."""
         load = run.header["load"] = run.users or 0
         self.learn(load, run)
-        margin = _margin(run, objective)
+        margin = margin_of(run, objective)
         if margin.high * FAR <= 1 or margin.low > FAR:
             self.runs.append(run)
             self.margins[load] = margin
@@ -275,13 +222,13 @@ class _Levels:
                         probe = await run(self.endpoint, ahead, lone, requests=2, **self.options)
                         self.learn(1, probe)
                     arrivals = replace(arrivals, spread_s=min(self.expected_s(load), limit_s / 4))
-                options |= {"duration_s": limit_s, "enough": _Enough(self.looks, self.objective)}
+                options |= {"duration_s": limit_s, "enough": Enough(self.looks, self.objective)}
             found = await run(self.endpoint, work, arrivals, **options)
         found.header["load"] = load
         self.runs.append(found)
         self.learn(load, found)
         if self.objective:
-            self.margins[load] = _margin(found, self.objective)
+            self.margins[load] = margin_of(found, self.objective)
         return found
 
     def before(self, path: Path | None, work: dict, arrivals: dict) -> Run | None:
@@ -296,45 +243,3 @@ class _Levels:
             return found
         path.rename(path.with_suffix(f".{path.stat().st_mtime_ns}.jsonl"))  # nothing is lost
         return None
-
-
-class _Enough:
-    """Says of a level that goes on whether it has been measured for long enough.
-
-    Args:
-        looks: after how many answer times of steady load to look.
-        objective: what a look may decide; ``None``: the last look ends it, and only when there
-            are four times as many answers.
-    """
-
-    def __init__(self, looks: Sequence[float], objective: "Objective | None") -> None:
-        self.looks, self.objective, self.at = list(looks), objective, 1.0
-
-    def __call__(self, elapsed_s: float, path: Path) -> bool:
-        """Look, if it is time."""
-        if elapsed_s < self.at:
-            return False
-        run = Run.read(path, allow_partial=True)  # it goes on
-        if not run.ok:
-            self.at = 1.5 * elapsed_s
-            return len(run.failed) >= HOPELESS
-        arrivals, answer_s = run.header["arrivals"], median(record.e2e_s for record in run.ok)
-        begin_s, unit_s = 2 * answer_s, max(answer_s, SLOWEST_S / LOOKS[-1])
-        if run.users:
-            begin_s = arrivals["spread_s"] + answer_s
-            unit_s = fmean(record.e2e_s for record in run.ok) + arrivals["think_time_s"]
-        answers = 0.0 if self.objective else ANSWERS * self.looks[0] / (run.users or 1)
-        self.at = begin_s + max(self.looks[0], answers) * unit_s
-        if elapsed_s < self.at:
-            return False
-        far = FAR if self.looks.pop(0) < EARLY else 1.0
-        if not (self.looks and self.objective):
-            return not self.looks
-        found = _margin(run, self.objective)
-        return found.high * far <= 1 or found.low > far
-
-
-def _margin(run: Run, objective: "Objective") -> "Interval":
-    from helpers.measure import margin  # only a search judges what it measured
-
-    return margin(run, objective)

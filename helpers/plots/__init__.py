@@ -10,19 +10,17 @@ from helpers.plots.choose import cost, roofline, vram
 from helpers.plots.load import (
     capacity,
     latency,
-    loops,
     request,
     server_view,
     throughput,
     timeline,
-    ways,
 )
 from helpers.plots.scale import day, events, policies, replicas
 from helpers.plots.style import picture
 from helpers.plots.tools import conversation, mistakes, phases, tool_tokens
 
 __all__ = [
-    "capacity", "conversation", "cost", "day", "events", "latency", "loops", "mistakes", "phases",
+    "capacity", "conversation", "cost", "day", "events", "latency", "mistakes", "phases",
     "picture", "policies", "replicas", "request", "roofline", "server_view", "throughput",
-    "timeline", "tool_tokens", "vram", "ways",
+    "timeline", "tool_tokens", "vram",
 ]  # fmt: skip

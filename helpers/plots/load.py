@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 
 from helpers import measure
 from helpers.errors import CourseError
-from helpers.measure import steady
-from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, RED, Picture, bars, picture, styled
+from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, RED, Picture, picture, styled
 from helpers.records import Run, refuse_partial
 
 
@@ -162,40 +161,6 @@ def server_view(run: Run) -> Picture:
         right.set(ylim=(0, 100), ylabel="KV cache in use, %\n(dotted)")
         right.grid(visible=False)
     below.set_xlabel("time since the start of the run, s")
-    return figure
-
-
-@styled
-def loops(closed: Run, opened: Run) -> Picture:
-    """TTFT of a closed and of an open loop: how many requests waited how long."""
-    waits = [measure.summary(run).ttft_p95_ms for run in (closed, opened)]
-    title = f"TTFT p95: {waits[0]:.0f} ms in the closed loop, {waits[1]:.0f} ms in the open one"
-    figure, (axes,) = picture(title, closed.title)
-    for run, color, line, name in ((closed, BLUE, "-", "closed"), (opened, ORANGE, "--", "open")):
-        ttft = 1e3 * np.concatenate(steady.samples(run, "ttft"))
-        axes.ecdf(ttft, linestyle=line, color=color, label=f"{name} loop: {run.label}")
-    axes.axhline(0.95, color=GREY, linewidth=1, linestyle=":")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.set(xlabel="time to first token (TTFT), ms", ylabel="requests that waited no longer")
-    axes.legend(loc="lower right")
-    return figure
-
-
-@styled
-def ways(runs: Sequence[Run]) -> Picture:
-    """The same load sent in several ways to one server (labels name them): what the line adds."""
-    middles = [measure.interval(run, "ttft_p50_ms") for run in runs]
-    best, *_, worst = sorted(range(len(runs)), key=lambda i: middles[i].value)
-    slow, added = runs[worst].label, middles[worst].value - middles[best].value
-    title = f"{slow[:1].upper()}{slow[1:]}: {added:.1f} ms more than {runs[best].label}"
-    if not measure.compare(runs[best], runs[worst], "ttft_p50_ms").real:
-        title = "The ways differ by no more than noise"
-    figure, (axes,) = picture(title, runs[0].title, height=1.6 + 0.5 * len(runs))
-    bars(axes, [run.label for run in runs], middles, [f"{one.value:.1f} ms" for one in middles])
-    axes.margins(x=0.12)
-    axes.set_xlabel("median time to first token (TTFT), ms (bar: 95 % interval)")
     return figure
 
 

@@ -112,27 +112,24 @@ class Tunnel:
         instance: where it leads to.
         local_port: its end on this machine.
         command: the stock ``ssh`` command that does the same.
-        program: the command line of the process, which writes ``up`` when it is through.
-        told: what the process reads from its standard input.
+        task: what the process reads from its standard input.
 
     Raises:
         CourseError: when it is not through after a minute, with the last reason.
     """
 
-    def __init__(
-        self, instance: Instance, local_port: int, command: str, program: list[str], told: str = ""
-    ) -> None:
+    def __init__(self, instance: Instance, local_port: int, command: str, task: str) -> None:
         self.instance, self.local_port, self.command = instance, local_port, command
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  closed with the tunnel
         self.process = subprocess.Popen(
-            program,
+            [sys.executable, "-P", str(PROCESS)],
             stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=self._output,
             text=True,
             start_new_session=True,  # Ctrl-C in a notebook stops the cell, not the tunnel
         )
-        print(told, file=self.process.stdin, flush=True)
+        print(task, file=self.process.stdin, flush=True)
         deadline = time.monotonic() + OPEN_TIMEOUT_S
         try:
             while not self.up:
@@ -216,18 +213,4 @@ def tunnel(instance: Instance, settings: Settings, remote_port: int = 8000) -> T
     # Through the pipe, not the command line: other users can read a command line.
     task = json.dumps({"login": login, "local_port": port, "remote_port": remote_port})
     shown = command(instance, settings, port, remote_port)
-    return Tunnel(instance, port, shown, [sys.executable, "-P", str(PROCESS)], told=task)
-
-
-def stock_tunnel(instance: Instance, settings: Settings, remote_port: int = 8000) -> Tunnel:
-    """The same through OpenSSH's own ``ssh -N -L``, to compare with; it does not reconnect.
-
-    Raises:
-        CourseError: when it is not up after a minute, with the last reason.
-    """
-    port = free_port()
-    shown = command(instance, settings, port, remote_port)
-    *words, destination = shlex.split(shown)
-    words += ["-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"]
-    words += ["-o", "PermitLocalCommand=yes", "-o", "LocalCommand=echo up", destination]
-    return Tunnel(instance, port, shown, words)
+    return Tunnel(instance, port, shown, task)

@@ -1,7 +1,6 @@
 """Sweeps and searches: which loads they try, what they ask, and when they end."""
 
 import asyncio
-import math
 
 import pytest
 from support.listening import listen
@@ -136,21 +135,6 @@ async def test_a_sweep_ends_where_throughput_stops_rising(monkeypatch):
     monkeypatch.setattr(levels, "run", run)
     runs = await load.sweep(None, load.Synthetic(), answer_times=1, progress=False)
     assert [run.users for run in runs] == [1, 2, 4, 8, 16, 32]
-
-
-@pytest.mark.parametrize(
-    ("values", "room", "then"),
-    [
-        ({32: 0.5, 128: 90.0, 49: 0.6, 61: 0.7}, math.inf, 88),  # the crossing crept up twice
-        ({32: 0.5, 128: 90.0}, 96, 96),  # latency jumps where no more are taken at once
-        ({32: 0.5, 128: 90.0, 96: 0.9}, 96, 103),  # that was tried: just beyond
-    ],
-    ids=["from one side", "the server's room", "beyond its room"],
-)
-def test_a_jump_of_latency_is_found_all_the_same(values, room, then):
-    """Between a calm load and a queue the latencies lie on no line."""
-    margins = {at: measure.Interval(value=one, low=one, high=one) for at, one in values.items()}
-    assert levels.next_load(margins, 1024, 0.1, 1, True, room) == then
 
 
 async def test_a_search_keeps_to_its_budget(monkeypatch, capsys):

@@ -10,7 +10,7 @@ from support.virtual_gpu import VirtualGPU
 
 from helpers import measure
 from helpers.errors import CourseError
-from helpers.load.levels import EARLY, LOOKS
+from helpers.load.deciding import EARLY, LOOKS
 from helpers.records import Run
 
 RUNS = int(os.environ.get("SIMULATED_RUNS", "6"))  # of each case; 112 make the 1,000 of a claim

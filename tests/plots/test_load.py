@@ -36,8 +36,6 @@ def test_every_other_figure_draws(runs, tmp_path):
         plots.request(runs[0]),
         plots.timeline(runs[0]),
         plots.server_view(runs[0]),
-        plots.loops(runs[0], runs[1]),
-        plots.ways(runs),
     ]
     for number, figure in enumerate(figures):
         assert figure.get_suptitle() and runs[0].title in figure.axes[0].get_title(loc="left")
@@ -48,10 +46,14 @@ def test_every_other_figure_draws(runs, tmp_path):
 
 def test_throughput_shows_the_table(runs):
     """The plotted line is the table's column."""
-    ideal, line = plots.throughput(runs).axes[0].get_lines()
+    axes = plots.throughput(runs).axes[0]
+    ideal, line, bend = axes.get_lines()
     table = measure.table(runs)["output_tokens_per_s"]
     assert list(line.get_ydata()) == pytest.approx(list(table))
-    assert list(ideal.get_ydata()) == pytest.approx([n * line.get_ydata()[0] for n in (1, 2, 4)])
+    one = line.get_ydata()[0]
+    assert list(ideal.get_ydata()) == pytest.approx([n * one for n in ideal.get_xdata()])
+    assert max(ideal.get_ydata()) <= axes.get_ylim()[1] * (1 + 1e-9), "it leaves the frame"
+    assert bend.get_xdata()[0] == pytest.approx(measure.saturation(runs).users)
 
 
 def test_an_undecided_load_is_hollow(runs):

@@ -12,7 +12,6 @@ import requests
 from support.sshd import openssh_server
 from support.waiting import eventually
 
-from helpers.errors import CourseError
 from helpers.rent import ssh
 
 
@@ -118,13 +117,3 @@ def test_closed_tunnel_leaves_no_process(instance, settings):
     with ssh.tunnel(instance, settings) as tunnel:
         assert tunnel.process.poll() is None
     assert tunnel.process.poll() is not None
-
-
-def test_stock_tunnel_reaches_the_model_and_ends(instance, settings, endpoint, stock_ssh):
-    """OpenSSH's own forwarding, to compare with: it works, and leaves no process."""
-    with ssh.stock_tunnel(instance, settings) as tunnel:
-        assert requests.get(f"{tunnel.base_url}/models", timeout=5).ok
-    assert tunnel.process.poll() is not None
-    nowhere = dataclasses.replace(instance, ssh_port=1)
-    with pytest.raises(CourseError, match="is not up"), ssh.stock_tunnel(nowhere, settings):
-        pass

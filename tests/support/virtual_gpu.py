@@ -10,6 +10,7 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
+from helpers.load import deciding
 from helpers.records import Record, Run
 from support.made_runs import closed_loop
 
@@ -141,8 +142,9 @@ class VirtualTime:
 
     def patch(self, monkeypatch, levels) -> "VirtualTime":
         """Take the places."""
-        for name, value in (("run", self.run), ("monotonic", lambda: self.now), ("Run", self)):
+        for name, value in (("run", self.run), ("monotonic", lambda: self.now)):
             monkeypatch.setattr(levels, name, value)
+        monkeypatch.setattr(deciding, "Run", self)
         return self
 
     def read(self, path, **_) -> Run:
