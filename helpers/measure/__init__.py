@@ -7,7 +7,6 @@
 the same. The definitions of the latencies stand in ``helpers.records``.
 """
 
-from helpers.measure.agreement import agreement
 from helpers.measure.capacity import (
     Capacity,
     Objective,
@@ -23,7 +22,7 @@ from helpers.measure.capacity import (
 )
 from helpers.measure.intervals import Difference, compare
 from helpers.measure.steady import Interval, interval, is_steady, token_times, window
-from helpers.measure.summary import most_at_once, summary, table
+from helpers.measure.summary import agreement, most_at_once, summary, table
 
 __all__ = [
     "Capacity", "Difference", "Interval", "Objective", "Saturation", "agreement", "capacity",

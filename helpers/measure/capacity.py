@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -234,8 +235,8 @@ def saturation(runs: Sequence[Run]) -> Saturation:
 def room(run: Run) -> float:
     """Return how many requests the server took at once while others waited for them to end."""
     late = run.samples[len(run.samples) // 2 :]
-    waiting, running = (sum(s.get(kind, 0) for s in late) for kind in ("waiting", "running"))
-    return round(running / len(late)) if waiting > QUEUE * running > 0 else math.inf
+    waiting, running = ([s.get(kind, 0) for s in late] for kind in ("waiting", "running"))
+    return round(median(running)) if sum(waiting) > QUEUE * sum(running) > 0 else math.inf
 
 
 def crossing(margins: dict[float, float], beyond: bool = False) -> float:

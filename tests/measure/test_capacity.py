@@ -120,3 +120,22 @@ def test_a_line_leads_from_what_was_measured_to_what_was_not():
     assert crossing({4: 0.01, 8: 0.01 + 1e-9}, beyond=True) > 1e9
     assert crossing({4: 0.5, 8: 0.4}, beyond=True) == math.inf
     assert crossing({4: 0.5, 8: math.inf}) == 4 and crossing({4: 1.1}) == 0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "room", "bends"),
+    [(10, 0.5, 10**6, 180), (10, 0.5, 40, 30), (20, 0.01, 16, 14.3)],
+    ids=["the curve alone", "the curve up to a room", "hardly a curve"],
+)
+def test_the_bend_is_where_nine_tenths_of_the_most_are_made(a, b, room, bends):
+    """Of N / (a + b N), up to the number that the server takes at once."""
+    runs = []
+    for users in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        at_once = min(users, room)
+        gap_s = (a + b * at_once) / 1e3 * users / at_once
+        runs.append(closed_loop(users=users, gap_s=gap_s, ttft_s=gap_s))
+        runs[-1].samples = [{"running": at_once, "waiting": users - at_once}] * 4
+    found = measure.saturation(runs)
+    assert found.users == pytest.approx(bends, rel=0.05)
+    assert (found.alpha_ms, found.beta_ms) == pytest.approx((a, b), rel=0.1, abs=0.01)
+    assert found.room == (room if room < 256 else math.inf)
