@@ -52,9 +52,10 @@ class Settings(BaseSettings):
     hf_token: Key | None = None
 
     max_usd_per_hour: float = Field(default=0.80, gt=0)
-    budget_usd: float = Field(default=10.0, gt=0)
+    budget_usd: float = Field(default=5.0, gt=0)
     lifetime_hours: float = Field(default=4.0, gt=0)
     confirm: bool = True
+    server_url: str = ""
     ssh_key: HomePath = Path("~/.ssh/id_llm_course")
     ssh_passphrase: SecretStr | None = None
 
