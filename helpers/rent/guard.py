@@ -54,20 +54,24 @@ def check(offer: Offer, settings: Settings, balance_usd: float, spent_usd: float
         )
 
 
+def question(offer: Offer, settings: Settings, balance_usd: float) -> str:
+    """What is asked before real money is spent."""
+    price, hours = offer.usd_per_hour, settings.lifetime_hours
+    return (
+        f"Rent {offer.gpu_count}x {offer.gpu} on {offer.provider} at ${price:.3f}/h, "
+        f"${price * hours:.2f} in all if it runs for {hours:g} h; "
+        f"your credit is ${balance_usd:.2f}. Type yes to rent: "
+    )
+
+
 def confirm(offer: Offer, settings: Settings, balance_usd: float) -> None:
     """Ask before real money is spent.
 
     Raises:
         CourseError: when the answer is not yes, or nobody is there to answer.
     """
-    price, hours = offer.usd_per_hour, settings.lifetime_hours
-    question = (
-        f"Rent {offer.gpu_count}x {offer.gpu} on {offer.provider} at ${price:.3f}/h, "
-        f"${price * hours:.2f} in all if it runs for {hours:g} h; "
-        f"your credit is ${balance_usd:.2f}. Type yes to rent: "
-    )
     with contextlib.suppress(EOFError, RuntimeError, NotImplementedError):  # nobody can answer
-        if input(question).strip().lower() in ("y", "yes"):
+        if input(question(offer, settings, balance_usd)).strip().lower() in ("y", "yes"):
             return
     raise CourseError("nothing was rented: it was not confirmed", "type yes, or set CONFIRM=no")
 
@@ -84,6 +88,7 @@ def rent(
     *,
     progress: Callable[[str], None] | None = None,
     loading_timeout_s: float = 1800,
+    template_id: str = "",
 ) -> Instance:
     """The instance of this label: the one that is rented already, or a new one.
 
@@ -99,6 +104,7 @@ def rent(
         wanted: what the machine must have; the course's filter by default.
         progress: called with one line whenever there is something to show.
         loading_timeout_s: give a host up after this many seconds.
+        template_id: rent from this template; the spec gives disk size and environment then.
 
     Returns:
         The instance, running and letting us in; the model may still be loading.
@@ -127,8 +133,9 @@ def rent(
             return come_up(instance)
 
         def launch(offer: Offer, name: str) -> Instance:
-            lifetime_s = settings.lifetime_hours * 3600
-            return come_up(provider.launch(offer, spec, name, lifetime_s=lifetime_s))
+            life_s = settings.lifetime_hours * 3600
+            new = provider.launch(offer, spec, name, lifetime_s=life_s, template_id=template_id)
+            return come_up(new)
 
         provider.register_key(key)
         wanted = wanted or OfferFilter(gpu_count=spec.gpus)

@@ -30,7 +30,8 @@ class RunPod(Provider):
     image, which has an SSH server, and installs the spec's version of vLLM when it boots. A spec
     with ``host="0.0.0.0"`` runs vLLM's image and is reached through RunPod's HTTPS proxy, which is
     open to everyone: a key for the API is generated (:meth:`public_api` tells both). That pod, and
-    one from a template, has no dead-man's switch: its image runs one command.
+    one from somebody else's template, has no dead-man's switch: its image runs one command. A pod
+    from a template of one's own has it with the default time: ``guard.extend`` sets another.
 
     Args:
         api_key: the account's key, or the rehearsal's token.
@@ -41,10 +42,10 @@ class RunPod(Provider):
     def __init__(self, api_key: str, server_url: str | None = None, rehearsal: bool = False):
         self.url = server_url or API_URL
         self.proxy = f"{server_url}/proxy/{{pod}}/{{port}}" if server_url else PROXY
-        self._http = requests.Session()
-        self._http.trust_env = False  # a ~/.netrc would replace our Authorization header
-        self._request = patient(self._http.request)
-        self._http.headers["Authorization"] = f"Bearer {api_key}"
+        self.http = requests.Session()
+        self.http.trust_env = False  # a ~/.netrc would replace our Authorization header
+        self._request = patient(self.http.request)
+        self.http.headers["Authorization"] = f"Bearer {api_key}"
         super().__init__("rehearsal-runpod" if rehearsal else "runpod", rehearsal)
 
     def _send(self, method: str, path: str, body: dict | None = None) -> Any:

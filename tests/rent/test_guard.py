@@ -110,6 +110,14 @@ def test_a_real_provider_is_confirmed_unless_told_not_to(provider, settings, mon
         guard.destroy(provider, machine.id)
 
 
+def test_a_template_is_rented_from(provider, settings):
+    """Its own script runs there, whatever the spec says."""
+    number = provider.create_template(ServingSpec(max_model_len=512), "guarded")
+    options = {"template_id": number, "progress": print}
+    with guard.rented(provider, ServingSpec(), "templated", settings, **options) as machine:
+        assert "--max-model-len 512 " in ssh.run(machine, settings, "cat onstart.sh")
+
+
 def test_no_match_says_what_to_do(provider, settings):
     """An impossible filter ends in a sentence, not in an empty list."""
     with pytest.raises(CourseError, match="no offer matches"):

@@ -51,7 +51,7 @@ def test_a_bid_is_refused(market):
 
 def test_the_key_is_never_shown(market):
     """A provider in a cell's output must not print the account's key."""
-    key = market._http.headers["Authorization"].split()[1]
+    key = market.http.headers["Authorization"].split()[1]
     assert key not in repr(market) + str(vars(market))
 
 
