@@ -1,8 +1,8 @@
 """Keep the notebooks one course: run them, and write what can be derived from them.
 
 ``python notebooks/publish/build.py [--run] [NN ...]`` writes the navigation and the map
-of every notebook, the table of them in README.md and notebook 00, and the small
-pictures of that table. A second call changes nothing.
+of every notebook, its links to the glossary, the table of notebooks in README.md and
+notebook 00, and README's pictures. A second call changes nothing.
 
 ``--run`` executes first, all of them or those named, each from a fresh kernel and a
 stopped rehearsal. Only a clean execution is kept. It leaves a record in the notebook's
@@ -25,11 +25,14 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 from fingerprint import code_cells, fingerprints
-from pictures import ANY_MAP, chapter_map, put, small_picture
+from glossary import linked, terms
+from pictures import ANY_MAP, chapter_map, put, readme_figure, small_picture
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = PROJECT / "notebooks"
 TEMPLATE = FOLDER / "template.ipynb"
+GLOSSARY = FOLDER / "glossary.md"
+COMING = {"07": "letting customers in"}  # numbers that are kept free, and for what
 CELL_TIMEOUT_S = 600
 FAILURES = (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError)
 
@@ -135,20 +138,23 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 
 def refresh() -> None:
-    """Navigation, maps, contents tables and small pictures."""
+    """Navigation, maps, glossary links, contents tables and README's pictures."""
     paths = chapters()
     facts = [Facts(path) for path in paths]
+    entries = terms(GLOSSARY.read_text())
     for place, path in enumerate(paths):
         notebook = read(path)
-        for cell in notebook.cells:
-            if cell.cell_type == "markdown":
-                cell.source = derived(cell.source, facts, place)
+        prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+        texts = [derived(cell.source, facts, place) for cell in prose]
+        for cell, text in zip(prose, linked(texts, entries), strict=True):
+            cell.source = text
         write(notebook, path)
     if TEMPLATE.exists():
         write(read(TEMPLATE), TEMPLATE)
     readme = PROJECT / "README.md"
-    table = contents([Facts(path) for path in paths], pictures=True)
-    put(readme, between_marks(readme.read_text(), table))
+    facts = [Facts(path) for path in paths]
+    text = between_marks(readme.read_text(), contents(facts, pictures=True))
+    put(readme, readme_figure(text, {one.number: one.notebook for one in facts}))
 
 
 def derived(text: str, facts: list["Facts"], place: int) -> str:
@@ -208,16 +214,28 @@ class Facts:
 
 def contents(facts: list[Facts], pictures: bool) -> str:
     """The table of notebooks, for the README (with pictures) or for notebook 00."""
+    row = pictured if pictures else plain
+    numbered = {one.number: row(one) for one in facts}
+    for number, what in COMING.items():
+        note = f"{number} - {what[0].upper()}{what[1:]}: being written"
+        numbered.setdefault(number, f"| | {note} |" if pictures else f"| {note} | | |")
+    head = ["| | notebook |", "|---|---|"]
     if not pictures:
-        rows = ["| notebook | you will | time |", "|---|---|---|"]
-        rows += [f"| [{f.title}]({f.path.name}) | {f.goal} | {f.time} |" for f in facts]
-        return "\n".join(rows)
-    rows = ["| | notebook | time | real account |", "|---|---|---|---|"]
-    for one in facts:
-        link = f"[**{one.title}**](notebooks/{one.path.name})<br>{one.goal}"
-        picture = small_picture(one.number, one.notebook)
-        rows.append(f"| {picture} | {link} | {one.time} | {one.needs} |")
-    return "\n".join(rows)
+        head = ["| notebook | you will | time |", "|---|---|---|"]
+    return "\n".join([*head, *(numbered[number] for number in sorted(numbered))])
+
+
+def plain(one: Facts) -> str:
+    """A notebook's row in notebook 00."""
+    return f"| [{one.title}]({one.path.name}) | {one.goal} | {one.time} |"
+
+
+def pictured(one: Facts) -> str:
+    """A notebook's row in the README: two columns, so that pictures can be made out."""
+    picture = small_picture(one.number, one.notebook)
+    link = f"[**{one.title}**](notebooks/{one.path.name})<br>{one.goal}"
+    needs = f"*{one.time}; on a real account {one.needs}*"
+    return f"| {picture} | {link}<br>{needs} |"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Sphinx's settings for the reading site, which website.py builds."""
 
 import json
+import re
 
 project = "Serving an LLM from a rented GPU"
 author = "the course's authors"
@@ -31,7 +32,7 @@ html_theme_options = {
     "navbar_persistent": [],  # one search field is enough: the sidebar's
     "show_navbar_depth": 1,
     "show_toc_level": 2,
-    "use_download_button": True,
+    "use_download_button": False,  # each notebook has a link of its own, see told()
     "use_fullscreen_button": False,
 }
 html_show_sourcelink = False
@@ -44,7 +45,12 @@ copybutton_selector = (
 
 
 def told(app, name: str, source: list[str]) -> None:
-    """Put alternative texts where myst-nb looks for them, and drop empty outputs."""
+    """A notebook as the site shows it.
+
+    Alternative texts stand where myst-nb looks for them, empty outputs are dropped, and
+    instead of the links to its neighbours, which each page has at its end, the notebook
+    can be downloaded.
+    """
     if app.env.doc2path(name).suffix != ".ipynb":
         return
     notebook = json.loads(source[0])
@@ -55,7 +61,11 @@ def told(app, name: str, source: list[str]) -> None:
                 cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
         if outputs:
             cell["outputs"] = [o for o in outputs if not is_blank(o)]
-    source[0] = json.dumps(notebook)
+    first, *_, last = notebook["cells"]
+    first["source"] = f"{{download}}`Download this notebook <{name}.ipynb>`"
+    last["source"] = ""
+    text = json.dumps(notebook)  # a text of assets/ is a file to download, not a page
+    source[0] = re.sub(r"\]\((\.\./assets/[^)]+\.md)\)", r"](path:\1)", text)
 
 
 def is_blank(output: dict) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures that build.py derives: a map for each notebook, the small ones of README."""
+"""Pictures that build.py derives: a map for each notebook, and those of README."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-THUMBNAIL_WIDTH = 240
+THUMBNAIL_WIDTH = 400  # pixels
 
 # What each notebook is about: parts (ids) of assets/map.svg, and the same in words.
 HERE = {
@@ -56,34 +56,67 @@ def small_picture(number: str, notebook: NotebookNode) -> str:
     That is the figure of the cell tagged ``thumbnail``, or else the first figure, or
     else the first drawing beside the map.
     """
-    figures = []
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if figure := output.get("data", {}).get("image/png"):
-                alt = output.metadata.get("image/png", {}).get("alt", "")
-                tagged = "thumbnail" in cell.metadata.get("tags", [])
-                figures.append((not tagged, alt, base64.b64decode(figure)))
-    if figures:
-        _, alt, figure = min(figures, key=lambda one: one[0])
-        name = f"{number}.png"
-        small_png(ASSETS / "thumbnails" / name, figure)
+    shown = figures(notebook)
+    path = ASSETS / "thumbnails" / f"{number}.{'png' if shown else 'svg'}"
+    for other in path.parent.glob(f"{number}.*"):
+        if other != path:
+            other.unlink()
+    if shown:
+        alt, figure = first_tagged(shown, "thumbnail")
+        png(path, figure, THUMBNAIL_WIDTH)
     else:
         text = "\n".join(cell.source for cell in notebook.cells)
         drawings = re.findall(r"!\[([^\]]*)\]\(\.\./assets/([\w/]+\.svg)\)", text)
         alt, drawing = min(drawings, key=lambda one: one[1].startswith("map"))
-        name = f"{number}.svg"
-        small_svg(ASSETS / "thumbnails" / name, (ASSETS / drawing).read_text())
-    alt = re.sub(r"[\[\]|]", " ", alt)
-    return f"![{alt}](assets/thumbnails/{name})"
+        small_svg(path, (ASSETS / drawing).read_text())
+    return f"![{alt}](assets/thumbnails/{path.name})"
 
 
-def small_png(path: Path, figure: bytes) -> None:
-    """Shrink a figure, unless that was done: versions of Pillow may differ in bytes."""
-    source = hashlib.sha256(figure).hexdigest()
+def readme_figure(text: str, notebooks: dict[str, NotebookNode]) -> str:
+    """Write README's figure, from 04's cell tagged ``readme`` or else ``thumbnail``.
+
+    Returns README's text, where the figure has its alternative text of today.
+    """
+    if not (shown := figures(notebooks["04"])):
+        return text
+    alt, figure = first_tagged(shown, "readme", "thumbnail")
+    png(ASSETS / "throughput.png", figure)
+    picture = f"![{alt}](assets/throughput.png)"
+    return re.sub(r"!\[[^\]]*\]\(assets/throughput\.png\)", lambda _: picture, text)
+
+
+Figure = tuple[str, bytes]  # its alternative text, and its PNG
+
+
+def figures(notebook: NotebookNode) -> list[tuple[list[str], Figure]]:
+    """The tags of each cell that shows a figure, and the figure."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if data := output.get("data", {}).get("image/png"):
+                alt = output.metadata.get("image/png", {}).get("alt", "")
+                figure = re.sub(r"[\[\]|]", " ", alt), base64.b64decode(data)
+                found.append((cell.metadata.get("tags", []), figure))
+    return found
+
+
+def first_tagged(shown: list[tuple[list[str], Figure]], *wished: str) -> Figure:
+    """The first figure whose cell has the first tag, or the next one, or no tag."""
+    for tag in wished:
+        for tags, figure in shown:
+            if tag in tags:
+                return figure
+    return shown[0][1]
+
+
+def png(path: Path, figure: bytes, width: int | None = None) -> None:
+    """Write a figure, unless that was done: versions of Pillow may differ in bytes."""
+    source = hashlib.sha256(figure + str(width).encode()).hexdigest()
     if path.exists() and Image.open(path).text.get("source") == source:
         return
     image = Image.open(io.BytesIO(figure)).convert("RGB")
-    image.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH), Image.Resampling.LANCZOS)
+    if width:
+        image.thumbnail((width, width), Image.Resampling.LANCZOS)
     note = PngInfo()
     note.add_text("source", source)
     path.parent.mkdir(exist_ok=True)

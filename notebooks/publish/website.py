@@ -1,8 +1,8 @@
 """Make the reading site: ``python notebooks/publish/website.py [FOLDER]``.
 
 It takes seconds and no network. The first page is README.md, then come the notebooks
-with their committed outputs, and at last the API. They go to FOLDER/html, by default
-``notebooks/_build/html``.
+with their committed outputs, the glossary, and at last the API. They go to FOLDER/html,
+by default ``notebooks/_build/html``.
 """
 
 import importlib
@@ -40,7 +40,7 @@ def gather(folder: Path) -> Path:
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
     chapters = (PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb")
-    for page in [*chapters, *HERE.glob("*.md")]:
+    for page in [*chapters, PROJECT / "notebooks" / "glossary.md", HERE / "index.md"]:
         shutil.copy2(page, source)  # with its date: what is unchanged is not built anew
     put(source / "api.md", api())
     shutil.copy2(PROJECT / "README.md", folder)

@@ -175,6 +175,17 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """No line for each request."""
 
 
+# What reaches beyond its column though nothing around it scrolls; code that is cut.
+TOO_WIDE = """article => [...article.querySelectorAll("p, table, img, pre, details")]
+    .filter(tag => tag.getBoundingClientRect().right > article.getBoundingClientRect().right + 1)
+    .filter(tag => { while (tag !== article && !/auto|scroll/.test(getComputedStyle(tag).overflowX))
+                         tag = tag.parentElement;
+                     return tag === article })
+    .map(tag => tag.outerHTML.slice(0, 80))"""
+CUT = """all => all.filter(code => code.scrollWidth > code.clientWidth)
+    .map(code => code.textContent.slice(0, 80))"""
+
+
 def test_the_site_is_read_from_first_to_last_page(address, page, tmp_path):
     """By clicking "next"; each page loads whole, without a complaint of the browser."""
     page.goto(f"{address}/index.html")
@@ -183,15 +194,19 @@ def test_the_site_is_read_from_first_to_last_page(address, page, tmp_path):
         page.wait_for_load_state("networkidle")
         read.append(Path(page.url).stem)
         assert page.complaints == [], page.url
-        wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-        assert wide <= 0, f"{page.url} is {wide} pixels too wide"
+        for width in (390, 1200):  # of a phone, of a small laptop
+            page.set_viewport_size({"width": width, "height": 900})
+            wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+            assert wide <= 0, f"{page.url} is {wide} pixels too wide for {width}"
+            assert page.locator("article").evaluate(TOO_WIDE) == [], f"{page.url} at {width}"
+            page.screenshot(path=tmp_path / f"{len(read)}-{width}.png", full_page=True)
+        assert page.locator("div.cell_input pre").evaluate_all(CUT) == [], page.url
         assert page.locator("article img").evaluate_all("all => all.every(i => i.naturalWidth)")
-        page.screenshot(path=tmp_path / f"{len(read)}.png", full_page=True)
         onward = page.locator("a.right-next")
         if not onward.count():
             break
         onward.click()
-    assert read == ["index", *CHAPTERS, "api"]
+    assert read == ["index", *CHAPTERS, "glossary", "api"]
 
 
 def test_code_is_copied_by_its_button(address, page):

@@ -11,7 +11,7 @@ from website import ROOMS
 from helpers.settings import PROJECT
 
 CHAPTERS = sorted(path.stem for path in (PROJECT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-PAGES = ["index", *CHAPTERS, "api"]
+PAGES = ["index", *CHAPTERS, "glossary", "api"]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,23 @@ def test_pages_follow_each_other(site, pages):
         here = site / link["href"]
         seen.append(here.stem)
     assert seen == PAGES
+
+
+def test_a_notebook_can_be_downloaded_and_neighbours_are_named_once(site, pages):
+    """The file is the committed one; the links between notebooks are the theme's alone."""
+    for name in CHAPTERS:
+        page = pages[site / f"{name}.html"]
+        [link] = page.select("article a.download")
+        committed = PROJECT / "notebooks" / f"{name}.ipynb"
+        assert (site / unquote(link["href"])).read_bytes() == committed.read_bytes()
+        assert len(page.select("a.right-next")) == len(page.select("a.left-prev")) == 1
+        assert not [a for a in page.select("article a") if a.text.startswith("< ")]
+
+
+def test_terms_lead_to_the_glossary(site, pages):
+    """From every notebook."""
+    for name in CHAPTERS:
+        assert pages[site / f"{name}.html"].select("article a[href^='glossary.html#']"), name
 
 
 def test_search_index_knows_the_words_of_the_course(site):
