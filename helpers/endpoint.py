@@ -130,7 +130,9 @@ def hide_key(text: str, key: str) -> str:
     >>> hide_key('{"error": "Incorrect key: sk-abcdef***3456"}', "sk-abcdefghi-123456")
     '{"error": "Incorrect key: ***"}'
     """
-    parts = {key[at : at + 6] for at in range(max(1, len(key) - 5))} if len(key) > 4 else set()
+    if not text or len(key) < 5:
+        return text
+    parts = {key[at : at + 6] for at in range(max(1, len(key) - 5))}
     words = re.split(r"""([\s"'{}:,<>()\[\]]+)""", text)
     return "".join("***" if any(part in word for part in parts) else word for word in words)
 

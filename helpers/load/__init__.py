@@ -8,7 +8,7 @@ The requests are made in a process of its own; ``helpers.load.client`` is what t
 from typing import TYPE_CHECKING
 
 from helpers._moved import renamed
-from helpers.load.arrivals import ClosedLoop, Constant, Gamma, OpenLoop, Poisson, Replay
+from helpers.load.arrivals import ClosedLoop, Constant, Gamma, Poisson, Replay
 from helpers.load.levels import search, sweep
 from helpers.load.metrics import server_metrics
 from helpers.load.runs import run
@@ -17,8 +17,8 @@ from helpers.load.workload import Lengths, Prompts, Synthetic, ToolCalls
 from helpers.records import Record, Run
 
 __all__ = [
-    "ClosedLoop", "Constant", "Gamma", "Lengths", "Local", "OnExecutor", "OpenLoop", "OverSSH",
-    "Poisson", "Prompts", "Record", "Replay", "Run", "Synthetic", "ToolCalls", "run", "search",
+    "ClosedLoop", "Constant", "Gamma", "Lengths", "Local", "OnExecutor", "OverSSH", "Poisson",
+    "Prompts", "Record", "Replay", "Run", "Synthetic", "ToolCalls", "run", "search",
     "server_metrics", "sweep",
 ]  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""When requests are sent: a closed loop of users, or an open loop that waits for nobody."""
+"""When requests are sent: a closed loop of users, or an open loop that waits for nobody.
+
+``times`` of an open loop yields the moments at which it asks, whatever the server does.
+"""
 
 import json
 import math
@@ -40,16 +43,8 @@ class ClosedLoop:
         return f"{self.users} user{'s' if self.users > 1 else ''}{think}"
 
 
-class OpenLoop:
-    """Requests that are sent at set times, whatever the server does."""
-
-    def times(self) -> Iterator[float]:
-        """Yield the scheduled times in seconds from the start."""
-        raise NotImplementedError
-
-
 @dataclass(frozen=True, kw_only=True)
-class Constant(OpenLoop):
+class Constant:
     """One request every ``every_s`` seconds."""
 
     every_s: float
@@ -66,7 +61,7 @@ class Constant(OpenLoop):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gamma(OpenLoop):
+class Gamma:
     """Requests whose gaps are gamma distributed.
 
     Args:
@@ -99,7 +94,7 @@ class Poisson(Gamma):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay(OpenLoop):
+class Replay:
     """Recorded arrival times, repeated.
 
     Args:
@@ -143,7 +138,7 @@ class Replay(OpenLoop):
         return cls(times_s=tuple(stamp - stamps[0] for stamp in stamps))
 
 
-Arrivals = ClosedLoop | OpenLoop
+Arrivals = ClosedLoop | Constant | Gamma | Replay
 
 
 def above_zero(**values: float | None) -> None:

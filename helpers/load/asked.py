@@ -15,8 +15,8 @@ _READ = "prompt_tokens", "cached_tokens", "output_tokens", "finish", "cause"  # 
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
-class Asked:
-    """A request; its answer is read when somebody wants to know.
+class Asked(Exchange):
+    """A request and its exchange; its answer is read when somebody wants to know.
 
     Args:
         index: number of its chat.
@@ -26,18 +26,18 @@ class Asked:
     """
 
     def __init__(self, index: int, user: int, turn: int, scheduled_s: float | None) -> None:
+        super().__init__()
         self.about = {"index": index, "user": user, "turn": turn, "scheduled_s": scheduled_s}
-        self.exchange = Exchange()
 
     @cached_property
     def answer(self) -> Answer:
         """The answer, read."""
-        return read(self.exchange)
+        return read(self)
 
     @property
     def retry_after_s(self) -> float | None:
         """The seconds that the server asks to wait in ``Retry-After``."""
-        value = self.exchange.headers.get("retry-after")
+        value = self.headers.get("retry-after")
         return float(value) if value and _SECONDS.fullmatch(value) else None
 
     def pause_s(self, think_s: float) -> float:
@@ -46,10 +46,8 @@ class Asked:
         An error within a stream is found by reading it. One that took longer than the pause has
         slowed its user down as it is: it is left to be read when there is time.
         """
-        exchange = self.exchange
-        failed = bool(exchange.cause) or exchange.status != 200
-        if not failed and exchange.end - exchange.sent < BACK_OFF_S:
-            failed = bool(self.answer.cause)
+        quick = self.end - self.sent < BACK_OFF_S
+        failed = self.cause or self.status != 200 or (quick and self.answer.cause)
         if not failed:
             return think_s
         asked = self.retry_after_s
@@ -62,23 +60,21 @@ class Asked:
             start: the run's time 0 on ``perf_counter``.
             key: the API key, which some servers repeat when they refuse it; a file holds none.
         """
-        exchange, answer = self.exchange, self.answer
-        sent = exchange.sent
-        return json_line(
-            {
-                "type": "request",
-                **self.about,
-                "sent_s": round(sent - start, 6),
-                "connect_s": round(exchange.connect_s, 6),
-                "end_s": round(exchange.end - start, 6),
-                "token_us": [int((time - sent) * 1e6) for time in answer.token_times],
-                **{name: getattr(answer, name) for name in _READ},
-                "status": exchange.status,
-                "error": hide_key(answer.error, key),
-                "retry_after_s": self.retry_after_s,
-                "reconnects": exchange.reconnects,
-            }
-        )
+        answer, sent = self.answer, self.sent
+        record = {
+            "type": "request",
+            **self.about,
+            "sent_s": round(sent - start, 6),
+            "connect_s": round(self.connect_s, 6),
+            "end_s": round(self.end - start, 6),
+            "token_us": [int((time - sent) * 1e6) for time in answer.token_times],
+            **{name: getattr(answer, name) for name in _READ},
+            "status": self.status,
+            "error": hide_key(answer.error, key),
+            "retry_after_s": self.retry_after_s,
+            "reconnects": self.reconnects,
+        }
+        return json_line(record)
 
 
 def json_line(entry: dict) -> bytes:

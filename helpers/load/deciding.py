@@ -98,6 +98,7 @@ class Enough:
         far = FAR if self.looks.pop(0) < EARLY else 1.0
         if not (self.looks and self.objective):
             return not self.looks
+        self.at = begin_s + self.looks[0] * unit_s  # until then the file need not be read again
         found = margin_of(run, self.objective)
         return found.high * far <= 1 or found.low > far
 

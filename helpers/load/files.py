@@ -9,17 +9,14 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from helpers.endpoint import Endpoint
 from helpers.errors import writing
 from helpers.load.arrivals import BEGIN_S
+from helpers.load.samplers import ServerSampler
 from helpers.progress import Progress
-
-if TYPE_CHECKING:
-    from helpers.load.samplers import ServerSampler
 
 PUBLIC = ("base_url", "model", "engine", "hardware", "source", "title")  # of an endpoint
 

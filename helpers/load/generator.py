@@ -2,10 +2,10 @@
 
 ``python -m helpers.load.generator`` reads a spec (one line of JSON) from standard input, gets
 ready, says so, waits for ``go`` (with a time of day, where several must begin together), and writes
-a line of JSON for each finished request, then one about itself. It needs Python 3.10 with httptools
-and msgspec (and uvloop where it exists), which vLLM's image has, so the same module runs beside a
-notebook, in a cluster's worker and on the rented instance. The end of standard input stops it: it
-never outlives whoever started it.
+a line of JSON for each finished request, then one about itself. It needs Python 3.11 with
+httptools, msgspec and uvloop (whose event loop carries twice the streams of asyncio's own), which
+vLLM's image has, so the same module runs beside a notebook, in a cluster's worker and on the rented
+instance. The end of standard input stops it: it never outlives whoever started it.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ import json
 import os
 import resource
 import sys
-from time import perf_counter as clock
-from time import time
+import time
+
+import uvloop
 
 from helpers.load.arrivals import BEGIN_S
 from helpers.load.asked import json_line
-from helpers.load.client.eventloop import new_loop
 from helpers.load.users import Generator
 
 
@@ -53,7 +53,7 @@ def _listen(player: Generator) -> asyncio.Future[float]:
                 player.stop("complete" if word == b"enough" else "interrupted")
                 loop.remove_reader(0)
             if not go.done():
-                go.set_result(float(at[0]) if at else time() + BEGIN_S)
+                go.set_result(float(at[0]) if at else time.time() + BEGIN_S)
 
     loop.add_reader(0, hear)
     return go
@@ -64,7 +64,7 @@ async def _main(spec: dict, out: _Output) -> None:
     await player.prepare()
     out(json_line({"type": "ready", "error": player.unreachable}))
     begin = await _listen(player)
-    await player.play(clock() + begin - time())
+    await player.play(time.perf_counter() + begin - time.time())
 
 
 def _raise_file_limit() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
     """Play the spec on standard input."""
     _raise_file_limit()
     spec, out = json.loads(sys.stdin.buffer.readline()), _Output()
-    new_loop().run_until_complete(_main(spec, out))
+    uvloop.new_event_loop().run_until_complete(_main(spec, out))
     out.flush()
 
 

@@ -68,7 +68,7 @@ async def run(
     file = RunFile(path, header(endpoint, spec, label or str(arrivals), processes), shown=progress)
     file.enough = enough or file.enough
     if server_every_s:
-        file.sampler = ServerSampler(endpoint, server_every_s, file)
+        file.sampler = ServerSampler(endpoint, server_every_s, file.add)
     others = OtherPrograms()
     try:
         await where.play([{**spec, "shard": [n, processes]} for n in range(processes)], file)
@@ -84,10 +84,8 @@ async def run(
 def _kept(file: RunFile, after: Sequence[Run], stopped: bool, allow_partial: bool) -> Run:
     """Return the run in a file that is closed, or tell why it is no result and where it is."""
     if file.problem:
-        raise CourseError(
-            f"the run was ended: its records could not be written ({file.problem.strerror})",
-            f"free some disk space; what was written so far is in {file.path}",
-        )
+        what = f"the run was ended: its records could not be written ({file.problem.strerror})"
+        raise CourseError(what, f"free some disk space; what was written so far is in {file.path}")
     done = Run.read(file.path, allow_partial=allow_partial)
     if (stopped or done.interrupted) and not allow_partial:
         names = ", ".join(one.path.name for one in (*after, done) if one.path)

@@ -4,11 +4,11 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 
 from helpers.endpoint import Endpoint
-from helpers.load.files import RunFile
 from helpers.load.metrics import server_metrics
 
 
@@ -18,11 +18,11 @@ class ServerSampler:
     Args:
         endpoint: the server.
         every_s: time between readings, in seconds.
-        file: takes each reading with its time ``t_s`` in the run.
+        add: takes ``"server"`` and each reading with its time ``t_s`` in the run.
     """
 
-    def __init__(self, endpoint: Endpoint, every_s: float, file: RunFile) -> None:
-        self.endpoint, self.every_s, self.file = endpoint, every_s, file
+    def __init__(self, endpoint: Endpoint, every_s: float, add: Callable[..., None]) -> None:
+        self.endpoint, self.every_s, self.add = endpoint, every_s, add
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -48,7 +48,7 @@ class ServerSampler:
         reading = server_metrics(self.endpoint)
         if reading is not None:
             at = (asked + time.perf_counter()) / 2 - self.began
-            self.file.add("server", {"t_s": round(at, 3), **reading})
+            self.add("server", {"t_s": round(at, 3), **reading})
         return reading is not None
 
 

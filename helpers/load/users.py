@@ -177,10 +177,10 @@ class Generator:
     async def _ask(self, request: bytes, asked: Asked) -> None:
         self.left -= 1
         try:
-            await self.transport.fetch(request, asked.exchange)
+            await self.transport.fetch(request, asked)
         finally:
             self.finished.append(asked)
-        if asked.exchange.cause not in _DEAD:
+        if asked.cause not in _DEAD:
             self.dead_since = 0.0
             return
         self.dead_since = self.dead_since or clock()

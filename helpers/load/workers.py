@@ -55,7 +55,7 @@ class Local:
 class OverSSH:
     """On the machine that serves, so that the reader's own line adds nothing to the times.
 
-    Its ``python3`` needs httptools and msgspec, which come with vLLM.
+    Its ``python3`` needs httptools, msgspec and uvloop, which come with vLLM.
 
     Args:
         client: a connection to it.
@@ -172,10 +172,9 @@ async def _together(players: list[_Player], file: RunFile, at: float | None = No
             if time.monotonic() > deadline:
                 break
         if error := next(filter(None, (one.ready.get("error") for one in players)), ""):
-            raise CourseError(
-                f"the server does not answer: {error}",
-                "is it still rented (`python -m helpers status`), and is the tunnel open?",
-            )
+            what = f"the server does not answer: {error}"
+            hint = "is it still rented (`python -m helpers status`), and is the tunnel open?"
+            raise CourseError(what, hint)
         if all(player.ready for player in players):
             if at and (late_s := time.time() - at) > LATE_S:
                 what = f"a worker came {late_s:.1f} s too late to begin"
@@ -190,10 +189,9 @@ async def _together(players: list[_Player], file: RunFile, at: float | None = No
     broken = [player for player in players if not player.ended]
     if broken and not file.problem:
         lines = broken[0].process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-        raise CourseError(
-            f"the load generator ended before its run: {(lines or ['without a word'])[-1]}",
-            f"its Python needs httptools and msgspec; what was measured is in {file.path.name}",
-        )
+        what = f"the load generator ended before its run: {(lines or ['without a word'])[-1]}"
+        hint = f"its Python needs httptools, msgspec and uvloop; measured so far: {file.path.name}"
+        raise CourseError(what, hint)
 
 
 def play(spec: dict, begin: float, name: str) -> list[bytes]:

@@ -200,10 +200,8 @@ class ToolCalls(Sampling):
         asks: questions, drawn by chance; ``{number}`` (five digits), ``{count}`` (2 to 9) and
             ``{word}`` in them are drawn anew each time, so that no prompt is asked twice.
         tools: OpenAI tool definitions sent with each request.
-        shuffle: draw the order of the tools anew for each question, which leaves a server's
-            prefix cache little to find.
         output_tokens: cap of each answer.
-        seed: of questions, values and order.
+        seed: of questions and values.
 
     >>> tools = ({"type": "function", "function": {"name": "track_parcel"}},)
     >>> work = ToolCalls(asks=("Where is parcel {number}?",), tools=tools)
@@ -213,7 +211,6 @@ class ToolCalls(Sampling):
 
     asks: Sequence[str]
     tools: Sequence[dict]
-    shuffle: bool = False
     output_tokens: int = 96
     seed: int = 0
     ignore_eos = False  # a call ends where it ends
@@ -232,11 +229,8 @@ class ToolCalls(Sampling):
         """Return chat number ``index``."""
         chance = _chance(self.seed, index)
         text = _filled(chance.choice(self.asks), chance)
-        tools = list(self.tools)
-        if self.shuffle:
-            chance.shuffle(tools)
         turn = {"role": "user", "content": text}, self.output_tokens
-        return Chat(turns=[turn], tools=tools)
+        return Chat(turns=[turn], tools=list(self.tools))
 
 
 Workload = Synthetic | Prompts | ToolCalls

@@ -77,10 +77,8 @@ def ensure(settings: Settings) -> Server:
     with FileLock(home / "start.lock"):  # two notebooks may come at once
         server = running(settings) or _start(settings)
     if server.engine != settings.engine:
-        raise CourseError(
-            f"the running rehearsal serves with {server.engine}, and ENGINE is {settings.engine}",
-            "python -m helpers rehearse --stop, then run it again",
-        )
+        what = f"the running rehearsal serves with {server.engine}, and ENGINE is {settings.engine}"
+        raise CourseError(what, "python -m helpers rehearse --stop, then run it again")
     return server
 
 
@@ -106,10 +104,9 @@ def _start(settings: Settings) -> Server:
         if not server:  # stopped by the reader, too: it must not come up later
             process.kill()
     said = file.read_text(errors="replace").strip().rpartition("\n")[2]
-    raise CourseError(
-        f"the rehearsal did not start: {said or 'no word why'} (all of its log: {file})",
-        "run it again; `python -m helpers rehearse --reset` forgets what an old one has left",
-    )
+    what = f"the rehearsal did not start: {said or 'no word why'} (all of its log: {file})"
+    hint = "run it again; `python -m helpers rehearse --reset` forgets what an old one has left"
+    raise CourseError(what, hint)
 
 
 def provoke(settings: Settings, fault: str) -> None:

@@ -69,7 +69,7 @@ def _size(params: Any, options: argparse.Namespace) -> None:
     # llama.cpp counts the computer's cores; threads beyond the machine's own wait for each other.
     cores = int(os.environ["REHEARSAL_CORES"])
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores
-    # Without OpenMP (macOS) its own threads wait: asleep, as instance.py has it with OpenMP.
+    # Without OpenMP (macOS) its own threads wait: asleep, as rehearsal_bin/vllm has it with OpenMP.
     params.cpuparams.poll = params.cpuparams_batch.poll = 0
     slots = min(options.max_num_seqs or DEFAULT_SLOTS, MAX_SLOTS)
     params.n_parallel = slots

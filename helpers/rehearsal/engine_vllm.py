@@ -21,20 +21,7 @@ _LEFT_OUT = (
     *("--served-model-name", "--tokenizer", "--tokenizer-mode", "--config-format", "--load-format"),
     *("--revision", "--chat-template", "--tool-call-parser", "--reasoning-parser"),
 )
-# Runs in vLLM's environment. vLLM has processes of its own, and when the machine ends, its whole
-# group is killed. Python's tracker of shared memory stays out of the group: it outlives the others
-# for a moment and removes what they leave in /dev/shm.
-_RUN = """
-import os, sys
-from multiprocessing import resource_tracker
-group = os.getpgrp()
-os.setpgid(0, 0)
-resource_tracker.ensure_running()
-os.setpgid(0, group)
-sys.argv[0] = "vllm"
-from vllm.entrypoints.cli.main import main
-main()
-"""
+_RUN = Path(__file__).with_name("vllm_main.py")
 
 
 def serve(socket: Path, asked: argparse.Namespace, kept: list[str], dropped: list[str]) -> NoReturn:
@@ -64,7 +51,7 @@ def serve(socket: Path, asked: argparse.Namespace, kept: list[str], dropped: lis
     if asked.api_key:
         ours["VLLM_API_KEY"] = asked.api_key  # neither in the log nor on the command line
     python = str(env / "bin" / "python")
-    os.execve(python, [python, "-P", "-c", _RUN, *words], os.environ | ours)  # noqa: S606
+    os.execve(python, [python, "-P", str(_RUN), *words], os.environ | ours)  # noqa: S606
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:

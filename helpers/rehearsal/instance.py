@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,16 +21,7 @@ from typing import Any
 import asyncssh
 
 LAST_WORDS_S = 2.0
-# Threads that spin while they wait for each other collapse when another program wants a core: with
-# 300 turns of waiting nothing is lost alone, and 50 instead of 0.3-3 tokens/s are left beside one.
-VLLM = f"""#!/bin/sh
-export GOMP_SPINCOUNT="${{GOMP_SPINCOUNT:-300}}"
-exec "{sys.executable}" -m helpers.rehearsal.engine "$@"
-"""
-NVIDIA_SMI = """#!/bin/sh
-echo "rehearsal: no GPU is here; its offer says" >&2
-printf "$REHEARSAL_GPUS"
-"""
+PROGRAMS = Path(__file__).parents[2] / "assets" / "rehearsal_bin"
 
 
 class Machine:
@@ -51,10 +43,7 @@ class Machine:
         """Lay out the home directory, its commands and the host key; run the script."""
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self.config["cores"])  # all that it starts stays there
-        (self.home / "bin").mkdir(parents=True, exist_ok=True)
-        for name, text in {"vllm": VLLM, "nvidia-smi": NVIDIA_SMI}.items():
-            (self.home / "bin" / name).write_text(text)
-            (self.home / "bin" / name).chmod(0o755)
+        shutil.copytree(PROGRAMS, self.home / "bin", dirs_exist_ok=True)
         host_key = self.folder / "host_key"
         if not host_key.exists():
             asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(host_key))
@@ -73,6 +62,7 @@ class Machine:
             "USER": "root",
             "LANG": "C.UTF-8",
             "PATH": os.pathsep.join(programs),
+            "REHEARSAL_PYTHON": sys.executable,
             **self.config["env"],
         }
         return {"cwd": self.home, "env": env}

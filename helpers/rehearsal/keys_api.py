@@ -6,17 +6,11 @@ from typing import Any
 
 from aiohttp import web
 
-from helpers.rehearsal.web_api import Refusal, json_object, reply, route
+from helpers.rehearsal.web_api import FIXED, Refusal, json_object, reply, route
 
 # The right that a request needs, after Vast.ai's documentation of permissions; first match counts.
 # What matches nothing, only the account's own key may ask for.
-_NEEDED = {
-    r"POST /api/v\d/bundles|GET /api/v\d/template": "misc",
-    r"GET /api/v\d/(users|ssh|auth)\b": "user_read",
-    r"(POST|DELETE) /api/v\d/ssh\b": "user_write",
-    r"GET /api/v\d/instances\b|PUT /api/v\d/instances/request_logs": "instance_read",
-    r"(PUT|POST|DELETE) /api/v\d/(asks|instances)\b": "instance_write",
-}
+_NEEDED = FIXED["vast_rights"]
 
 
 class KeysAPI:

@@ -156,10 +156,9 @@ def readable(read: Callable[[Any], T], rows: Iterable[Any]) -> list[T]:
 
 def number(value: Any, otherwise: float = 0.0) -> float:
     """A number as a service sends it; ``otherwise`` when it is none."""
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         return float(value)
-    except (TypeError, ValueError):
-        return otherwise
+    return otherwise
 
 
 def seconds(value: Any) -> float:

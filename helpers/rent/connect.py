@@ -15,8 +15,7 @@ from helpers.rent.runpod import RunPod
 from helpers.rent.vast import Vast
 from helpers.settings import Settings
 
-Say = Callable[[str], None]
-"""What shows a line of progress."""
+Say = Callable[[str], None]  # what shows a line of progress
 
 
 def connect(settings: Settings) -> Provider:
@@ -136,8 +135,7 @@ def wait_running(
             with contextlib.suppress(CourseError):
                 log = provider.logs(instance_id, lines=5).strip()
             told = f"{instance.detail or 'no message'}\n{log}".strip()
-            raise CourseError(
-                f"instance {instance_id} is {instance.status} after {elapsed_s:.0f} s: {told}",
-                "destroy it and rent another offer: `python -m helpers destroy`",
-            )
+            what = f"instance {instance_id} is {instance.status} after {elapsed_s:.0f} s: {told}"
+            hint = "destroy it and rent another offer: `python -m helpers destroy`"
+            raise CourseError(what, hint)
         time.sleep(provider.poll_s)

@@ -6,23 +6,13 @@ itself alone. It needs nothing of the reader's: no laptop, no kernel, no account
 instance runs no loop, so it cannot end itself; only ``destroy`` ends its disk's charge.
 """
 
+from helpers.settings import ASSETS
+
 LIFETIME_S = 4 * 3600.0  # a machine that nobody extends destroys itself then
 
 # The deadline is set at the first boot only: a restart does not prolong it. The request stands in
 # a file of its own, because its quotes would survive no further quoting.
-SCRIPT = """\
-# dead-man's switch: past the deadline this machine destroys itself
-test -s ~/.llm_course_deadline || echo $(($(date +%s) + @LIFETIME_S@)) > ~/.llm_course_deadline
-cat > ~/.llm_course_destroy.py <<'END'
-import os, urllib.request
-headers = {"Authorization": f"Bearer {os.environ['OWN_KEY']}", "Content-Type": "application/json"}
-request = urllib.request.Request(os.environ["OWN_URL"], b"{}", headers, method="DELETE")
-urllib.request.urlopen(request, timeout=30)
-END
-(while sleep 5; do
-  [ "$(date +%s)" -lt "$(cat ~/.llm_course_deadline)" ] ||
-    OWN_URL="@URL@" OWN_KEY="@KEY@" python3 ~/.llm_course_destroy.py
-done) > ~/deadman.log 2>&1 &"""
+SCRIPT = (ASSETS / "deadman.sh").read_text().rstrip()
 EXTEND = """\
 echo $(($(date +%s) + @LIFETIME_S@)) > ~/.llm_course_deadline.new &&
 mv ~/.llm_course_deadline.new ~/.llm_course_deadline && cat ~/.llm_course_deadline"""

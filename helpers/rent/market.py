@@ -277,9 +277,8 @@ def check_names(wanted: Iterable[str], known: Iterable[str]) -> None:
         if names and plain(gpu).lower() not in names:
             close = difflib.get_close_matches(plain(gpu).lower(), names, cutoff=0.5)
             some = " or ".join(names[name] for name in close or sorted(names)[:9])
-            raise CourseError(
-                f"no machine on offer has a GPU called {gpu!r}", f"did you mean {some}?"
-            )
+            what = f"no machine on offer has a GPU called {gpu!r}"
+            raise CourseError(what, f"did you mean {some}?")
 
 
 def is_secret(name: str) -> bool:

@@ -15,10 +15,9 @@ from typing import Any
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
+from helpers.rent.keys import alias, connect, known_hosts, passphrase
 from helpers.rent.keys import ensure_key as ensure_key
-from helpers.rent.keys import passphrase
 from helpers.rent.keys import read_public_key as read_public_key
-from helpers.rent.login import alias, connect, known_hosts
 from helpers.rent.market import Instance
 from helpers.serve import ready
 from helpers.serve.router import free_port
@@ -134,10 +133,8 @@ class Tunnel:
         try:
             while not self.up:
                 if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise CourseError(
-                        f"the tunnel is not up: {(self.events or ['no answer'])[-1]}",
-                        f"try the stock command to see why: {command}",
-                    )
+                    what = f"the tunnel is not up: {(self.events or ['no answer'])[-1]}"
+                    raise CourseError(what, f"try the stock command to see why: {command}")
                 time.sleep(0.05)
         except BaseException:
             self.close()
@@ -171,9 +168,8 @@ class Tunnel:
             CourseError: when the server gives up, refuses the key, or is not ready in time.
         """
         machine = self.instance
-        return ready.endpoint(
-            self.base_url, hardware=machine.hardware, source=machine.provider, **waiting
-        )
+        about = {"hardware": machine.hardware, "source": machine.provider, **waiting}
+        return ready.endpoint(self.base_url, **about)
 
     def close(self) -> None:
         """Take the tunnel down."""

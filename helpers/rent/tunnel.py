@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncssh
 
+HERE = "127.0.0.1"
 WAIT_S = 1.0  # between two attempts to connect
 
 
@@ -27,12 +28,8 @@ async def _forward(login: dict[str, Any], local_port: int, remote_port: int) -> 
     """
     while True:
         try:
-            async with asyncssh.connect(
-                **login, keepalive_interval=5, keepalive_count_max=3, config=None
-            ) as connection:
-                await connection.forward_local_port(
-                    "127.0.0.1", local_port, "127.0.0.1", remote_port
-                )
+            async with asyncssh.connect(**login, keepalive_interval=5, config=None) as connection:
+                await connection.forward_local_port(HERE, local_port, HERE, remote_port)
                 print("up", flush=True)
                 await connection.wait_closed()
                 print("down: the connection was lost", flush=True)

@@ -41,10 +41,9 @@ async def test_waiting_for_a_place_is_latency(tmp_path):
 def test_a_client_that_sends_late_does_not_hide_it():
     """What was scheduled and sent late has waited since its time: it is in the percentiles."""
     asked = Asked(7, -1, 0, scheduled_s=1.0)
-    exchange = asked.exchange
-    exchange.status, exchange.sent, exchange.connect_s, exchange.end = 200, 103.5, 0.5, 105.0
-    exchange.pieces = [WORD, STOP, DONE]
-    exchange.times = [104.0, 105.0, 105.0]
+    asked.status, asked.sent, asked.connect_s, asked.end = 200, 103.5, 0.5, 105.0
+    asked.pieces = [WORD, STOP, DONE]
+    asked.times = [104.0, 105.0, 105.0]
     entry = json.loads(asked.line(100.0, "none"))
     entry.pop("type")
     record = Record(**entry)

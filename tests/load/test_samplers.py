@@ -44,7 +44,7 @@ async def test_a_server_is_read_before_during_and_after(text, fewest):
     """One that has no metrics is asked once and then left alone."""
     server, endpoint = await listen(answering(text))
     notes = Notes()
-    sampler = ServerSampler(endpoint, 0.05, notes)
+    sampler = ServerSampler(endpoint, 0.05, notes.add)
     await asyncio.to_thread(sampler.start)
     await asyncio.to_thread(notes.enough.wait, 5 if fewest else 0.2)
     await asyncio.to_thread(sampler.stop)
@@ -59,7 +59,7 @@ async def test_a_sampler_that_breaks_does_not_cost_the_run(tmp_path, monkeypatch
     files = []
 
     def stop(sampler):
-        files.append(sampler.file.file)
+        files.append(sampler.add.__self__.file)  # the run's
         raise RuntimeError("the sampler is broken")
 
     monkeypatch.setattr(ServerSampler, "stop", stop)

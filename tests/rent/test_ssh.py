@@ -13,7 +13,7 @@ from support.sshd import openssh_server
 
 from helpers.errors import CourseError
 from helpers.rent import guard, ssh
-from helpers.rent.login import alias
+from helpers.rent.keys import alias
 from helpers.serve import ServingSpec
 
 

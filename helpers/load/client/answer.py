@@ -35,11 +35,10 @@ class Call:
 
     def parsed(self) -> dict | None:
         """Return the arguments, ``None`` if they are no JSON object."""
-        try:
+        with suppress(ValueError, RecursionError):
             values = json.loads(self.arguments or "{}")
-        except (ValueError, RecursionError):
-            return None
-        return values if isinstance(values, dict) else None
+            return values if isinstance(values, dict) else None
+        return None
 
     def __str__(self) -> str:
         return f"{self.name}({self.arguments})"

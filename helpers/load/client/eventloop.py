@@ -1,4 +1,4 @@
-"""The event loop, a timer finer than its own, and how late it stamps what has arrived.
+"""A timer finer than the event loop's own, and how late the loop stamps what has arrived.
 
 Both last as long as the load generator's process, whose end closes them.
 """
@@ -15,15 +15,6 @@ from time import perf_counter as clock
 
 _LINUX = sys.platform == "linux"
 _LIBC = ctypes.CDLL(None)
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's, which carries twice the streams; asyncio's own where there is none."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.SelectorEventLoop()
-    return uvloop.new_event_loop()
 
 
 class Alarm:

@@ -8,7 +8,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from helpers.endpoint import proxy_for, without_password
@@ -43,16 +43,14 @@ class Route:
         Raises:
             OSError: there is no way, in words that say why.
         """
-        loop, name = asyncio.get_running_loop(), self.host if self.tls else None
+        loop = asyncio.get_running_loop()
+        tls: dict[str, Any] = {"ssl": self.tls, "server_hostname": self.host if self.tls else None}
         if self.unix.exists():
             return (await loop.create_unix_connection(protocol, str(self.unix)))[1]
         if self.proxy.netloc:
             sock = await asyncio.to_thread(self._tunnel)
-            way = loop.create_connection(protocol, sock=sock, ssl=self.tls, server_hostname=name)
-            return (await way)[1]
-        transport, made = await loop.create_connection(
-            protocol, *self.address, ssl=self.tls, server_hostname=name
-        )
+            return (await loop.create_connection(protocol, sock=sock, **tls))[1]
+        transport, made = await loop.create_connection(protocol, *self.address, **tls)
         self.address = transport.get_extra_info("peername")[:2]  # asked of no name server again
         return made
 

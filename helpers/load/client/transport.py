@@ -188,16 +188,14 @@ class Transport:
         self.fields = {"Host": url.netloc.rpartition("@")[2], "Accept": "*/*", **headers}
         self.idle: list[Connection] = []
 
-    def prepare(self, path: str, body: bytes | None = None, session: str = "") -> bytes:
+    def prepare(self, path: str, body: bytes = b"", session: str = "") -> bytes:
         """Return the whole request as bytes, so that nothing is left to build when it is due."""
         fields = {**self.fields, "X-Session-ID": session} if session else dict(self.fields)
-        if body is not None:
+        if body:
             fields |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        method = "GET" if body is None else "POST"
+        method = "POST" if body else "GET"
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        return f"{method} {self.root}{path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + (
-            body or b""
-        )
+        return f"{method} {self.root}{path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + body
 
     async def warm(self, connections: int) -> None:
         """Open connections ahead of the first requests, a few at a time."""

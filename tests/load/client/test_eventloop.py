@@ -4,15 +4,16 @@ import asyncio
 import time
 
 import pytest
+import uvloop
 
 from helpers.load.client import eventloop
-from helpers.load.client.eventloop import Alarm, LagProbe, new_loop
+from helpers.load.client.eventloop import Alarm, LagProbe
 
 
 @pytest.fixture
 def loop():
     """One, closed afterwards."""
-    made = new_loop()
+    made = uvloop.new_event_loop()
     yield made
     made.close()
 
