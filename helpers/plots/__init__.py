@@ -2,25 +2,18 @@
 
 Each function returns a ``Picture``: as a cell's last line it shows itself, with its title as
 alternative text, and ``figure.savefig(path)`` keeps it. Colours and style are in ``style``; of the
-other modules each draws for one stage: ``choose`` (00), ``load`` (04), ``tools`` (05), ``scale``
-(06).
+other modules each draws for one stage: ``choose`` (00, 06), ``load`` (04), ``tools`` (05),
+``scale`` (08).
 """
 
-from helpers.plots.choose import cost, roofline, vram
-from helpers.plots.load import (
-    capacity,
-    latency,
-    request,
-    server_view,
-    throughput,
-    timeline,
-)
+from helpers.plots.choose import roofline, vram
+from helpers.plots.load import capacity, latency, request, server_view, throughput, timeline
 from helpers.plots.scale import day, events, policies, replicas
 from helpers.plots.style import picture
-from helpers.plots.tools import conversation, mistakes, phases, tool_tokens
+from helpers.plots.tools import conversation, mistakes, phases
 
 __all__ = [
-    "capacity", "conversation", "cost", "day", "events", "latency", "mistakes", "phases",
+    "capacity", "conversation", "day", "events", "latency", "mistakes", "phases",
     "picture", "policies", "replicas", "request", "roofline", "server_view", "throughput",
-    "timeline", "tool_tokens", "vram",
+    "timeline", "vram",
 ]  # fmt: skip

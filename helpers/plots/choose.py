@@ -1,4 +1,4 @@
-"""The figures for choosing a GPU (notebook 00): its memory, its speed, the price of a token."""
+"""The figures for choosing a GPU (00, 06): its memory, its speed, the price of a token."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from helpers.choose import sizing
-from helpers.choose.models import ModelShape
-from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PALE, RED, Picture, bars, picture, styled
+from helpers.choose.models import ModelShape, shape
+from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PALE, RED, Picture, picture, styled
 
 _PARTS = ["weights", "activations", "KV cache", "left unused", "weights that do not fit"]
 _COLORS = BLUE, ORANGE, GREEN, PALE, RED
@@ -50,46 +50,26 @@ def vram(models: Sequence[ModelShape], gpus: Sequence[str], context: int = 4096)
 
 @styled
 def roofline(measured: pd.DataFrame) -> Picture:
-    """The roofs of the measured GPUs, and what was reached under them.
+    """Each GPU's bound over its users in each precision, where it bends, and published runs.
 
     Args:
-        measured: what :func:`helpers.choose.sizing.measurements` returned.
+        measured: rows of :func:`helpers.choose.sizing.measurements`, one model for each GPU.
     """
     low, high = 100 * measured.of_bound.min(), 100 * measured.of_bound.max()
-    title = f"No run is above its roof: {low:.0f}-{high:.0f} % of the bound is reached"
-    subtitle = "lines: published bandwidth and tensor rate; dots: published vLLM runs"
-    figure, (axes,) = picture(title, subtitle, height=4.6)
-    x = np.geomspace(0.7, 1000, 200)
-    for name, runs in measured.groupby("gpu", sort=False):
-        gpu = sizing.gpu(str(name))
-        roof = np.minimum(x * gpu.bandwidth_gb_s / 1000, gpu.fp16_tflops)
-        (line,) = axes.plot(x, roof, label=f"roof of the {name}")
-        axes.scatter(runs.flops_per_byte, runs.tflops_per_s, color=line.get_color(), zorder=3)
-    axes.set(xscale="log", yscale="log", ylabel="TFLOP/s spent on tokens")
-    axes.set_xlabel("FLOPs for each byte read from memory (grows with the batch)")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.legend(loc="upper left")
-    axes.text(1.2, 0.2, "sloped: memory-bound", color=GREY, fontsize=9)
-    axes.text(250, 60, "flat: compute-bound", color=GREY, fontsize=9)
-    return figure
-
-
-@styled
-def cost(table: pd.DataFrame) -> Picture:
-    """What a million output tokens cost on each GPU, from published runs and listed prices.
-
-    Args:
-        table: columns ``gpu``, ``model``, ``users`` and ``usd_per_million``.
-    """
-    table = table.sort_values("usd_per_million")
-    usd, gpus = table["usd_per_million"].tolist(), table["gpu"].tolist()
-    runs = zip(usd, table["model"], table["users"], strict=True)
-    texts = [f"${price:.3f}: {model}, {users} users" for price, model, users in runs]
-    times = f"{usd[-1] / usd[0]:.1f} times those from the {gpus[0]}"
-    title, height = f"Tokens from the {gpus[-1]} cost {times}", 1.4 + 0.45 * len(usd)
-    subtitle = "published vLLM runs at full load, cheapest listed price"
-    figure, (axes,) = picture(title, subtitle, height=height)
-    bars(axes, gpus, usd, texts)
-    axes.set(xlim=(0, 2 * max(usd)), xlabel="US dollars per million output tokens")
+    title = f"{len(measured)} published runs reach {low:.0f} to {high:.0f} % of their bound"
+    names, users = [*measured.gpu.unique()], np.unique(np.geomspace(1, 1000, 99).astype(int))
+    figure, panels = picture(title, "", columns=len(names), height=4.2)
+    for _, runs in measured.groupby(["gpu", "precision"], sort=False):
+        run, coarse = runs.iloc[0], int(runs.precision.iloc[0] == "awq")
+        axes, model, gpu = panels[names.index(run.gpu)], shape(run.model), sizing.gpu(run.gpu)
+        asked, color, mark = (run.prompt_tokens, run.output_tokens), _COLORS[coarse], "os"[coarse]
+        bound = np.array([sizing.tokens_per_s(model, gpu, n, *asked) for n in users])
+        bend = np.argmax(bound > 0.999 * bound.max())  # arithmetic or the KV cache is used up
+        axes.plot(users, bound, color=color, label=f"{run.precision.upper()}: bound")
+        axes.plot(users[bend], bound[bend], "D", color=color, mfc="w", label="its bend")
+        axes.plot(runs.users, runs.tokens_per_s, mark, color=color, mec="w", label="runs")
+        axes.set(xscale="log", yscale="log", xlabel="concurrent users")
+        axes.set_title(f"{run.gpu}\n{run.model.removesuffix(' AWQ')}")
+    panels[0].set_ylabel("output tokens/s, all users")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure

@@ -27,7 +27,13 @@ def throughput(runs: Sequence[Run]) -> Picture:
     figure, (axes,) = picture(title, runs[0].title)
     top = 1.2 * np.nanmax([*rate, *high])
     few = np.geomspace(loads[0], min(top / rate[0] * loads[0], loads[-1]))
-    axes.plot(few, rate[0] / loads[0] * few, ":", color=GREY, label="if each more cost no time")
+    axes.plot(
+        few,
+        rate[0] / loads[0] * few,
+        ":",
+        color=GREY,
+        label="ideal: every user as fast as the first",
+    )
     axes.plot(loads, rate, "o-", color=BLUE, label="measured (bar: 95 % interval)")
     axes.vlines(loads, low, high, color=BLUE)
     if unit == "users" and len(runs) > 2:
@@ -36,7 +42,7 @@ def throughput(runs: Sequence[Run]) -> Picture:
         axes.axvline(bend.users, color=ORANGE, linestyle="--", label=name)
     axes.set(ylim=(0, top), ylabel="output tokens/s, all users")
     _load_axis(axes, loads, unit)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower left", ncols=2)
     return figure
 
 

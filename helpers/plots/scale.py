@@ -1,56 +1,65 @@
-"""The figures of several replicas (notebook 06): what they carry, what losing one costs, a day."""
+"""The figures of several replicas (notebook 08): what they carry, what losing one costs, a day."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
-from matplotlib.ticker import MaxNLocator
 
 from helpers import measure
-from helpers.plots.style import BLUE, GREEN, GREY, LINES, RED, Picture, bars, picture, styled
+from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, RED, Picture, bars, picture, styled
 from helpers.records import Run, refuse_partial
 from helpers.serve.fleet import Fleet
 
 
 @styled
 def replicas(runs: Sequence[Run]) -> Picture:
-    """Output tokens per second of one replica and of several (labels name them)."""
+    """Output tokens per second of one replica and of several (labels name them).
+
+    Args:
+        runs: the first of one replica, the last of the most; each with its number of users.
+    """
+    one, most = runs[0], runs[-1]
     rates = [measure.interval(run, "output_tokens_per_s") for run in runs]
-    times = rates[-1].value / rates[0].value
-    title = f"{runs[-1].label} give {times:.2f} times the tokens of {runs[0].label}"
-    figure, (axes,) = picture(title, runs[-1].title, height=1.6 + 0.5 * len(runs))
+    title = str(measure.compare(one, most)).replace("output_tokens_per_s", "Output tokens/s")
+    figure, (axes,) = picture(title, most.title, height=1.8 + 0.5 * len(runs))
     bars(axes, [run.label for run in runs], rates, [f"{rate.value:.0f}" for rate in rates])
+    ideal = rates[0].value * (most.users or 1) / (one.users or 1)
+    axes.axvline(ideal, color=GREY, linestyle="--", label="ideal: every user as fast as the first")
     axes.margins(x=0.12)
-    axes.set_xlabel("output tokens/s, all users (bar: 95 % interval)")
+    axes.set_xlabel("output tokens/s, all users (line at the end of a bar: 95 % interval)")
+    figure.legend(loc="outside lower center")
     return figure
 
 
 @styled
-def policies(runs: Mapping[str, Run]) -> Picture:
-    """TTFT of chats from question to question, and how much of them came from prefix caches.
+def policies(runs: Mapping[str, Sequence[Run]]) -> Picture:
+    """TTFT p95 of chats under each routing policy, and how much of them came from prefix caches.
 
     Args:
-        runs: of chats with several turns, one for each routing policy.
+        runs: of chats with several turns, the same number (two or more) for each policy.
     """
-    waits = pd.Series({name: measure.summary(run).ttft_p95_ms for name, run in runs.items()})
-    title = f"Chats wait {waits.max() / waits.min():.1f} times as long (TTFT p95) under "
-    title += f"{waits.idxmax()} as under {waits.idxmin()}"
-    figure, (left, right) = picture(title, next(iter(runs.values())).title, columns=2)
-    cached = []
-    for (name, run), (color, line) in zip(runs.items(), LINES, strict=False):
-        good = run.frame().query("cause == ''")
-        mean = good.groupby("turn").ttft_s.mean()
-        left.plot(mean.index + 1, mean, line, color=color, label=name)
-        cached.append(100 * good.cached_tokens.sum() / good.prompt_tokens.sum())
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set(ylim=(0, None), ylabel="time to first token (TTFT), mean, s")
-    left.set_xlabel("question number in the chat")
-    figure.legend(loc="outside lower center", ncols=len(runs), fontsize=9)
-    bars(right, list(runs), cached, [f"{share:.0f}" for share in cached])
-    for bar, (color, _) in zip(right.patches, LINES, strict=False):
-        bar.set_color(color)
-    right.set(xlim=(0, 100), xlabel="prompt tokens found in the prefix cache, %")
+    waits = [[measure.summary(run).ttft_p95_ms / 1000 for run in many] for many in runs.values()]
+    cached = [[100 * _cached(run) for run in many] for many in runs.values()]
+    title = f"Waiting under {len(runs)} router policies, and what the prefix caches spared"
+    figure, panels = picture(title, next(iter(runs.values()))[0].title, columns=2)
+    for axes, values in zip(panels, (waits, cached), strict=True):
+        means = [_mean(each) for each in values]
+        bars(axes, list(runs), means, [f"{mean.value:.3g}" for mean in means])
+        axes.plot(values, range(len(values)), "o", color=ORANGE)
+        axes.margins(x=0.2)
+    panels[0].set_xlabel("TTFT p95, s (dots: runs; line: 95 % interval)")
+    panels[1].set_xlabel("prompt tokens from a prefix cache, %")
     return figure
+
+
+def _cached(run: Run) -> float:
+    return sum(r.cached_tokens for r in run.ok) / sum(r.prompt_tokens for r in run.ok)
+
+
+def _mean(values: Sequence[float]) -> measure.Interval:
+    """The mean of a few runs with its 95 % interval (Student's t)."""
+    t = {2: 12.71, 3: 4.30, 4: 3.18}.get(len(values), 2.78)
+    mean, error = float(np.mean(values)), float(t * np.std(values, ddof=1) / len(values) ** 0.5)
+    return measure.Interval(value=mean, low=max(0.0, mean - error), high=mean + error)
 
 
 @styled

@@ -2,35 +2,19 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
-from cycler import cycler
-from matplotlib import rc_context
+from matplotlib import rc_context, rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.typing import RcKeyType
 from PIL import Image
 
 from helpers.measure import Interval
+from helpers.settings import ASSETS
 
 # Okabe and Ito's palette: told apart with every kind of colour vision.
-BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 GREY, PALE = "#6e7781", "#d0d7de"
-# Lines that are told apart without colours, too.
-LINES = ((ORANGE, "o--"), (RED, "o:"), (PURPLE, "o-."), (BLUE, "o-"), (GREEN, "o-"))
-STYLE: dict[RcKeyType, Any] = {
-    "figure.dpi": 110,
-    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, GREY]),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e1e4e8",
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.titlecolor": GREY,
-    "legend.frameon": False,
-}
+STYLE = rc_params_from_file(ASSETS / "figures.mplstyle", use_default_template=False)
 #: Decorator of a function that draws: the style holds while it runs, and nowhere else.
 styled = rc_context(STYLE)
 
@@ -52,6 +36,7 @@ class Picture(Figure):
         return {"image/png": small.getvalue(), "text/plain": text}, {"image/png": {"alt": text}}
 
 
+@styled
 def picture(
     title: str, measured: str, *, rows: int = 1, columns: int = 1, height: float = 4
 ) -> tuple[Picture, list[Axes]]:

@@ -36,27 +36,6 @@ def conversation(talk: Conversation, subtitle: str) -> Picture:
 
 
 @styled
-def tool_tokens(table: pd.DataFrame, subtitle: str) -> Picture:
-    """What tools cost before the model says a word: time to first token against their number.
-
-    Args:
-        table: indexed by the number of tools; columns ``fresh_ms`` (a prompt never seen) and
-            ``repeated_ms`` (one in the server's prefix cache).
-        subtitle: what was measured, and where.
-    """
-    fresh, repeated = table["fresh_ms"], table["repeated_ms"]
-    title = f"{table.index[-1]} tools: {fresh.iloc[-1]:.0f} ms to the first token, "
-    title += f"{repeated.iloc[-1]:.0f} ms when the prompt is cached"
-    figure, (axes,) = picture(title, subtitle)
-    axes.plot(table.index, fresh, "o-", color=ORANGE, label="fresh prompt")
-    axes.plot(table.index, repeated, "s-", color=BLUE, label="repeated prompt")
-    axes.set(xlabel="tools in the prompt", ylabel="time to first token, ms", xticks=table.index)
-    axes.set_ylim(0, 1.15 * fresh.max())
-    axes.legend(loc="upper left")
-    return figure
-
-
-@styled
 def phases(table: pd.DataFrame, subtitle: str) -> Picture:
     """Where the time of a conversation goes, for each number of users.
 
@@ -110,7 +89,7 @@ def mistakes(evaluation: Evaluation) -> Picture:
     for (row, column), count in np.ndenumerate(counts):
         ink = "white" if share[row, column] > 0.6 else "black"
         axes.text(column, row, str(count or ""), ha="center", va="center", color=ink)
-    axes.set_xlabel("outcome (number of questions; colour: share of their kind)")
+    axes.set_xlabel("Outcome of each question (darker: a larger share of that kind)")
     axes.set_yticks(range(len(counts)), list(counts.index))
     names = [fill(str(name), 10) for name in counts]
     axes.set_xticks(range(len(names)), names, fontsize=8)

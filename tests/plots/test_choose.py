@@ -1,6 +1,6 @@
-"""The pictures of notebook 00 show what the formulas and the published runs say."""
+"""The pictures of notebooks 00 and 06 show what the formulas and the published runs say."""
 
-import pandas as pd
+import numpy as np
 import pytest
 
 from helpers import plots
@@ -28,20 +28,38 @@ def test_memory_picture_counts_what_fits(mistral, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size < 120_000
 
 
-def test_roofline_picture_has_every_run_under_its_roof(tmp_path):
-    """A dot above its roof would mean a wrong specification or a wrong formula."""
+def test_published_runs_stay_below_the_bound_that_is_drawn(tmp_path):
+    """A dot above its line would mean a wrong specification or a wrong formula."""
     measured = sizing.measurements()
-    figure = plots.roofline(measured)
-    (axes,) = figure.axes
-    assert "byte" in axes.get_xlabel() and "TFLOP/s" in axes.get_ylabel()
-    names = list(dict.fromkeys(measured.gpu))
-    assert sum(len(dots.get_offsets()) for dots in axes.collections) == len(measured)
-    for name, dots in zip(names, axes.collections, strict=True):
-        gpu = sizing.gpu(name)
-        for x, y in dots.get_offsets():
-            assert y <= min(x * gpu.bandwidth_gb_s / 1000, gpu.fp16_tflops) * 1.001
+    shown = measured[measured.gpu.isin(["L4", "RTX 4090"]) & ~measured.model.str.contains("Qwen3")]
+    figure = plots.roofline(shown)
+    low, high = (f"{100 * share:.0f}" for share in (shown.of_bound.min(), shown.of_bound.max()))
+    title = f"{len(shown)} published runs reach {low} to {high} % of their bound"
+    assert figure.get_suptitle() == title
+    assert [axes.get_title("left").split("\n")[0] for axes in figure.axes] == ["L4", "RTX 4090"]
+    for axes, kinds in zip(figure.axes, (2, 1), strict=True):
+        assert axes.get_xlabel() == "concurrent users"
+        assert len(axes.lines) == 3 * kinds
+        for at in range(0, 3 * kinds, 3):
+            bound, bend, runs = (line.get_xydata() for line in axes.lines[at : at + 3])
+            for users, rate in runs:
+                assert rate <= np.interp(users, *bound.T)
+            [(users, rate)] = bend
+            assert rate == pytest.approx(bound[:, 1].max(), rel=0.001)
+            assert (bound[bound[:, 0] < users, 1] < rate).all()
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size < 120_000
+
+
+def test_awq_bends_at_fewer_users_than_fp16():
+    """Its weights are read faster, and computed with no faster."""
+    measured = sizing.measurements()
+    figure = plots.roofline(measured[measured.gpu == "A100 40GB"].iloc[:6])
+    [axes] = figure.axes
+    fp16, awq = (float(axes.lines[at].get_xdata()[0]) for at in (1, 4))
+    assert 2 < fp16 / awq < 4
+    tops = [axes.lines[at].get_ydata().max() for at in (0, 3)]
+    assert tops[0] == pytest.approx(tops[1], rel=0.01)
 
 
 def test_weights_that_do_not_fit_fill_the_bar(mistral):
@@ -51,16 +69,3 @@ def test_weights_that_do_not_fit_fill_the_bar(mistral):
         (legend,) = figure.legends
         assert legend.get_texts()[-1].get_text() == "weights that do not fit"
         assert figure.axes[0].patches[-1].get_width() == share
-
-
-def test_costs_are_in_order_and_name_the_run():
-    """The cheapest stands on top; two runs on one GPU are two bars."""
-    columns = ["gpu", "model", "users", "usd_per_million"]
-    rows = [("L4", "M AWQ", 8, 0.3), ("L4", "M", 1, 0.9), ("T4", "M", 4, 0.6)]
-    figure = plots.cost(pd.DataFrame(rows, columns=columns))
-    (axes,) = figure.axes
-    assert figure.get_suptitle() == "Tokens from the L4 cost 3.0 times those from the L4"
-    assert [bar.get_width() for bar in axes.patches] == [0.3, 0.6, 0.9]
-    assert [text.get_text().strip() for text in axes.texts] == [
-        "$0.300: M AWQ, 8 users", "$0.600: M, 4 users", "$0.900: M, 1 users"
-    ]  # fmt: skip

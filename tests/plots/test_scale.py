@@ -22,25 +22,34 @@ def chats(ttft_s, cached) -> Run:
 
 
 def test_replicas_are_compared():
-    """Two that answer twice as many users in the same time."""
+    """Two that answer twice as many users in the same time; the title says no more than is sure."""
     runs = [closed_loop(users=2), closed_loop(users=4)]
     figure = plots.replicas(runs)
-    assert figure.get_suptitle() == "4 users give 2.00 times the tokens of 2 users"
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+    assert figure.get_suptitle().startswith("Output tokens/s: 4 users against 2 users: +100% (95 %")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
         "2 users", "4 users"
     ]  # fmt: skip
+    (ideal,) = {line.get_xdata()[0] for line in axes.get_lines() if line.get_linestyle() == "--"}
+    assert ideal == pytest.approx(2 * axes.patches[0].get_width())
+    assert ideal < axes.get_xlim()[1]
+    same = plots.replicas([runs[0], runs[0]]).get_suptitle()
+    assert same.startswith("Output tokens/s: no difference beyond noise")
 
 
-def test_policies_show_waits_by_turn_and_what_the_cache_had():
-    """A line and a bar of the same colour for each policy."""
-    figure = plots.policies({"random": chats(0.3, 2), "cache_aware": chats(0.1, 8)})
+def test_policies_show_every_run_its_mean_and_its_interval():
+    """The p95 of each run is a dot, the bar their mean; what the caches held likewise."""
+    blind = [chats(0.3, 2), chats(0.5, 2), chats(0.4, 2)]
+    aware = [chats(0.1, 8), chats(0.1, 7), chats(0.1, 9)]
+    figure = plots.policies({"random": blind, "cache_aware": aware})
     left, right = figure.axes
-    assert figure.get_suptitle() == (
-        "Chats wait 3.0 times as long (TTFT p95) under random as under cache_aware"
-    )
-    assert list(left.get_lines()[0].get_xdata()) == [1, 2, 3, 4]
-    assert list(left.get_lines()[1].get_ydata()) == pytest.approx([0.1] * 4)
-    assert [bar.get_width() for bar in right.patches] == [20, 80]
+    assert "TTFT p95" in left.get_xlabel()
+    assert [bar.get_width() for bar in left.patches] == pytest.approx([0.4, 0.1])
+    assert [bar.get_width() for bar in right.patches] == pytest.approx([20, 80])
+    whiskers = [line for line in left.get_lines() if line.get_marker() == "|"]
+    assert whiskers[0].get_xdata() == pytest.approx([0.4 - 4.3 / 300**0.5, 0.4 + 4.3 / 300**0.5])
+    dots = [line.get_xdata()[0] for line in left.get_lines() if line.get_marker() == "o"]
+    assert dots == pytest.approx([0.3, 0.5, 0.4])
 
 
 def test_events_mark_what_happened_and_each_request_that_was_lost():

@@ -64,13 +64,3 @@ def test_phases_add_up_and_users_without_an_answer_are_left_out():
     assert list(axes.get_lines()[0].get_ydata()) == [600, 1800]
     with pytest.raises(CourseError, match="no conversation"):
         plots.phases(lost, "m")
-
-
-def test_tools_cost_time_until_the_cache_knows_them():
-    """The title has the last row, the lines have both columns."""
-    table = pd.DataFrame({"fresh_ms": [90, 1292], "repeated_ms": [20, 30]}, index=[1, 16])
-    figure = plots.tool_tokens(table, "m")
-    assert figure.get_suptitle() == (
-        "16 tools: 1292 ms to the first token, 30 ms when the prompt is cached"
-    )
-    assert [list(line.get_ydata()) for line in figure.axes[0].get_lines()] == [[90, 1292], [20, 30]]
