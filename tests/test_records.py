@@ -117,10 +117,11 @@ def test_a_stream_that_comes_in_one_piece_tells_no_time_between_tokens():
 
 def made(annotation: str, run: Run):
     """What a parameter takes, with a run where it takes runs."""
-    if "Sequence" in annotation:
-        return [run, run]
+    many = [run, run] if "Sequence" in annotation else run
     if "Mapping" in annotation:
-        return {"one": run} if "Run" in annotation else {}
+        return {"one": many} if "Run" in annotation else {}
+    if "Sequence" in annotation:
+        return many
     return run if "Run" in annotation else measure.Objective()
 
 

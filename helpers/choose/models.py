@@ -134,11 +134,10 @@ def shape(source: str | Path, precision: str | None = None) -> ModelShape:
         )
         config.finish()
     except (ValueError, TypeError) as error:
-        raise CourseError(
-            f"{source} is not a model these formulas describe ({error})",
-            "its model card says how many parameters it has; if only the quantization is unknown, "
-            f"give the nearest precision of {', '.join(BYTES_PER_WEIGHT)}",
-        ) from None
+        hint = "its model card says how many parameters it has; if only the quantization is "
+        hint += f"unknown, give the nearest precision of {', '.join(BYTES_PER_WEIGHT)}"
+        what = f"{source} is not a model these formulas describe ({error})"
+        raise CourseError(what, hint) from None
     return made
 
 
@@ -155,17 +154,13 @@ def spec(name: str, settings: Settings) -> ServingSpec:
     """
     found = _listed(name)
     if not found:
-        raise CourseError(
-            f"there is no model called {name!r} in assets/models.csv",
-            f"known are {', '.join(table().model)}",
-        )
+        what = f"there is no model called {name!r} in assets/models.csv"
+        raise CourseError(what, f"known are {', '.join(table().model)}")
     token = settings.hf_token
     if found["gated"] == "yes" and not token:
-        raise CourseError(
-            f"{found['model']} is gated and HF_TOKEN is not set",
-            f"accept its terms at https://huggingface.co/{found['repo']}, create a token at "
-            "https://huggingface.co/settings/tokens and put it into .env",
-        )
+        hint = f"accept its terms at https://huggingface.co/{found['repo']}, create a token at "
+        hint += "https://huggingface.co/settings/tokens and put it into .env"
+        raise CourseError(f"{found['model']} is gated and HF_TOKEN is not set", hint)
     env = {"HF_TOKEN": token.get_secret_value()} if token and found["gated"] != "no" else {}
     words, longest = shlex.split(found["vllm_args"]), int(found["max_model_len"])
     return ServingSpec(model=found["repo"], max_model_len=longest, extra_args=tuple(words), env=env)
@@ -191,12 +186,11 @@ def _config(source: str) -> dict[str, Any]:
             answer.raise_for_status()
             config = answer.json()
     except (OSError, ValueError) as error:
-        raise CourseError(
-            f"no model in assets/models.csv is called {source!r}, and no config.json could be read "
-            f"for it ({type(error).__name__})",
-            "check the name (models.table() has the known ones) and the network; for a gated model "
-            "accept its terms on its Hub page and set HF_TOKEN in .env",
-        ) from error
+        what = f"no model in assets/models.csv is called {source!r}, and no config.json could be "
+        what += f"read for it ({type(error).__name__})"
+        hint = "check the name (models.table() has the known ones) and the network; for a gated "
+        hint += "model accept its terms on its Hub page and set HF_TOKEN in .env"
+        raise CourseError(what, hint) from error
     while text := next((config[name] for name in FIELDS["nested"] if config.get(name)), None):
         config = {name: config[name] for name in FIELDS["outside"] if name in config} | text
     return config | {"model": source}

@@ -123,10 +123,9 @@ def refresh() -> pd.DataFrame:
     """
     table = offers()
     if not table.source.str.startswith("live: ").any():
-        raise CourseError(
-            "no provider's prices could be read, so the snapshot was not changed",
-            "check the network connection (and GPUHUNT_CATALOG_URL, if you set it)",
-        )
+        what = "no provider's prices could be read, so the snapshot was not changed"
+        hint = "check the network connection (and GPUHUNT_CATALOG_URL, if you set it)"
+        raise CourseError(what, hint)
     machine = ["provider", "gpu", "vram_gb", "gpu_count", "kind"]
     table = table.groupby(machine, as_index=False, group_keys=False).head(5)
     kept = table.drop(columns=["usd_per_gpu_hour", "bandwidth_gb_s", "fp16_tflops"])

@@ -83,9 +83,8 @@ def gpu(name: str, count: int = 1) -> Gpu:
     near = sorted((known for known in table.index if words <= _words(known)), key=len)
     if not near or words != _words(near[0]):
         meant = f"did you mean {' or '.join(near)}? " if words and near else ""
-        raise CourseError(
-            f"{name} is not in assets/gpus.csv", f"{meant}known are {', '.join(table.index)}"
-        )
+        hint = f"{meant}known are {', '.join(table.index)}"
+        raise CourseError(f"{name} is not in assets/gpus.csv", hint)
     name = near[0]
     table = table.fillna({"usable_gib": _USABLE * table.vram_gb, "fp8_tflops": table.fp16_tflops})
     rates = ("usable_gib", "bandwidth_gb_s", "fp16_tflops", "fp8_tflops")

@@ -8,9 +8,7 @@ the same. The definitions of the latencies stand in ``helpers.records``.
 """
 
 from helpers.measure.capacity import (
-    Capacity,
     Objective,
-    Saturation,
     capacity,
     goodput,
     level,
@@ -20,12 +18,11 @@ from helpers.measure.capacity import (
     usd_per_million_tokens,
     verdict,
 )
-from helpers.measure.intervals import Difference, compare
-from helpers.measure.steady import Interval, interval, is_steady, token_times, window
+from helpers.measure.steady import Interval, compare, interval, is_steady, token_times, window
 from helpers.measure.summary import agreement, most_at_once, summary, table
 
 __all__ = [
-    "Capacity", "Difference", "Interval", "Objective", "Saturation", "agreement", "capacity",
-    "compare", "goodput", "interval", "is_steady", "level", "margin", "most_at_once", "room",
-    "saturation", "summary", "table", "token_times", "usd_per_million_tokens", "verdict", "window",
+    "Interval", "Objective", "agreement", "capacity", "compare", "goodput", "interval",
+    "is_steady", "level", "margin", "most_at_once", "room", "saturation", "summary", "table",
+    "token_times", "usd_per_million_tokens", "verdict", "window",
 ]  # fmt: skip

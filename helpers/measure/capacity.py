@@ -234,6 +234,7 @@ def saturation(runs: Sequence[Run]) -> Saturation:
 
 def room(run: Run) -> float:
     """Return how many requests the server took at once while others waited for them to end."""
+    refuse_partial(run)
     late = run.samples[len(run.samples) // 2 :]
     waiting, running = ([s.get(kind, 0) for s in late] for kind in ("waiting", "running"))
     return round(median(running)) if sum(waiting) > QUEUE * sum(running) > 0 else math.inf

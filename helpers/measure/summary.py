@@ -1,4 +1,4 @@
-"""One run in numbers.
+"""One run in numbers, and whether the server's own counters agree.
 
 The definitions of TTFT, ITL, TPOT and end-to-end latency stand in ``helpers.records``, and what is
 counted of a run in ``helpers.measure.steady``.

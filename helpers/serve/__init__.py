@@ -7,11 +7,10 @@ needs and what they cost.
 """
 
 from helpers.serve import router
-from helpers.serve.fleet import Fleet, Interruptible, Serverless, fleet
+from helpers.serve.fleet import Interruptible, Serverless, fleet
 from helpers.serve.ready import endpoint
 from helpers.serve.spec import MISTRAL_AWQ, ServingSpec
 
 __all__ = [
-    "MISTRAL_AWQ", "Fleet", "Interruptible", "Serverless", "ServingSpec", "endpoint", "fleet",
-    "router",
+    "MISTRAL_AWQ", "Interruptible", "Serverless", "ServingSpec", "endpoint", "fleet", "router",
 ]  # fmt: skip

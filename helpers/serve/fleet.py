@@ -98,10 +98,8 @@ class Fleet:
 
     def __str__(self) -> str:
         counts, costs = self.hours.replicas, self.costs.usd_per_day
-        return (
-            f"{counts.min()} to {counts.max()} replicas; cheapest: {costs.idxmin()}, "
-            f"${costs.min():.2f} a day (peak all day: ${costs.iloc[0]:.2f})"
-        )
+        said = f"{counts.min()} to {counts.max()} replicas; cheapest: {costs.idxmin()}, "
+        return said + f"${costs.min():.2f} a day (peak all day: ${costs.iloc[0]:.2f})"
 
 
 def fleet(

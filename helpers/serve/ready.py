@@ -87,11 +87,9 @@ def endpoint(
             remedy = next(advice for words, advice in REMEDIES.items() if words in tail.lower())
             raise CourseError(f"the model server gave up:\n{tail[-1500:]}", remedy)
         time.sleep(poll_s)
-    raise CourseError(
-        f"the model server at {found.base_url} did not become ready in {timeout_s:.0f} s ({said})\n"
-        f"{log().strip()[-1000:]}".strip(),
-        "destroy the instance if the log shows no progress: `python -m helpers destroy`",
-    )
+    what = f"the model server at {found.base_url} did not become ready in {timeout_s:.0f} s"
+    hint = "destroy the instance if the log shows no progress: `python -m helpers destroy`"
+    raise CourseError(f"{what} ({said})\n{log().strip()[-1000:]}".strip(), hint)
 
 
 def _described(server: Endpoint) -> Endpoint:

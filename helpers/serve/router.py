@@ -79,11 +79,8 @@ def start(endpoints: Sequence[Endpoint], policy: str = "cache_aware") -> Iterato
         raise CourseError("a router needs servers, all of one model", "see the endpoints' models")
     port = free_port()
     words = command([one.origin for one in endpoints], policy, port, free_port())
-    endpoint = replace(
-        endpoints[0],
-        base_url=f"http://127.0.0.1:{port}/v1",
-        hardware=f"{len(endpoints)} x {endpoints[0].hardware}",
-    )
+    base_url, hardware = f"http://127.0.0.1:{port}/v1", endpoints[0].hardware
+    endpoint = replace(endpoints[0], base_url=base_url, hardware=f"{len(endpoints)} x {hardware}")
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,

@@ -31,10 +31,7 @@ class Puppet(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers, self.asked = list(answers), list[dict]()
         self.endpoint = Endpoint(base_url=f"http://127.0.0.1:{self.server_port}/v1", model="puppet")
-
-    def __enter__(self) -> "Puppet":
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()

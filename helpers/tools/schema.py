@@ -21,11 +21,7 @@ from helpers.errors import CourseError
 
 
 class BadArguments(ValueError):
-    """What a model wrote does not fit the tool; ``problems`` says where, in pydantic's words."""
-
-    def __init__(self, problems: dict[str, str]) -> None:
-        super().__init__("; ".join(f"{where}: {what}" for where, what in problems.items()))
-        self.problems = [{"argument": a, "problem": s} for a, s in problems.items()]
+    """What a model wrote does not fit the tool: the arguments, and what is wrong with each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +82,13 @@ class Tool:
         try:
             return vars(self.form.model_validate_json(text or "{}"))
         except pydantic.ValidationError as error:
-            told = error.errors()[:5]
-            places = [".".join(map(str, one["loc"]))[:80] or "(all)" for one in told]
-            problems = [one["msg"][:200] for one in told]
-            raise BadArguments(dict(zip(places, problems, strict=True))) from None
+            problems = []
+            for one in error.errors()[:5]:
+                place = ".".join(map(str, one["loc"]))[:80] or "(all)"
+                problems.append(f"{place}: {one['msg'][:200]}")
+            raise BadArguments("; ".join(problems)) from None
         except Exception as error:  # a validator of the tool's own may raise anything
-            raise BadArguments({"(all)": f"refused ({type(error).__name__})"}) from None
+            raise BadArguments(f"(all): refused ({type(error).__name__})") from None
 
 
 def tool(
@@ -136,10 +133,9 @@ def tool(
         form.model_json_schema()
     except Exception as error:  # whatever Python or pydantic make of an annotation
         name = getattr(function, "__name__", function)
-        raise CourseError(
-            f"{name} cannot be a tool: {str(error).splitlines()[0]}",
-            "write every parameter as in number: int, with a type that JSON can carry",
-        ) from None
+        what = f"{name} cannot be a tool: {str(error).splitlines()[0]}"
+        hint = "write every parameter as in number: int, with a type that JSON can carry"
+        raise CourseError(what, hint) from None
     text = " ".join((told.description or "").split())
     marks = {"foreign": foreign, "acts": acts}
     return Tool(name=function.__name__, description=text, function=function, form=form, **marks)

@@ -149,8 +149,8 @@ def test_a_refusal_says_where_and_what(text, where, what):
     """The model reads it, and can do better the next time."""
     with pytest.raises(tools.BadArguments) as raised:
         order.arguments(text)
-    assert raised.value.problems[0]["argument"] == where
-    assert what in raised.value.problems[0]["problem"] and f"{where}: " in str(raised.value)
+    place, _, problem = str(raised.value).partition("; ")[0].partition(": ")
+    assert place == where and what in problem
 
 
 @given(st.text() | st.recursive(
@@ -162,7 +162,7 @@ def test_whatever_a_model_writes_is_arguments_or_a_refusal(text):
     try:
         found = order.arguments(text)
     except tools.BadArguments as error:
-        assert 1 <= len(error.problems) <= 5 and len(str(error)) < 1500
+        assert str(error) and len(str(error)) < 1500
     else:
         assert all(type(one) is Item for one in found["items"])
 
