@@ -92,9 +92,8 @@ def rent(
 ) -> Instance:
     """The instance of this label: the one that is rented already, or a new one.
 
-    Registers the reader's key first (machines only get the keys known when they are made), takes
-    the cheapest offer within the limits, the next one when somebody else was faster, and another
-    host when a machine does not come up (it is destroyed first).
+    Registers the reader's key first, takes the cheapest offer within the limits, the next one when
+    somebody else was faster, and another host when a machine does not come up.
 
     Args:
         provider: where to rent.
