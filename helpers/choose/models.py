@@ -28,7 +28,8 @@ class ModelShape:
     Args:
         name: what to call it.
         layers: what each of its layers holds.
-        embedding: weights of the input embedding and, unless it is the same, the output head.
+        embedding: weights of the input embedding, and of the output head, which is as large.
+        matrices: 2, or 1 where both are the same.
         kv_heads: into how many pieces the KV cache of a token can be split.
         experts: routed MLPs of a layer that has them; 1 in a dense model.
         experts_per_token: routed MLPs that a token passes through.
@@ -40,6 +41,7 @@ class ModelShape:
     name: str
     layers: tuple[Layer, ...] = field(repr=False)
     embedding: int
+    matrices: int
     kv_heads: int
     experts: int
     experts_per_token: int
@@ -57,23 +59,25 @@ class ModelShape:
         Norms and biases (under 0.3 %), image encoders and layers that only predict further tokens
         (MTP) are left out.
         """
-        return self.linear(self.experts) + self.embedding
+        return self.linear(self.experts) + self.matrices * self.embedding
 
     def weights_gb(self, batch: int | None = None) -> float:
         """Size of the weights, GB (10^9 bytes).
 
         Args:
-            batch: count only what a decode step of so many sequences reads: a mixture of experts
-                is expected to touch ``E (1 - (1 - k/E)^batch)`` of its E experts (each token
-                picks k, taken as independent). ``None`` counts everything.
+            batch: count only what a decode step of so many sequences reads. In the input embedding
+                it only looks up a row; of a mixture's E experts it is expected to touch
+                ``E (1 - (1 - k/E)^batch)`` (each token picks k, taken as independent). ``None``
+                counts everything.
         """
-        touched = float(self.experts)
+        touched, ends = float(self.experts), self.matrices * self.embedding
         if batch is not None:
+            ends = self.embedding
             touched *= 1 - (1 - self.experts_per_token / self.experts) ** batch
         always = self.linear(0)
         routed, width = self.linear(touched) - always, BYTES_PER_WEIGHT[self.precision]
         rest = BYTES_PER_WEIGHT["fp16"] if self.precision == "mxfp4" else width
-        return (routed * width + always * rest + self.embedding * BYTES_PER_WEIGHT["fp16"]) / 1e9
+        return (routed * width + always * rest + ends * BYTES_PER_WEIGHT["fp16"]) / 1e9
 
     def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
         """By how much one more token lets the KV cache of a long sequence grow, bytes.
@@ -120,12 +124,12 @@ def shape(source: str | Path, precision: str | None = None) -> ModelShape:
     found = {name: listed[name] for name in listed if name in columns} or _config(str(source))
     config = Config(found)
     try:
-        matrices = 1 if config.number("tied_embeddings") else 2
         kv_heads = config.number("kv_heads", config.number("heads"))
         made = ModelShape(
             name=found["model"],
+            matrices=1 if config.number("tied_embeddings") else 2,
             layers=layers(config),
-            embedding=matrices * config.number("vocab") * config.number("hidden"),
+            embedding=config.number("vocab") * config.number("hidden"),
             kv_heads=1 if config.get("kv_lora_rank") else kv_heads,
             experts=max(1, config.number("experts", 1)),
             experts_per_token=max(1, config.number("experts_per_token", 1)),

@@ -17,7 +17,7 @@ from helpers.settings import ASSETS
 
 GIB = 2**30
 #: Share of the roofline that vLLM reaches: about the middle of what the published runs in
-#: ``assets/measurements.csv`` reach (median 73 %; with a single user 63-87 %).
+#: ``assets/measurements.csv`` reach (median 68 %; with a single user 52-81 %).
 EFFICIENCY = 0.7
 #: VRAM that is neither weights nor KV cache, GiB: activation peak 1.26 and non-PyTorch memory
 #: 0.35 in published start-up logs of 8B models (vLLM PR 10511, issue 10517). Your own log says it

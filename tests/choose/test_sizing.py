@@ -69,7 +69,7 @@ def test_published_measurements_lie_under_the_bound_and_near_the_expectation():
     far = table.drop(near.index)
     assert far.note.str.len().gt(0).all(), "a run that is far off must say why"
     single = table[table.users == 1].of_bound
-    assert single.between(0.60, 0.90).all()  # what EFFICIENCY's docstring says
+    assert single.between(0.50, 0.85).all()  # what EFFICIENCY's docstring says
 
 
 def test_a_t4_cannot_hold_mistral_in_fp16_but_holds_it_in_awq():

@@ -89,7 +89,7 @@ def test_a_notebook_can_be_downloaded_and_neighbours_are_named_once(site, pages)
     """The file is the committed one; the links between notebooks are the theme's alone."""
     for name in CHAPTERS:
         page = pages[site / f"{name}.html"]
-        [link] = page.select("article a.download")
+        [link] = page.select("article a.download[href$='.ipynb']")
         committed = PROJECT / "notebooks" / f"{name}.ipynb"
         assert (site / unquote(link["href"])).read_bytes() == committed.read_bytes()
         assert len(page.select("a.right-next")) == len(page.select("a.left-prev")) == 1
