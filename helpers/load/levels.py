@@ -101,8 +101,8 @@ async def search(
         start: first load; a hundredth of it is the least that is tried.
         limit: highest load to try.
         precision: stop when the bracket is narrower than this part of it (or than one user).
-        looks: after how many answer times to look at a level, unless ``requests`` or
-            ``duration_s`` is given.
+        looks: after how many answer times to look at a level, unless ``options`` end it.
+        after: a sweep of the same server and workload; what it decides by far is not repeated.
         folder: where the runs' files go, by default as for ``run``. A search that was stopped
             goes on from them; a new one needs a new folder.
         budget_s: the most time that it may take, by default 350 (at a rate 900, because a queue
