@@ -218,16 +218,16 @@ def contents(facts: list[Facts], pictures: bool) -> str:
     numbered = {one.number: row(one) for one in facts}
     for number, what in COMING.items():
         note = f"{number} - {what[0].upper()}{what[1:]}: being written"
-        numbered.setdefault(number, f"| | {note} |" if pictures else f"| {note} | | |")
+        numbered.setdefault(number, f"| | {note} |" if pictures else f"| {note} | |")
     head = ["| | notebook |", "|---|---|"]
     if not pictures:
-        head = ["| notebook | you will | time |", "|---|---|---|"]
+        head = ["| notebook | you will |", "|---|---|"]
     return "\n".join([*head, *(numbered[number] for number in sorted(numbered))])
 
 
 def plain(one: Facts) -> str:
     """A notebook's row in notebook 00."""
-    return f"| [{one.title}]({one.path.name}) | {one.goal} | {one.time} |"
+    return f"| [{one.title}]({one.path.name}) | {one.goal} |"
 
 
 def pictured(one: Facts) -> str:
