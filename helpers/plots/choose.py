@@ -1,4 +1,4 @@
-"""The figures for choosing a GPU (00, 06): its memory, its speed, the price of a token."""
+"""The figures for choosing a GPU (00, 06, 09): its memory, its speed, the price of a token."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.choose import sizing
+from helpers.choose.api_prices import Server
 from helpers.choose.models import ModelShape, shape
 from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PALE, RED, Picture, picture, styled
 
@@ -72,4 +73,37 @@ def roofline(measured: pd.DataFrame) -> Picture:
         axes.set_title(f"{run.gpu}\n{run.model.removesuffix(' AWQ')}")
     panels[0].set_ylabel("output tokens/s, all users")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
+
+
+@styled
+def break_even(servers: Sequence[Server]) -> Picture:
+    """What a million tokens cost over the use of the rented time, and where APIs cost the same.
+
+    Args:
+        servers: what is rented, a panel each; the title speaks of the first.
+    """
+    table, use = servers[0].offers(), np.geomspace(1, 100, 199)  # % of the rented time
+    even = 100 * servers[0].usd_per_million / table.of_mix[len(table) // 2]
+    when = f"from {even:.0f} % use on" if even < 100 else "at no use"
+    title = f"Renting costs less than the median API {when}{' (left)' * (len(servers) > 1)}"
+    figure, panels = picture(title, "", columns=len(servers), height=4.6)
+    for axes, server in zip(panels, servers, strict=True):
+        table, full = server.offers(), 100 * server.usd_per_million
+        axes.plot(use, full / use, color=BLUE, label="one rented server")
+        axes.plot(use, 2 * full / use, "--", color=BLUE, label="two, one as a spare")
+        places = {"cheapest": 0, "median": len(table) // 2, "dearest": len(table) - 1}
+        for color, (word, place) in zip((GREEN, ORANGE, RED), places.items(), strict=True):
+            price, name = table.of_mix[place], table.provider[place]
+            axes.axhline(price, color=color, label=f"{word} of {len(table)} APIs")
+            axes.plot(full / price, price, "o", color=color, mec="black")
+            axes.text(99, price, f"{name} ${price:.3f}", ha="right", va="top", fontsize=9)
+            ha, va = ("right", "top") if full < 60 * price else ("left", "bottom")  # beside names
+            axes.annotate(f"{full / price:.0f} %", (full / price, price), ha=ha, va=va)
+        size = f"{server.prompt_tokens:.0f} + {server.output_tokens:.0f} tokens a request"
+        axes.set_title(f"{server.name}\n{size}, ${server.usd_per_hour:.2f}/h", parse_math=False)
+        axes.set(yscale="log", xlim=(0, 100), xlabel="use of the rented time, %")
+        axes.yaxis.set_major_formatter("${x:g}")
+    panels[0].set_ylabel("a million tokens cost")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -23,7 +23,8 @@ HERE = {
     "05": ("load server", "the model, and the functions it asks for"),
     "06": ("instance server", "the GPU under the server, and its memory"),
     "08": ("market instance", "more instances, and other clouds"),
-    "09": ("api market", "the bill, and how it ends"),
+    "09": ("load market", "a day of requests, and the price of its hours"),
+    "11": ("api market", "the bill, and how it ends"),
 }
 MAP = (
     "Your machine rents through the marketplace's API, and reaches vLLM on the rented"

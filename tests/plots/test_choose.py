@@ -1,10 +1,11 @@
-"""The pictures of notebooks 00 and 06 show what the formulas and the published runs say."""
+"""The pictures of notebooks 00, 06 and 09 show what formulas, published runs and prices say."""
 
 import numpy as np
 import pytest
 
 from helpers import plots
 from helpers.choose import models, sizing
+from helpers.choose.api_prices import Server
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,34 @@ def test_weights_that_do_not_fit_fill_the_bar(mistral):
         (legend,) = figure.legends
         assert legend.get_texts()[-1].get_text() == "weights that do not fit"
         assert figure.axes[0].patches[-1].get_width() == share
+
+
+@pytest.mark.parametrize(("usd_per_hour", "crossings"), [(0.4, 2), (40.0, 0)])
+def test_renting_and_buying_cross_where_both_cost_the_same(usd_per_hour, crossings, tmp_path):
+    """The dots lie on the curve and on their API's line; the title is the median's."""
+    server = Server(
+        name="RTX 4090", usd_per_hour=usd_per_hour, tokens_per_s=1190,
+        prompt_tokens=256, output_tokens=128,
+    )  # fmt: skip
+    apis = server.offers()
+    figure = plots.break_even([server, server])
+    for axes in figure.axes:
+        one, two, *lines = axes.get_lines()
+        assert two.get_ydata() == pytest.approx(2 * one.get_ydata())
+        assert one.get_ydata()[-1] == pytest.approx(server.usd_per_million)
+        flat, dots = lines[::2], lines[1::2]
+        prices = [line.get_ydata()[0] for line in flat]
+        assert prices == [apis.of_mix.min(), apis.of_mix[len(apis) // 2], apis.of_mix.max()]
+        seen = 0
+        for price, dot in zip(prices, dots, strict=True):
+            [(share, height)] = dot.get_xydata()
+            assert height == price
+            assert server.usd_per_million / (share / 100) == pytest.approx(price)
+            seen += share <= 100
+        assert seen >= crossings
+        assert "%" in axes.get_xlabel() and axes.get_title("left").startswith("RTX 4090")
+    even = 100 * server.usd_per_million / apis.of_mix[len(apis) // 2]
+    when = f"from {even:.0f} % use on" if crossings else "at no use"
+    assert figure.get_suptitle() == f"Renting costs less than the median API {when} (left)"
+    figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size < 120_000
