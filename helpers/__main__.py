@@ -1,4 +1,4 @@
-"""``python -m helpers rehearse | status | destroy``."""
+"""``python -m helpers rehearse | status | destroy | door``."""
 
 import argparse
 import asyncio
@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 from datetime import datetime
+from pathlib import Path
 
 from helpers import load, measure, plots, rehearsal, rent, serve, settings
 from helpers.errors import CourseError, Stopped
@@ -100,6 +101,18 @@ def destroy(config: Settings) -> None:
     rent.guard.end(config)
 
 
+def door(config: Settings, folder: str = "") -> None:
+    """Show who uses a door for customers, since when, and at what cost."""
+    doors = sorted(config.runs_dir.glob("*/door.json"), key=lambda path: path.stat().st_mtime)
+    if not folder and not doors:
+        what = f"there is no door in {config.runs_dir}"
+        raise CourseError(what, "python -m helpers door status FOLDER")
+    place = Path(folder) if folder else doors[-1].parent
+    if not (place / "door.json").exists():
+        raise CourseError(f"{place} is no door's folder", "it is the folder of its nginx.conf")
+    print(f"{place}\n{serve.bill.status(place).T.to_string()}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; an expected failure is two lines and status 1."""
     parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
@@ -114,12 +127,18 @@ def main(argv: list[str] | None = None) -> int:
             help=run.__doc__,
         )  # fmt: skip
     only.add_argument("--fault", choices=FAULTS, metavar="NAME", help="bad luck: %(choices)s")
+    doors = commands.add_parser("door", help=str(door.__doc__))
+    doors.add_argument("what", choices=["status"])
+    doors.add_argument("folder", nargs="?", default="", help="by default the newest in RUNS_DIR")
+    doors.set_defaults(run=door)
     options = parser.parse_args(argv)
     try:
         config = settings.read()
         if fault := vars(options).get("fault"):
             rehearsal.provoke(config, fault)
             print(f"armed: {FAULTS[fault]}")
+        elif options.run is door:
+            door(config, options.folder)
         else:
             options.run(config)
     except (KeyboardInterrupt, Stopped) as error:

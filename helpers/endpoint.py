@@ -33,6 +33,8 @@ class Endpoint:
         engine: what answers, e.g. ``"llama.cpp"`` or ``"vLLM 0.33"``.
         hardware: what it runs on, e.g. ``"1x RTX 4090"`` or ``"2 CPU cores"``.
         source: where figures measured here come from: ``"rehearsal"``, ``"vast"``, ...
+        ca_file: certificate of the authority to trust for this server, and no other one; by
+            default those that Python trusts.
 
     Raises:
         CourseError: the address is not one, the key cannot be sent, or the environment names a
@@ -48,6 +50,7 @@ class Endpoint:
     engine: str = ""
     hardware: str = ""
     source: str = ""
+    ca_file: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", _clean_url(self.base_url))
@@ -106,7 +109,7 @@ class Endpoint:
         return {
             "trust_env": False,
             "proxy": proxy_for(self.base_url) or None,
-            "verify": ssl.create_default_context() if tls else False,
+            "verify": ssl.create_default_context(cafile=self.ca_file or None) if tls else False,
             "follow_redirects": False,
         }
 

@@ -80,8 +80,8 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
 
 
 def test_it_stays_small():
-    """8,962 lines of code once. To be 7,000: 6,500, and 500 for right numbers and faults."""
-    assert sum(map(code_lines, FILES)) <= 7_000
+    """8,962 lines of code once. To be 7,800: 500 for right numbers, 800 for door and prices."""
+    assert sum(map(code_lines, FILES)) <= 7_800
     assert sum(map(code_lines, (HELPERS / "rehearsal").glob("*.py"))) <= 1700
 
 

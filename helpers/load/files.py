@@ -18,6 +18,7 @@ from helpers.load.arrivals import BEGIN_S
 from helpers.load.samplers import ServerSampler
 from helpers.progress import Progress
 
+SECRET = ("api_key", "base_url", "ca_file")  # or of this machine alone: left out of a spec
 PUBLIC = ("base_url", "model", "engine", "hardware", "source", "title")  # of an endpoint
 
 
@@ -112,7 +113,7 @@ def header(endpoint: Endpoint, spec: dict, label: str, processes: int) -> dict:
         "format": 1,
         "label": label,
         "endpoint": {name: getattr(endpoint, name) for name in PUBLIC},
-        **{key: value for key, value in spec.items() if key not in ("api_key", "base_url")},
+        **{key: value for key, value in spec.items() if key not in SECRET},
         "processes": processes,
         "client": {"cpus": os.cpu_count()},
     }

@@ -26,13 +26,14 @@ class Route:
 
     Args:
         base_url: root of the API, e.g. ``http://127.0.0.1:8000/v1``.
+        ca_file: see ``Endpoint``.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, ca_file: str = "") -> None:
         url = urlsplit(base_url)
         secure = url.scheme == "https"
         self.host, self.port = url.hostname or "", url.port or (443 if secure else 80)
-        self.tls = ssl.create_default_context() if secure else None
+        self.tls = ssl.create_default_context(cafile=ca_file or None) if secure else None
         self.address = (self.host, self.port)
         self.unix = Path(os.environ.get("LOAD_UNIX_SOCKETS", "/nowhere"), f"{self.port}.sock")
         self.proxy = urlsplit("" if self.unix.exists() else proxy_for(base_url))

@@ -179,10 +179,13 @@ class Transport:
         base_url: root of the API, e.g. ``http://127.0.0.1:8000/v1``.
         headers: sent with each request.
         timeout_s: from sending a request to the end of its answer.
+        ca_file: see ``Endpoint``.
     """
 
-    def __init__(self, base_url: str, headers: dict[str, str], timeout_s: float) -> None:
-        self.route, self.timeout_s = Route(base_url), timeout_s
+    def __init__(
+        self, base_url: str, headers: dict[str, str], timeout_s: float, ca_file: str = ""
+    ) -> None:
+        self.route, self.timeout_s = Route(base_url, ca_file), timeout_s
         url = urlsplit(base_url)
         self.root = url.path.rstrip("/")
         self.fields = {"Host": url.netloc.rpartition("@")[2], "Accept": "*/*", **headers}
