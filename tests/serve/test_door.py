@@ -18,15 +18,18 @@ import openai
 import pandas as pd
 import psutil
 import pytest
+from playwright import sync_api as playwright
 from prometheus_client.parser import text_string_to_metric_families
 from support import paced
+from support.chromium import CHROMIUM
 from support.waiting import eventually, free_port
 
 from helpers import load, serve
+from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.load.metrics import server_metrics
 from helpers.serve import door as doors
-from helpers.serve import places
+from helpers.serve import places, router
 
 HELLO = [{"role": "user", "content": "Tell me about the sea"}]
 MANY = serve.Limits(in_flight=500, requests_a_minute=100_000)
@@ -218,7 +221,7 @@ def test_the_servers_key_stays_behind_the_door(tmp_path):
     async def play():
         listener = await asyncio.start_server(hear, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
-        upstream = serve.router.Endpoint(
+        upstream = Endpoint(
             base_url=f"http://127.0.0.1:{port}/proxy/v1", model="m", api_key="behind-the-door"
         )
         door = serve.Door(folder=tmp_path / "door", upstream=upstream).start()
@@ -622,3 +625,72 @@ def test_start_takes_the_place_of_what_was_left(door, issue):
     assert not psutil.pid_exists(nginx_pid(door)) if (door.folder / "nginx.pid").exists() else True
     with pytest.raises(CourseError, match="is not running"):
         door.reload()
+
+
+# -- Others beside it -------------------------------------------------------------------------
+
+
+async def test_a_replica_dies_behind_the_door(tmp_path):
+    """Customers lose at most the answers that ran on it; who asks next gets the other one."""
+    pytest.importorskip("vllm_router", reason="vllm-router has ready-made wheels for Linux only")
+    pace = ("--ttft", "0.05", "--itl", "0.01")
+    with (
+        paced.serve(*pace) as one,
+        paced.serve(*pace) as two,
+        router.start([one, two], "round_robin") as front,
+        serve.Door(folder=tmp_path / "door", upstream=front.endpoint) as door,
+    ):
+        key = door.customers.issue("ada", MANY)
+        work = load.Synthetic(input_tokens=8, output_tokens=60)
+        arrivals = load.ClosedLoop(users=8)
+        running = asyncio.create_task(
+            load.run(
+                door.endpoint(key), work, arrivals, requests=80, path=tmp_path / "run.jsonl",
+                progress=False,
+            )
+        )  # fmt: skip
+        while metrics(door).get(("door_first_token_seconds_count",), 0) < 16:
+            await asyncio.sleep(0.05)
+        assert all(len(sent(each)) > 2 for each in (one, two))
+        [pid] = listening(two)
+        os.kill(pid, signal.SIGKILL)
+        run = await running
+        assert len(run.failed) <= 8 and len(run.ok) >= 72
+        late = sorted(run.records, key=lambda record: record.sent_s)[-20:]
+        assert not any(record.cause for record in late)
+        assert settled(door)["cut"] <= 8
+
+
+def listening(endpoint) -> list[int]:
+    """The process that serves there."""
+    port = int(endpoint.origin.rpartition(":")[2])
+    found = psutil.net_connections("tcp")
+    return [one.pid for one in found if one.status == "LISTEN" and one.laddr.port == port]
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(endpoint, tmp_path):
+    """A customer types a key and a question, and reads what the rehearsal's model answers."""
+    with (
+        serve.Door(folder=tmp_path / "door", upstream=endpoint) as door,
+        playwright.sync_playwright() as play,
+    ):
+        key = door.customers.issue("ada", replace(MANY, max_tokens=12))
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        # Chromium has no switch for one authority; what TLS checks, the tests above check.
+        page = browser.new_context(ignore_https_errors=True).new_page()
+        complaints = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto(door.url)
+        page.fill("#key", "sk-wrong")
+        page.fill("#prompt", "Name a colour")
+        page.click("#send")
+        playwright.expect(page.locator("#error")).to_contain_text("key")
+        page.fill("#key", key.get_secret_value())
+        page.fill("#prompt", "Name a colour")
+        page.click("#send")
+        answer = page.locator("#log article.assistant").last
+        playwright.expect(answer).not_to_be_empty(timeout=30_000)
+        assert eventually(lambda: "ada" in door.bill().index and settled(door)["output"] > 0)
+        assert not any("Content Security Policy" in text for text in complaints), complaints
+        browser.close()
