@@ -3,15 +3,13 @@
 ``times`` of an open loop yields the moments at which it asks, whatever the server does.
 """
 
-import json
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, pairwise
-from pathlib import Path
+from itertools import count
 
 from helpers.errors import CourseError
+from helpers.load.traces import Replay
 
 BEGIN_S = 0.02  # from the word to begin to a run's time 0
 
@@ -91,51 +89,6 @@ class Gamma:
 
 class Poisson(Gamma):
     """Requests of independent customers: ``rate_per_s`` on average, at random moments."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replay:
-    """Recorded arrival times, repeated.
-
-    Args:
-        times_s: seconds from the start, ascending.
-    """
-
-    times_s: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "times_s", tuple(self.times_s))
-        ordered = all(0 <= a <= b < math.inf for a, b in pairwise((0.0, *self.times_s)))
-        if not (self.times_s and ordered):
-            raise CourseError("the trace is empty or not in order of time", "sort it by timestamp")
-
-    def __str__(self) -> str:
-        return f"a trace of {len(self.times_s)} requests"
-
-    def times(self) -> Iterator[float]:
-        """Yield the scheduled times in seconds from the start."""
-        return iter(self.times_s)
-
-    @classmethod
-    def read(cls, path: str | Path, *, unit_s: float = 1.0) -> "Replay":
-        """Read the ``timestamp`` of each line of a JSONL trace.
-
-        Args:
-            path: the trace; the first arrival becomes time 0.
-            unit_s: seconds in one unit of ``timestamp`` (0.001 for Mooncake's milliseconds).
-
-        Raises:
-            CourseError: the file cannot be read, or a line has no ``timestamp``.
-        """
-        try:
-            with Path(path).open(encoding="utf-8-sig") as lines:
-                filled = filter(str.strip, lines)
-                stamps = sorted(json.loads(line)["timestamp"] * unit_s for line in filled)
-        except OSError as error:
-            raise CourseError(f"{path} cannot be read: {error.strerror}") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise CourseError(f"{path} is not a trace: {error!r}", "one object a line") from None
-        return cls(times_s=tuple(stamp - stamps[0] for stamp in stamps))
 
 
 Arrivals = ClosedLoop | Constant | Gamma | Replay

@@ -110,6 +110,7 @@ def _spec(endpoint: Endpoint, workload: Workload, arrivals: Arrivals, limits: di
         raise CourseError("the run has no end", "give requests=, duration_s= or both")
     return {
         "base_url": endpoint.base_url,
+        "ca_file": endpoint.ca_file,
         "route": "/chat/completions",
         "model": endpoint.model,
         "api_key": endpoint.api_key,

@@ -51,11 +51,14 @@ class Generator:
         self.finished: deque[Asked] = deque()
         self.playing: asyncio.Task | None = None
         self.ended = self.unreachable = ""
+        self.ahead = sys.maxsize  # so many requests are kept ready
         self.dead_since = 0.0
         self.lags: list[float] = []
         self.exact = False
         headers = {"Authorization": f"Bearer {spec['api_key']}", "User-Agent": "llm-serving-course"}
-        self.transport = Transport(spec["base_url"], headers, spec["timeout_s"])
+        self.transport = Transport(
+            spec["base_url"], headers, spec["timeout_s"], spec.get("ca_file", "")
+        )
 
     # Before the clock starts
 
@@ -66,13 +69,17 @@ class Generator:
             self.unreachable = exchange.error
             return
         self.exact = EXACT.search(exchange.body) is not None
-        until = clock() + PREPARE_S
-        while len(self.prepared) < self.left and clock() < until:
-            self.prepared.append(self._build())
+        self._build_ahead(clock() + PREPARE_S)
+        self.ahead = len(self.prepared)
         connections = OPEN_CONNECTIONS
         if isinstance(self.arrivals, arrivals.ClosedLoop):
             connections = len(range(self.shard, self.arrivals.users, self.shards))
         await self.transport.warm(min(self.left, connections))
+
+    def _build_ahead(self, until: float) -> None:
+        """Build requests until enough are ready: one that is built when due delays all others."""
+        while len(self.prepared) < min(self.ahead, self.left) and clock() < until:
+            self.prepared.append(self._build())
 
     def _build(self) -> tuple:
         number = next(self.numbers)
@@ -195,7 +202,8 @@ class Generator:
 
     def _tick(self) -> None:
         self.probe.send()
-        self._tell(until=clock() + SLICE_S)
+        self._tell(until := clock() + SLICE_S)
+        self._build_ahead(until)
         self.ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _tell(self, until: float = math.inf) -> None:

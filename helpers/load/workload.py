@@ -89,9 +89,10 @@ class Synthetic(Sampling):
     """Random prompts of given lengths, the same ones for the same seed; see also ``Sampling``.
 
     Args:
-        input_tokens: of each prompt, a number or ``Lengths``. The server's chat template adds
-            its own; the records hold the server's count. By default lengths vary by half, as
-            those of customers do: equal ones keep in step, and look faster than they would be.
+        input_tokens: of each prompt, a number, ``Lengths``, or the lengths of all in order (of a
+            trace, see ``Replay``), from the start again at their end. The server's chat template
+            adds its own; the records hold the server's count. By default lengths vary by half,
+            as those of customers do: equal ones keep in step, and look faster than they would be.
         output_tokens: of each answer, likewise.
         turns: requests in a chat; each carries the history of the ones before.
         shared_prefix_tokens: length of a system message that all chats share, so that a
@@ -105,8 +106,8 @@ class Synthetic(Sampling):
     True
     """
 
-    input_tokens: int | Lengths = Lengths(mean=128, stdev=64)
-    output_tokens: int | Lengths = Lengths(mean=64, stdev=32)
+    input_tokens: int | Lengths | Sequence[int] = Lengths(mean=128, stdev=64)
+    output_tokens: int | Lengths | Sequence[int] = Lengths(mean=64, stdev=32)
     turns: int = 1
     shared_prefix_tokens: int = 0
     ignore_eos: bool = True
@@ -115,7 +116,8 @@ class Synthetic(Sampling):
     def __post_init__(self) -> None:
         for name in ("input_tokens", "output_tokens", "turns"):
             if not isinstance(value := getattr(self, name), Lengths):
-                arrivals.above_zero(**{name: value})
+                least = min(value, default=0) if isinstance(value, Sequence) else value
+                arrivals.above_zero(**{name: least})
 
     def chat(self, index: int) -> Chat:
         """Return chat number ``index``."""
@@ -124,8 +126,8 @@ class Synthetic(Sampling):
             prefix = _text(_chance(self.seed, -1), self.shared_prefix_tokens)
             opening = [{"role": "system", "content": prefix}]
         for _ in range(self.turns):
-            text = _text(chance, _draw(self.input_tokens, chance))
-            cap = _draw(self.output_tokens, chance)
+            text = _text(chance, _draw(self.input_tokens, chance, index))
+            cap = _draw(self.output_tokens, chance, index)
             turns.append(({"role": "user", "content": text}, cap))
         return Chat(opening=opening, turns=turns)
 
@@ -286,5 +288,7 @@ def _text(chance: random.Random, words: int) -> str:
     return " ".join(chance.choices(_WORDS, k=words))
 
 
-def _draw(length: int | Lengths, chance: random.Random) -> int:
+def _draw(length: int | Lengths | Sequence[int], chance: random.Random, index: int) -> int:
+    if isinstance(length, Sequence):
+        return length[index % len(length)]
     return length.draw(chance) if isinstance(length, Lengths) else length

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -242,7 +243,23 @@ async def test_long_prompts_are_not_all_built_ahead(serve, monkeypatch):
     """Thousands of long prompts would fill the client's memory before the first is sent."""
     monkeypatch.setattr(users, "PREPARE_S", 0.1)
     generator = await prepared(await serve(lambda asked: GOOD), 4000, requests=4000)
-    assert 2 < len(generator.prepared) < 2000
+    assert 2 < len(generator.prepared) < 2000 and generator.ahead == len(generator.prepared)
+
+
+async def test_requests_stay_ready(serve, monkeypatch):
+    """What was sent is built anew in the pauses: built when due, it would delay a whole burst."""
+    monkeypatch.setattr(users, "PREPARE_S", 0.1)
+    generator = await prepared(await serve(lambda asked: GOOD), 4000, requests=4000)
+    ahead, sent = generator.ahead, [generator.prepared.popleft() for _ in range(3)]
+    generator._build_ahead(until=0.0)
+    assert len(generator.prepared) == ahead - 3  # nothing, when there is no time
+    generator._build_ahead(until=math.inf)
+    numbers = [number for number, *_ in (*sent, *generator.prepared)]
+    assert len(generator.prepared) == ahead and numbers == list(range(ahead + 3))
+    generator.left = ahead - 1
+    generator.prepared.pop()
+    generator._build_ahead(until=math.inf)
+    assert len(generator.prepared) == ahead - 1  # and no more than the run will ask
 
 
 async def test_users_begin_spread_and_a_run_may_be_enough(paced, tmp_path):

@@ -29,6 +29,15 @@ def test_lengths_follow_their_distribution():
     assert {talk.turns[0][1] for talk in talks} == {7}
 
 
+def test_lengths_may_be_given_one_by_one():
+    """As a trace has them: in order, from the start again at their end, and never empty."""
+    work = load.Synthetic(input_tokens=(3, 50, 1), output_tokens=[9, 1, 2])
+    chats = [work.chat(index) for index in range(6)]
+    assert [words(chat.turns[0][0]) for chat in chats] == [3, 50, 1, 3, 50, 1]
+    assert [chat.turns[0][1] for chat in chats] == [9, 1, 2, 9, 1, 2]
+    assert chats[0] != chats[3]  # the words are new
+
+
 def test_the_shared_prefix_is_shared_and_the_rest_is_not():
     """All chats open with the same system message, so that it can be cached."""
     work = load.Synthetic(input_tokens=20, shared_prefix_tokens=50, turns=2)
@@ -41,6 +50,7 @@ def test_the_shared_prefix_is_shared_and_the_rest_is_not():
     "work",
     [
         load.Synthetic(input_tokens=load.Lengths(mean=9, stdev=3), seed=3),
+        load.Synthetic(input_tokens=(3, 50), output_tokens=(9, 1)),
         load.Prompts(items=("one", [{"role": "user", "content": "two"}]), tools=(TOOL,)),
         load.ToolCalls(asks=("{number} {word}?", "{count}"), tools=(TOOL, {}), seed=5),
     ],
@@ -124,6 +134,8 @@ def test_questions_with_tools_are_new_each_time():
         (load.Lengths, {"mean": 9, "stdev": -1}),
         (load.Synthetic, {"turns": 0}),
         (load.Synthetic, {"output_tokens": 0}),
+        (load.Synthetic, {"input_tokens": ()}),
+        (load.Synthetic, {"output_tokens": (5, 0)}),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(kind, wrong):

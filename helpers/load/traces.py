@@ -1,0 +1,228 @@
+"""Traffic of real services: published traces as they are, and traffic drawn to look like them.
+
+Three collections are read in the form in which they are published, recognised by their columns:
+
+* Azure, LLM inference traces 2023 and 2024 (github.com/Azure/AzurePublicDataset, CC-BY);
+* Mooncake, FAST'25 traces (github.com/kvcache-ai/Mooncake);
+* BurstGPT (github.com/HPMLL/BurstGPT, CC-BY), with or without the sessions' columns.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import CourseError
+
+# The columns of time, prompt and answer in tokens, and the seconds in a unit of the time.
+FORMS = {
+    ("TIMESTAMP", "ContextTokens", "GeneratedTokens"): 1.0,  # Azure; the time is a date
+    ("timestamp", "input_length", "output_length"): 0.001,  # Mooncake
+    ("Timestamp", "Request tokens", "Response tokens"): 1.0,  # BurstGPT
+    ("timestamp",): 1.0,
+}
+AT = (0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1)
+# Of the Azure LLM inference trace 2023 (CC-BY; Patel et al., Splitwise, ISCA 2024), worked out
+# 2026-11-25: tokens at the quantiles AT of prompts and of answers, and the coefficient of variation
+# of the gaps between arrivals. The two ends are ours, so that the means come out as in the trace:
+# 2,048 and 28 tokens (code), 1,155 and 211 (chat).
+TRAFFIC = {
+    "code": ((14, 75, 578, 1469, 2744, 5187, 7303, 7436, 7437),
+             (5, 6, 9, 13, 24, 55, 90, 251, 500), 13.2),
+    "chat": ((30, 181, 396, 1020, 1189, 2734, 4083, 4142, 4200),
+             (10, 41, 85, 129, 395, 424, 451, 601, 900), 1.09),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Recorded arrival times, repeated; with the lengths of the requests, where they are known.
+
+    ``Synthetic(input_tokens=trace.input_tokens, output_tokens=trace.output_tokens)`` is the
+    workload that belongs to it: request for request the prompt and the answer of these lengths.
+
+    Args:
+        times_s: seconds from the start, ascending; several may be the same.
+        input_tokens: of the prompt of each, or nothing.
+        output_tokens: of the answer to each, or nothing.
+        note: what its reader must know, e.g. that prompts were cut.
+    """
+
+    times_s: tuple[float, ...]
+    input_tokens: tuple[int, ...] = ()
+    output_tokens: tuple[int, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("times_s", "input_tokens", "output_tokens"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        ordered = all(0 <= a <= b < math.inf for a, b in pairwise((0.0, *self.times_s)))
+        if not (self.times_s and ordered):
+            raise CourseError("the trace is empty or not in order of time", "sort it by timestamp")
+
+    def __str__(self) -> str:
+        return f"a trace of {len(self.times_s)} requests" + f" ({self.note})" * bool(self.note)
+
+    def times(self) -> Iterator[float]:
+        """Yield the scheduled times in seconds from the start."""
+        return iter(self.times_s)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        *,
+        speed: float = 1.0,
+        start_s: float = 0.0,
+        span_s: float = math.inf,
+        unit_s: float | None = None,
+    ) -> "Replay":
+        """Read a published trace (see the module), or the ``timestamp`` of each line of a JSONL.
+
+        Requests without an answer (failures, which BurstGPT keeps with 0 tokens) are left out; how
+        many stands in the ``note``, and so in the run's label.
+
+        Args:
+            path: the trace; its first arrival is its time 0.
+            speed: 2 plays it twice as fast.
+            start_s: where to begin, in seconds of the trace; this becomes time 0.
+            span_s: how much of it to play, in seconds of the trace.
+            unit_s: seconds in one unit of the timestamps, by default as published (Mooncake's
+                are milliseconds).
+
+        Raises:
+            CourseError: the file cannot be read or is no trace, or nothing is in that span.
+        """
+        if not (min(speed, span_s) > 0 and start_s >= 0):
+            what = f"no trace plays at {speed=}, {start_s=}, {span_s=}"
+            raise CourseError(what, "speed and span_s must be above 0, start_s from 0")
+        table = _table(path, unit_s)
+        table["at"] -= table["at"].min() + start_s
+        cut = table[table["at"].between(0, span_s, inclusive="left")]
+        cut = cut.sort_values("at", kind="stable")
+        answered = cut[cut["output"] > 0] if "output" in cut else cut
+        if answered.empty:
+            what = f"{path} has no requests from {start_s:g} s on for {span_s:g} s"
+            raise CourseError(what, f"it ends after {table['at'].max() + start_s:.0f} s")
+        failed = len(cut) - len(answered)
+        return cls(
+            times_s=tuple((answered["at"] / speed).round(6)),
+            input_tokens=tuple(answered.get("input", ())),
+            output_tokens=tuple(answered.get("output", ())),
+            note=f"{failed} without an answer left out" if failed else "",
+        )
+
+    def fitted(self, *, shorter: float = 1.0, max_input_tokens: int | None = None) -> "Replay":
+        """Return it with shorter prompts and answers, for a smaller server; the times stay.
+
+        Args:
+            shorter: divides all lengths; none gets below 1.
+            max_input_tokens: longer prompts are cut to this, and counted in the ``note``. A server
+                refuses a prompt that does not fit into its context, together with its answer and
+                the chat template.
+
+        Raises:
+            CourseError: an argument is not above 0.
+        """
+        most = math.inf if max_input_tokens is None else max_input_tokens
+        if not (shorter > 0 and most > 0):
+            raise CourseError(f"nothing fits {shorter=}, {max_input_tokens=}", "both above 0")
+        prompts = [max(1, round(length / shorter)) for length in self.input_tokens]
+        answers = [max(1, round(length / shorter)) for length in self.output_tokens]
+        cut = sum(length > most for length in prompts)
+        said = f"{cut} of {len(prompts)} prompts cut to {most} tokens" if cut else ""
+        return replace(
+            self,
+            input_tokens=tuple(int(min(length, most)) for length in prompts),
+            output_tokens=tuple(answers),
+            note=", ".join(filter(None, (self.note, said))),
+        )
+
+
+def traffic(
+    kind: str, *, rate_per_s: float, span_s: float, burstiness: float | None = None, seed: int = 0
+) -> Replay:
+    """Draw traffic like that of a real service, without its file.
+
+    Lengths follow the quantiles of the Azure LLM inference trace 2023 (prompt and answer
+    independently, as they nearly are there). Gaps are gamma distributed and vary as much as in the
+    trace, then stretched so that *exactly* ``rate_per_s * span_s`` requests (rounded) come in the
+    span. Runs of the same rate, span and seed therefore ask for the same tokens in the same order,
+    whatever their burstiness: only the times differ. (As drawn, 1,000 gaps of the code trace's
+    kind may last twice as long as another 1,000.)
+
+    What this leaves out: the trace's own bursts last for seconds to minutes. Gamma gaps that vary
+    as much as those of ``"code"`` put ten, and at times a hundred requests into the same instant,
+    at however low a mean rate. What a server carries of such traffic, the file itself shows.
+
+    Args:
+        kind: ``"chat"`` (5.53 requests a second in the trace, nearly Poisson) or ``"code"``
+            (2.57, long silences and then bursts).
+        rate_per_s: mean rate.
+        span_s: how long it lasts.
+        burstiness: of the gaps as in ``Gamma``, by default as in the trace: 0.84 for chat, 0.0057
+            for code, of which a short span shows no more than one or two bursts.
+        seed: of lengths and gaps.
+
+    Raises:
+        CourseError: there is no traffic of that kind, or a number is not above 0.
+
+    >>> print(traffic("code", rate_per_s=2, span_s=60).fitted(shorter=16))
+    a trace of 120 requests (code, 2/s, burstiness 0.0057)
+    """
+    import numpy
+
+    if kind not in TRAFFIC:
+        raise CourseError(f"no traffic is called {kind!r}", f"known are {', '.join(TRAFFIC)}")
+    *quantiles, variation = TRAFFIC[kind]
+    shape = variation**-2 if burstiness is None else burstiness
+    count = round(rate_per_s * span_s)
+    if not (min(rate_per_s, span_s, shape) > 0 and count):
+        what = f"nothing comes with {rate_per_s=}, {span_s=}, burstiness={shape}"
+        raise CourseError(what, "all must be above 0, and rate_per_s * span_s at least 1")
+    chance = numpy.random.default_rng(seed)
+    prompts, answers = (
+        numpy.exp(numpy.interp(chance.random(count), AT, numpy.log(tokens))).round().astype(int)
+        for tokens in quantiles
+    )
+    ends = chance.gamma(shape, size=count + 1).cumsum()  # the last gap is that to the span's end
+    return Replay(
+        times_s=tuple((ends[:-1] / (ends[-1] or 1.0) * span_s).round(6).tolist()),
+        input_tokens=tuple(prompts.tolist()),
+        output_tokens=tuple(answers.tolist()),
+        note=f"{kind}, {rate_per_s:.3g}/s, burstiness {shape:.2g}",
+    )
+
+
+def _table(path: str | Path, unit_s: float | None) -> Any:
+    """Return a DataFrame: ``at`` in seconds and, where they are known, ``input`` and ``output``.
+
+    Raises:
+        CourseError: the file cannot be read, or is no trace.
+    """
+    import pandas  # the generator itself runs without it on a rented machine
+
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            jsonl = file.read(1) == "{"
+        lines = partial(pandas.read_json, lines=True, dtype=False)
+        table: Any = (lines if jsonl else pandas.read_csv)(path, encoding="utf-8-sig")
+        form = next((form for form in FORMS if {*form} <= {*table}), None)
+        if form is None:
+            raise ValueError(f"it has {', '.join(map(str, table)) or 'no columns'}")
+        table = table[list(form)].set_axis(["at", "input", "output"][: len(form)], axis=1)
+        if pandas.api.types.is_string_dtype(table["at"]):
+            dates = pandas.to_datetime(table["at"], format="ISO8601", utc=True)
+            table["at"] = (dates - dates.min()).dt.total_seconds()
+        if table.isna().any(axis=None):
+            raise ValueError("a value is missing")
+        table["at"] *= unit_s or FORMS[form]
+        return table.astype({name: int for name in table if name != "at"})
+    except OSError as error:
+        raise CourseError(f"{path} cannot be read: {error.strerror}") from None
+    except (TypeError, ValueError) as error:
+        hint = f"its columns should be one of: {'; '.join(', '.join(form) for form in FORMS)}"
+        raise CourseError(f"{path} is not a trace: {error}", hint) from None

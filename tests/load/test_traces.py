@@ -1,0 +1,229 @@
+"""Traces: read as they are published, drawn as they look, and played request for request."""
+
+import json
+import statistics
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+import numpy
+import pytest
+
+from helpers import load
+from helpers.errors import CourseError
+from helpers.load.traces import AT, TRAFFIC
+from helpers.load.workload import from_spec, to_spec
+
+QUIET = {"progress": False, "server_every_s": None}
+BEGIN = datetime(2023, 11, 16, 18, 17, 3)
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
+BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
+SESSIONS = BURST.replace("Timestamp", "Timestamp,Session ID,Elapsed time")
+
+
+def azure(at: float, prompt: int, answer: int) -> str:
+    """A line of the trace of 2023: local time with seven digits."""
+    return f"{BEGIN + timedelta(seconds=at):%Y-%m-%d %H:%M:%S.%f}0,{prompt},{answer}"
+
+
+def azure_2024(at: float, prompt: int, answer: int) -> str:
+    """A line of the trace of 2024: no fraction in a whole second, and a time zone."""
+    return f"{BEGIN + timedelta(seconds=at)}+00:00,{prompt},{answer}"
+
+
+def mooncake(at: float, prompt: int, answer: int) -> str:
+    """Milliseconds, and the hashes of blocks of 512 tokens."""
+    hashes = list(range(prompt // 512 + 1))
+    names = ("timestamp", "input_length", "output_length", "hash_ids")
+    return json.dumps(dict(zip(names, (round(at * 1000), prompt, answer, hashes), strict=True)))
+
+
+def burst(at: float, prompt: int, answer: int) -> str:
+    """Seconds since the collection began."""
+    return f"{19440110 + at:.6f},GPT-4,{prompt},{answer},{prompt + answer},Conversation log"
+
+
+def sessions(at: float, prompt: int, answer: int) -> str:
+    """Likewise, with a session."""
+    cells = burst(at, prompt, answer).split(",")
+    return ",".join([cells[0], "1722ac82-0a46-4bf0-aa08-89794e7a2b3f", "43", *cells[1:]])
+
+
+FORMS = {
+    "azure": (AZURE, azure, 1e-6),
+    "azure 2024": (AZURE, azure_2024, 1e-6),
+    "mooncake": ("", mooncake, 1e-3),
+    "burstgpt": (BURST, burst, 1e-6),
+    "burstgpt with sessions": (SESSIONS, sessions, 1e-6),
+}
+
+
+def written(path, form: str, trace: load.Replay):
+    """The trace as a file of that form."""
+    head, line, _ = FORMS[form]
+    rows = zip(trace.times_s, trace.input_tokens, trace.output_tokens, strict=True)
+    path.write_text("\n".join([head] * bool(head) + [line(*row) for row in rows]) + "\n")
+    return path
+
+
+def small(times: tuple, prompts: tuple = (700, 30, 5), answers: tuple = (9, 1, 40)) -> load.Replay:
+    """A trace of three requests."""
+    return load.Replay(times_s=times, input_tokens=prompts, output_tokens=answers)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.filterwarnings("error::DeprecationWarning", "error::FutureWarning")
+def test_published_traces_are_read_as_they_are(tmp_path, form):
+    """8,819 requests like those of the code trace: each length, and each time from the first."""
+    trace = load.traffic("code", rate_per_s=8819 / 3436, span_s=3436, seed=3)
+    again = load.Replay.read(written(tmp_path / "trace", form, trace))
+    assert len(again.times_s) == 8819 and str(again) == "a trace of 8819 requests"
+    assert (again.input_tokens, again.output_tokens) == (trace.input_tokens, trace.output_tokens)
+    expected = [at - trace.times_s[0] for at in trace.times_s]
+    assert again.times_s == pytest.approx(expected, abs=FORMS[form][2] + 1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_trace_is_scaled_and_cut(tmp_path, form):
+    """The span is in the trace's own seconds and begins at time 0; its end is not in it."""
+    path = written(tmp_path / "trace", form, small((10.0, 12.5, 14.0)))
+    assert load.Replay.read(path, speed=2).times_s == (0.0, 1.25, 2.0)
+    cut = load.Replay.read(path, start_s=1, span_s=3, speed=0.5)
+    assert (cut.times_s, cut.input_tokens, cut.output_tokens) == ((3.0,), (30,), (1,))
+    short = load.Replay.read(path).fitted(shorter=10, max_input_tokens=50)
+    assert (short.input_tokens, short.output_tokens) == ((50, 3, 1), (1, 1, 4))
+    assert str(short) == "a trace of 3 requests (1 of 3 prompts cut to 50 tokens)"
+    with pytest.raises(CourseError, match=r"no requests from 5 s.*\n.*ends after 4 s"):
+        load.Replay.read(path, start_s=5)
+
+
+def test_failed_requests_are_left_out_and_counted(tmp_path):
+    """BurstGPT keeps them, with no tokens in the answer; time 0 is still the first arrival."""
+    path = written(tmp_path / "trace.csv", "burstgpt", small((1.0, 2.0, 4.0), answers=(0, 5, 0)))
+    trace = load.Replay.read(path)
+    assert (trace.times_s, trace.output_tokens) == ((1.0,), (5,))
+    assert "2 without an answer left out" in str(trace)
+
+
+def test_a_trace_need_not_be_in_order(tmp_path):
+    """Lengths stay with their times; those of the same time stay in the file's order."""
+    lines = [AZURE, azure(3.0, 700, 9), azure(1.0, 30, 1), azure(1.0, 5, 40)]
+    path = tmp_path / "trace.csv"
+    path.write_text("\r\n".join(lines), "utf-8-sig")
+    trace = load.Replay.read(path)
+    assert (trace.times_s, trace.input_tokens) == ((0.0, 0.0, 2.0), (30, 5, 700))
+
+
+def test_times_alone_are_a_trace(tmp_path):
+    """Without lengths, which then nobody can ask for; as Windows writes it."""
+    path = tmp_path / "trace.jsonl"
+    lines = [json.dumps({"timestamp": at}) + "\n" for at in (3000, 1000, 1500)]
+    path.write_text("".join(lines), "utf-8-sig")
+    trace = load.Replay.read(path, unit_s=0.001)
+    assert trace == load.Replay(times_s=(0.0, 0.5, 2.0))
+    assert load.Replay.read(path).times_s == (0.0, 500.0, 2000.0)
+    with pytest.raises(CourseError, match="input_tokens"):
+        load.Synthetic(input_tokens=trace.input_tokens)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}\n",
+        '{"timestamp": 1}\n{"timestamp": null}\n',
+        '{"timestamp": 1',
+        "",
+        "TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.9799600,5\n",
+        f"{AZURE}\nyesterday,5,5\n",
+        f"{AZURE}\n2023-11-16 18:17:03.9799600,many,5\n",
+        f"{AZURE}\n2023-11-16 18:17:03.9799600,,5\n",
+        "\x00\xff",
+    ],
+)
+def test_what_is_no_trace_is_refused(tmp_path, text):
+    """And told which columns it should have."""
+    path = tmp_path / "trace"
+    path.write_text(text)
+    with pytest.raises(CourseError, match=r"is not a trace(.|\n)*ContextTokens"):
+        load.Replay.read(path)
+    with pytest.raises(CourseError, match="cannot be read"):
+        load.Replay.read(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (load.Replay, {"times_s": ()}),
+        (load.Replay, {"times_s": (2.0, 1.0)}),
+        (load.Replay, {"times_s": (-1.0, 1.0)}),
+        (load.Replay, {"times_s": (0.0, float("nan"))}),
+        (load.Replay.read, {"path": "x", "speed": 0}),
+        (load.Replay.read, {"path": "x", "start_s": -1}),
+        (load.traffic, {"kind": "video", "rate_per_s": 1, "span_s": 9}),
+        (load.traffic, {"kind": "chat", "rate_per_s": 0.1, "span_s": 1}),
+        (load.traffic, {"kind": "chat", "rate_per_s": 1, "span_s": 9, "burstiness": 0}),
+        (load.Replay(times_s=(0.0,)).fitted, {"shorter": 0}),
+        (load.Replay(times_s=(0.0,)).fitted, {"max_input_tokens": 0}),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(make, wrong):
+    """Said where they are written."""
+    with pytest.raises(CourseError):
+        make(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "span", "prompt", "answer"),
+    [("code", 2.57, 3436, 2048, 28), ("chat", 5.53, 3502, 1155, 211)],
+)
+def test_drawn_traffic_looks_like_the_trace(kind, rate, span, prompt, answer):
+    """The published means and quantiles, and gaps that vary as much as those of the trace."""
+    trace = load.traffic(kind, rate_per_s=rate, span_s=span)
+    assert statistics.mean(trace.input_tokens) == pytest.approx(prompt, rel=0.05)
+    assert statistics.mean(trace.output_tokens) == pytest.approx(answer, rel=0.1)
+    *published, variation = TRAFFIC[kind]
+    for lengths, quantiles in zip(
+        (trace.input_tokens, trace.output_tokens), published, strict=True
+    ):
+        found = numpy.quantile(lengths, AT[1:-1])
+        assert found == pytest.approx(numpy.array(quantiles[1:-1]), rel=0.2)
+    assert abs(numpy.corrcoef(trace.input_tokens, trace.output_tokens)[0, 1]) < 0.05
+    gaps = [b - a for a, b in pairwise(trace.times_s)]
+    found = statistics.pstdev(gaps) / statistics.mean(gaps)
+    assert found == pytest.approx(variation, rel=0.3)
+
+
+@pytest.mark.parametrize("burstiness", [None, 0.1, 1.0, 1e9])
+def test_every_burstiness_has_the_same_rate_and_requests(burstiness):
+    """Else a comparison of arrivals compares amounts of work; and a seed says which."""
+    trace = load.traffic("code", rate_per_s=4, span_s=50, burstiness=burstiness)
+    even = load.traffic("code", rate_per_s=4, span_s=50, burstiness=2.0)
+    assert len(trace.times_s) == 200 and trace.times_s[-1] <= 50
+    assert (trace.input_tokens, trace.output_tokens) == (even.input_tokens, even.output_tokens)
+    assert trace.times_s != even.times_s
+    if burstiness == 1e9:
+        assert trace.times_s == pytest.approx([50 * n / 201 for n in range(1, 201)], abs=0.01)
+    other = load.traffic("code", rate_per_s=4, span_s=50, burstiness=2.0, seed=1)
+    assert other.input_tokens != even.input_tokens
+
+
+def test_a_trace_is_played_as_it_is():
+    """Also from another process, to which it went as JSON."""
+    trace = load.traffic("chat", rate_per_s=2, span_s=9)
+    assert from_spec(json.loads(json.dumps(to_spec(trace)))) == trace
+    assert tuple(trace.times()) == trace.times_s
+
+
+async def test_a_trace_is_asked_request_for_request(paced, tmp_path):
+    """All 8,819 prompts and answers have the lengths of the file, each at its own time."""
+    drawn = load.traffic("code", rate_per_s=8819 / 3436, span_s=3436)
+    path = written(tmp_path / "trace.csv", "azure", drawn)
+    trace = load.Replay.read(path, speed=300)
+    work = load.Synthetic(input_tokens=trace.input_tokens, output_tokens=trace.output_tokens)
+    endpoint = paced("--ttft", "0", "--itl", "0")
+    run = await load.run(endpoint, work, trace, path=tmp_path / "run.jsonl", **QUIET)
+    records = sorted(run.records, key=lambda record: record.index)
+    assert len(run.ok) == 8819 and "8819" in run.label
+    assert tuple(record.prompt_tokens for record in records) == drawn.input_tokens
+    assert tuple(record.output_tokens for record in records) == drawn.output_tokens
+    assert tuple(record.scheduled_s for record in records) == trace.times_s
+    assert all(record.lag_s >= 0 for record in records)
