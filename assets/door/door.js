@@ -15,8 +15,9 @@ const STATE = `${HOME}state.json`;
 const counts = ngx.shared.counts;    // every number, by name; those of door_... are Prometheus'
 const running = ngx.shared.running;  // requests that passed and have not ended, by id
 const BUDGETS = ['tokens_a_day', 'dollars_a_day', 'tokens_a_month', 'dollars_a_month'];
-const EMPTY = Buffer.alloc(0);
-const PIECE = /"(content|text)":"[^"]/;
+const QUOTE = 34, BRACE = 125;
+const LONGEST_LINE = 1 << 20, LONGEST_ANSWER = 16 << 20;  // bytes, held in memory
+const NUMBERS = ['n', 'best_of', 'max_tokens', 'max_completion_tokens'];
 const TTFT_S = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60];
 
 // Fields that customers may send: OpenAI's, and settings of sampling that vLLM and llama.cpp share.
@@ -26,9 +27,9 @@ const FIELDS = ' model messages prompt stream stream_options max_tokens max_comp
     + ' tool_choice functions function_call parallel_tool_calls response_format reasoning_effort'
     + ' ignore_eos min_tokens ';
 
-let me = null;               // the record of the customer's key
-let job = null;              // what this request is and has used
-let rest = EMPTY;            // the part of an answer that waits for the end of its line
+let me = null;     // the record of the customer's key
+let job = null;    // what this request is and has used
+let parts = [];    // what has come of a line, or of an answer in one piece
 
 // Whose key it is, or '' for none.
 function customer(r) {
@@ -49,55 +50,111 @@ function customer(r) {
     return '';
 }
 
-// A request of a customer: refused, or sent on within its limits.
-async function enter(r) {
-    restore();
-    const now = Date.now();
-    let ask;
+// A request of a customer: refused, or given a place, before its body is read.
+function admit(r) {
     try {
-        ask = JSON.parse(await r.readRequestText());
+        restore();
+        const refused = overLimit(Date.now());
+        if (refused) {
+            return refuse.apply(null, [r].concat(refused));
+        }
+        begin(r);
     } catch (error) {
-        ask = null;
+        broken(r, error);
     }
+}
+
+// A request that was admitted: sent on within its customer's limits.
+async function enter(r) {
+    try {
+        let ask = null;
+        try {
+            ask = JSON.parse(await r.readRequestText());
+        } catch (error) {
+            // what is wrong with it, shape() says
+        }
+        const wrong = shape(ask, job.route, Date.now());
+        if (wrong) {
+            return problem(r, 400, 'invalid_request_error', null, wrong);
+        }
+        if (!place(answers(ask) - 1)) {
+            return refuse(r, 'in_flight', 1, `There may be ${me.in_flight} answers at a time.`);
+        }
+        send(r, ask);
+    } catch (error) {
+        broken(r, error);
+    }
+}
+
+function broken(r, error) {
+    ngx.log(ngx.ERR, `a request was refused: ${error.message}`);
+    problem(r, 500, 'server_error', null, 'The door failed.');
+}
+
+// Why a customer may not ask now: which limit, for how many seconds, and in words.
+function overLimit(now) {
     const spent = BUDGETS.find((name) => me[name] !== null && used(name, now) >= me[name]);
     if (spent) {
         const what = spent.split('_a_');
-        return refuse(r, spent, untilNext(now, what[1]),
-            `The budget of ${what[0]} for this ${what[1]} is used up.`);
+        const words = `The budget of ${what[0]} for this ${what[1]} is used up.`;
+        return [spent, untilNext(now, what[1]), words];
     }
     // The generic cell rate algorithm: `next` is when the requests so far would end if they
     // came evenly, and it may run ahead of the clock by one minute.
     const each = 60000 / me.requests_a_minute;
     const next = Math.max(counts.get(`pace|${me.customer}`) || 0, now) + each;
     if (next > now + 60000) {
-        return refuse(r, 'requests_a_minute', (next - now - 60000) / 1000,
-            `There may be ${me.requests_a_minute} requests a minute.`);
+        const words = `There may be ${me.requests_a_minute} requests a minute.`;
+        return ['requests_a_minute', (next - now - 60000) / 1000, words];
+    }
+    if (counts.incr(flying(me.customer), 1, 0) > me.in_flight) {
+        counts.incr(flying(me.customer), -1);
+        return ['in_flight', 1, `There may be ${me.in_flight} requests at a time.`];
     }
     counts.set(`pace|${me.customer}`, next);
-    const wrong = shape(ask, now);
-    if (wrong) {
-        return problem(r, 400, 'invalid_request_error', null, wrong);
-    }
-    const flying = series('door_requests_in_flight', {customer: me.customer});
-    if (counts.incr(flying, 1, 0) > me.in_flight) {
-        counts.incr(flying, -1);
-        return refuse(r, 'in_flight', 1, `There may be ${me.in_flight} requests at a time.`);
-    }
+    return null;
+}
+
+// From here on the request holds a place, which ended() gives back whatever happens.
+function begin(r) {
+    const now = Date.now();
     job = {
         id: r.variables.request_id, customer: me.customer, key: me.name, at: now, route: r.uri,
-        pid: process.pid, log: ledger(now), stream: ask.stream === true, first: 0, saved: now,
+        pid: process.pid, log: ledger(now), places: 1, begun: false, first: 0, saved: now,
         input: 0, cached: 0, output: 0, booked: {input: 0, cached: 0, output: 0, dollars: 0},
-        plain: !(ask.stream_options && ask.stream_options.include_usage),
     };
-    if (job.stream) {
+    keep(r);
+}
+
+function keep(r) {
+    const text = JSON.stringify(job);
+    r.variables.job = text;
+    running.set(job.id, text);
+}
+
+// Take more places: a server computes each answer in one of its own.
+function place(more) {
+    if (counts.incr(flying(me.customer), more, 0) > me.in_flight) {
+        counts.incr(flying(me.customer), -more);
+        return false;
+    }
+    job.places += more;
+    return true;
+}
+
+// Write down that it begins, and pass it on.
+function send(r, ask) {
+    job.plain = !(ask.stream_options && ask.stream_options.include_usage);
+    if (ask.stream) {
         ask.stream_options = Object.assign({}, config.stream_options, {include_usage: true});
         Object.assign(ask, config.stream);
     }
-    running.set(job.id, JSON.stringify(job));
-    write(job, {event: 'begin', at: new Date(now).toISOString(), route: job.route, key: job.key});
-    r.variables.job = JSON.stringify(job);
+    const at = new Date(job.at).toISOString();
+    write(job, {event: 'begin', at: at, route: job.route, key: job.key});
+    job.begun = true;
+    keep(r);
     r.variables.body = JSON.stringify(ask);
-    r.internalRedirect(job.stream ? '@stream' : '@whole');
+    r.internalRedirect(ask.stream ? '@stream' : '@whole');
 }
 
 // The list of models, as the server gives it.
@@ -106,94 +163,144 @@ function models(r) {
 }
 
 // Bring what is asked within the customer's limits; returns what is wrong with it, or ''.
-function shape(ask, now) {
+function shape(ask, route, now) {
     if (!ask || typeof ask !== 'object' || Array.isArray(ask)) {
         return 'The body is not a JSON object.';
     }
-    const odd = Object.keys(ask).find((name) => !/^[a-z_]+$/.test(name) || !FIELDS.includes(` ${name} `));
+    const known = (name) => /^[a-z_]+$/.test(name) && FIELDS.includes(` ${name} `);
+    const odd = Object.keys(ask).find((name) => !known(name));
     if (odd !== undefined) {
-        return `The field ${JSON.stringify(odd).slice(0, 80)} is not accepted here.`;
+        return `The field ${JSON.stringify(odd.slice(0, 80))} is not accepted here.`;
     }
     if (ask.stream != null && typeof ask.stream !== 'boolean') {
         return 'stream must be true or false.';
     }
-    const numbers = ['n', 'best_of', 'max_tokens', 'max_completion_tokens'];
-    const wrong = numbers.find((name) => ask[name] != null && !(Number.isInteger(ask[name]) && ask[name] > 0));
+    const wrong = NUMBERS.find((name) => ask[name] != null
+        && !(Number.isInteger(ask[name]) && ask[name] > 0));
     if (wrong) {
         return `${wrong} must be a whole number above 0.`;
     }
-    // Several answers, or prompts, share what one may have.
-    const prompts = Array.isArray(ask.prompt) && typeof ask.prompt[0] !== 'number' ? ask.prompt.length : 1;
+    if (answers(ask) > me.in_flight) {
+        return `These are more answers than there may be at a time (${me.in_flight}).`;
+    }
     const left = ['tokens_a_day', 'tokens_a_month'].filter((name) => me[name] !== null)
         .map((name) => me[name] - used(name, now));
-    const answers = Math.max(ask.n || 1, ask.best_of || 1) * prompts;
-    const most = Math.floor(Math.min.apply(null, left.concat(me.max_tokens)) / answers);
+    const most = Math.floor(Math.min.apply(null, left.concat(me.max_tokens)) / answers(ask));
     if (!(most >= 1)) {
         return `These are more answers than there may be tokens (${me.max_tokens}).`;
+    }
+    cap(ask, most, route);
+    return '';
+}
+
+// How many answers it asks for; prompts, too, may be several.
+function answers(ask) {
+    const many = Array.isArray(ask.prompt) && typeof ask.prompt[0] !== 'number';
+    return Math.max(ask.n || 1, ask.best_of || 1) * (many ? Math.max(1, ask.prompt.length) : 1);
+}
+
+// Cap the length of each answer, or fill it in.
+function cap(ask, most, route) {
+    if (route === '/v1/completions') {  // which knows one name for it only
+        ask.max_tokens = ask.max_tokens || ask.max_completion_tokens || most;
+        delete ask.max_completion_tokens;
     }
     const caps = ['max_tokens', 'max_completion_tokens'].filter((name) => ask[name] != null);
     (caps.length ? caps : ['max_tokens']).forEach((name) => {
         ask[name] = Math.min(ask[name] || most, most);
     });
-    if (ask.min_tokens > most) {
-        ask.min_tokens = most;
+    if (ask.min_tokens != null) {
+        ask.min_tokens = Math.min(Number(ask.min_tokens) || 0, most);
     }
-    return '';
 }
 
 // A piece of a streamed answer: counted, and passed on without delay, whole lines at a time.
 function stream(r, data, flags) {
-    rest = rest.length ? Buffer.concat([rest, data]) : data;
-    const end = flags.last ? rest.length : rest.lastIndexOf(10) + 1;
-    let ready = rest.slice(0, end);
-    rest = end < rest.length ? Buffer.from(rest.slice(end)) : EMPTY;
     job = job || JSON.parse(r.variables.job);
-    if (ready.length) {
-        const text = ready.toString();
-        const seen = text.split('\n').map(event).join('\n');
-        if (seen !== text) {
-            ready = Buffer.from(seen);
-        }
-        const now = Date.now();
-        if (now >= job.saved + 100) {
-            job.saved = now;
-            book(job);
-            running.set(job.id, JSON.stringify(job));
-        }
+    if (!parts.length && single(r, data, flags)) {
+        return note();
     }
+    const end = flags.last ? data.length : data.lastIndexOf(10) + 1;
+    if (!end && !flags.last) {
+        return collect(data, LONGEST_LINE);
+    }
+    let ready = Buffer.concat(parts.concat([data.slice(0, end)]));
+    parts = [];
+    if (end < data.length) {
+        collect(data.slice(end), LONGEST_LINE);
+    }
+    const text = ready.toString();
+    const seen = text.split('\n').map(event).join('\n');
+    if (seen !== text) {
+        ready = Buffer.from(seen);
+    }
+    note();
     if (ready.length || flags.last) {
         r.sendBuffer(ready, flags);
     }
 }
 
+// The short way, for one event that is there whole, as most are: without making strings of it,
+// since all memory that is used here is free only when the answer ends. Within a text each
+// quotation mark has a backslash before it, so none looks like the names that are looked for.
+function single(r, data, flags) {
+    const end = data.length - 3;
+    if (end < 0 || data.indexOf(10) !== end + 1 || data[end] !== BRACE || data[end + 2] !== 10) {
+        return false;
+    }
+    const usage = data.lastIndexOf(',"usage":{'), timings = data.lastIndexOf(',"timings":{');
+    const at = Math.max(usage, timings);
+    if (at < 0) {
+        const word = data.indexOf('"content":"');
+        if (word < 0 || data[word + 11] === QUOTE) {
+            return false;
+        }
+        tokens(job.input, job.cached, job.output + 1);
+        r.sendBuffer(data, flags);
+        return true;
+    }
+    const cached = usage < 0 ? number(data, '"cache_n":', at) : job.cached;
+    const read = number(data, usage < 0 ? '"prompt_n":' : '"prompt_tokens":', at);
+    const output = number(data, usage < 0 ? '"predicted_n":' : '"completion_tokens":', at);
+    const flat = data[end - 1] === BRACE && data.indexOf(BRACE, at) === end - 1;
+    const both = usage >= 0 && timings >= 0;
+    if (both || !flat || Math.min(cached, read, output) < 0 || data.indexOf('"choices":[]') >= 0) {
+        return false;
+    }
+    tokens(usage < 0 ? read + cached : read, cached, output);
+    r.sendBuffer(data.slice(0, at));
+    r.sendBuffer('}\n\n', flags);
+    return true;
+}
+
+// The whole number after a name, or -1.
+function number(data, name, from) {
+    let at = data.indexOf(name, from), found = 0;
+    if (at < 0) {
+        return -1;
+    }
+    at += name.length;
+    const first = at;
+    while (data[at] >= 48 && data[at] <= 57) {
+        found = 10 * found + data[at] - 48;
+        at += 1;
+    }
+    return at > first ? found : -1;
+}
+
 // Count what a line says, and return what the customer is to see of it.
 function event(line) {
-    if (!line.startsWith('data:') || !line.endsWith('}')) {
+    if (!line.startsWith('data:')) {
         return line;
-    }
-    // The short way, a third of the time: the count is last, and letters of a text never look
-    // like its name, because there each quotation mark has a backslash before it.
-    const at = Math.max(line.lastIndexOf(',"usage":{'), line.lastIndexOf(',"timings":{'));
-    try {
-        if (at < 0 && PIECE.test(line)) {
-            tally({choices: [{text: '.'}]});
-            return line;
-        }
-        if (at > 0 && line.endsWith('}}') && !line.includes('"choices":[]')) {
-            tally(JSON.parse(`{${line.slice(at + 1)}`));
-            return `${line.slice(0, at)}}`;
-        }
-    } catch (error) {
-        // the long way
     }
     let said;
     try {
         said = JSON.parse(line.slice(5));
+        tally(said);
     } catch (error) {
-        return line;
+        return line;  // the end of the stream, or nothing that can be counted
     }
-    tally(said);
-    if (said.usage && said.choices && !said.choices.length) {
+    if (said.usage && Array.isArray(said.choices) && !said.choices.length) {
         return job.plain ? '' : line;  // the usage at the end, if the customer asked for it
     }
     if (said.usage === undefined && said.timings === undefined) {
@@ -204,42 +311,64 @@ function event(line) {
     return `data: ${JSON.stringify(said)}`;
 }
 
-// An answer in one piece: passed on as it comes, counted at its end.
+// Now and then, book what a stream has used, and keep it where a new worker finds it.
+function note() {
+    const now = Date.now();
+    if (now >= job.saved + 100) {
+        job.saved = now;
+        book(job);
+        running.set(job.id, JSON.stringify(job));
+    }
+}
+
+// An answer in one piece: counted when it is whole, also if nobody waits for it any more.
 function whole(r, data, flags) {
-    r.sendBuffer(data, flags);
     job = job || JSON.parse(r.variables.job);
-    rest = Buffer.concat([rest, data]);
+    collect(data, LONGEST_ANSWER);
     if (flags.last) {
+        const all = Buffer.concat(parts);
         try {
-            tally(JSON.parse(rest.toString()));
+            tally(JSON.parse(all.toString()));
         } catch (error) {
             // it is no JSON: an error of the server, which costs nothing
         }
         running.set(job.id, JSON.stringify(job));
+        r.sendBuffer(all, flags);
+    }
+}
+
+// Keep a copy of what is not whole yet.
+function collect(data, most) {
+    parts.push(Buffer.from(data));
+    if (parts.reduce((sum, part) => sum + part.length, 0) > most) {
+        throw new Error('the answer is too long');
     }
 }
 
 // The server's own count where it says one (vLLM: usage, llama.cpp: timings); else its pieces.
 function tally(said) {
     const usage = said.usage, timings = said.timings;
-    if (usage) {
-        job.input = usage.prompt_tokens || 0;
-        job.output = usage.completion_tokens || 0;
+    if (usage && typeof usage === 'object') {
         const details = usage.prompt_tokens_details || {};
-        job.cached = details.cached_tokens || job.cached;
-        job.counted = true;
+        tokens(usage.prompt_tokens, details.cached_tokens || job.cached, usage.completion_tokens);
     } else if (timings && timings.predicted_n !== undefined) {
-        job.cached = timings.cache_n || 0;
-        job.input = timings.prompt_n + job.cached;
-        job.output = timings.predicted_n;
-    } else {
-        (said.choices || []).forEach((choice) => {
-            const delta = choice.delta || choice;
-            if (delta.content || delta.text || delta.reasoning_content || delta.tool_calls) {
-                job.output += 1;
-            }
+        const cached = timings.cache_n || 0;
+        tokens(timings.prompt_n + cached, cached, timings.predicted_n);
+    } else if (Array.isArray(said.choices)) {
+        const words = said.choices.filter((choice) => {
+            const delta = choice && (choice.delta || choice) || {};
+            return delta.content || delta.text || delta.reasoning_content || delta.tool_calls;
         });
+        tokens(job.input, job.cached, job.output + words.length);
     }
+}
+
+// Nothing but whole numbers that can be true gets into a bill.
+function tokens(input, cached, output) {
+    const sane = (value, most) => (Number.isInteger(value) && value >= 0 && value <= most);
+    job.input = sane(input, 1e9) ? input : job.input;
+    job.cached = Math.min(sane(cached, 1e9) ? cached : job.cached, job.input);
+    job.output = sane(output, 1e9) ? output : job.output;
     if (!job.first && job.output) {
         job.first = Date.now();
     }
@@ -257,22 +386,29 @@ function ended(r) {
     return '';
 }
 
-// Book what a request used, and write its last line.
+// Book what a request used, write its last line, and give its places back.
 function finish(one, status, complete) {
     const now = Date.now();
-    const name = {customer: one.customer};
-    write(one, {
-        event: 'end', at: new Date(now).toISOString(), status: status, complete: complete,
-        input: one.input, cached: one.cached, output: one.output, usd: dollars(one),
-        seconds: (now - one.at) / 1000, ttft: one.first ? (one.first - one.at) / 1000 : null,
-    });
-    book(one);
-    if (running.delete(one.id)) {
-        counts.incr(series('door_requests_in_flight', name), -1, 0);
+    const ttft = one.first ? (one.first - one.at) / 1000 : null;
+    if (one.begun) {
+        try {
+            write(one, {
+                event: 'end', at: new Date(now).toISOString(), status: status, complete: complete,
+                input: one.input, cached: one.cached, output: one.output, usd: dollars(one),
+                seconds: (now - one.at) / 1000, ttft: ttft,
+            });
+        } catch (error) {  // the disk is full: tick() tries again
+            one.ended = {status: status, complete: complete};
+            running.set(one.id, JSON.stringify(one));
+            return;
+        }
+        book(one);
+        count(series('door_seconds_total', {customer: one.customer}), (now - one.at) / 1000);
     }
-    count(series('door_seconds_total', name), (now - one.at) / 1000);
-    if (one.first) {
-        const ttft = (one.first - one.at) / 1000;
+    if (running.delete(one.id)) {
+        counts.incr(flying(one.customer), -one.places, 0);
+    }
+    if (ttft !== null) {
         const le = TTFT_S.find((limit) => ttft <= limit) || '+Inf';
         count(series('door_first_token_seconds_bucket', {le: le}), 1);
         count('door_first_token_seconds_sum', ttft);
@@ -310,7 +446,9 @@ function tick() {
     restore();
     running.items(1e6).forEach((item) => {
         const one = JSON.parse(item[1]);
-        if (!alive(one.pid)) {
+        if (one.ended) {
+            finish(one, one.ended.status, one.ended.complete);
+        } else if (!alive(one.pid)) {
             finish(one, 499, false);
         }
     });
@@ -343,17 +481,22 @@ function restore() {
     }
     Object.keys(state.counts).forEach((name) => counts.set(name, state.counts[name]));
     const open = {};
-    state.running.forEach((one) => {
+    state.running.filter((one) => one.begun).forEach((one) => {
         open[one.id] = one;
     });
-    const logs = [[state.log, state.at]];
-    if (state.log !== ledger(Date.now())) {
-        logs.push([ledger(Date.now()), 0]);
+    const log = ledger(Date.now());
+    if (size(log) && text(log, size(log) - 1) !== '\n') {
+        fs.appendFileSync(HOME + log, '\n');  // a power failure cut its last line
     }
-    logs.forEach((log) => tail(log[0], log[1]).forEach((line) => {
+    const logs = [[state.log, state.at]];
+    if (state.log !== log) {
+        logs.push([log, 0]);
+    }
+    logs.forEach((part) => lines(part[0], part[1]).forEach((line) => {
         if (line.event === 'begin') {
             open[line.id] = open[line.id] || Object.assign(blank(), {
-                id: line.id, customer: line.customer, key: line.key, log: log[0], at: Date.parse(line.at),
+                id: line.id, customer: line.customer, key: line.key, log: part[0],
+                at: Date.parse(line.at),
             });
         } else {
             book(Object.assign(blank(), line, {booked: (open[line.id] || blank()).booked}));
@@ -364,20 +507,31 @@ function restore() {
 }
 
 function blank() {
-    return {input: 0, cached: 0, output: 0, first: 0, booked: {input: 0, cached: 0, output: 0, dollars: 0}};
+    return {
+        input: 0, cached: 0, output: 0, first: 0, places: 1, begun: true,
+        booked: {input: 0, cached: 0, output: 0, dollars: 0},
+    };
 }
 
 // The lines of a ledger from a position on.
-function tail(log, from) {
-    const more = size(log) - from;
-    if (more <= 0) {
-        return [];
+function lines(log, from) {
+    return text(log, from).split('\n').map((line) => {
+        try {
+            return JSON.parse(line);
+        } catch (error) {
+            return null;  // a power failure cut it
+        }
+    }).filter((line) => line && line.id);
+}
+
+function text(log, from) {
+    const data = Buffer.alloc(Math.max(0, size(log) - from));
+    if (data.length) {
+        const file = fs.openSync(HOME + log, 'r');
+        fs.readSync(file, data, 0, data.length, from);
+        fs.closeSync(file);
     }
-    const file = fs.openSync(HOME + log, 'r');
-    const data = Buffer.alloc(more);
-    fs.readSync(file, data, 0, more, from);
-    fs.closeSync(file);
-    return data.toString().split('\n').filter((line) => line.endsWith('}')).map((line) => JSON.parse(line));
+    return data.toString();
 }
 
 function size(log) {
@@ -422,6 +576,10 @@ function alive(pid) {
 function used(budget, now) {
     const what = budget.split('_a_');
     return counts.get(`used|${me.customer}|${stamp(now, what[1])}|${what[0]}`) || 0;
+}
+
+function flying(customer) {
+    return series('door_requests_in_flight', {customer: customer});
 }
 
 function count(name, more) {
@@ -477,4 +635,4 @@ function metrics(r) {
     }).join(''));
 }
 
-export default {customer, ended, enter, metrics, models, stream, tick, usage, whole};
+export default {admit, customer, ended, enter, metrics, models, stream, tick, usage, whole};

@@ -1,6 +1,8 @@
 """What the customers of a door have used and owe: its ledger, read."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,9 +118,9 @@ def _state(folder: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {"running": []}
 
 
-def _lines(ledger: Path) -> list[dict]:
-    """What a ledger holds; the line that a power failure cut in two is left out."""
-    if not ledger.exists():
-        return []
-    found = ledger.read_text().splitlines()
-    return [json.loads(line) for line in found if line.startswith("{") and line.endswith("}")]
+def _lines(ledger: Path) -> Iterator[dict]:
+    """What a ledger holds; a line that a power failure cut in two is left out."""
+    if ledger.exists():
+        for line in ledger.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
