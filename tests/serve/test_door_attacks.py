@@ -85,7 +85,7 @@ def test_a_request_of_two_lengths_is_refused(attacked, fields, body):
         if (
             reply.status != 200 and b"400 Bad Request" not in reply.body
         ):  # nginx's own, of a bad chunk
-            assert reply.problem()  # FAULT: 501 is nginx's own page, error_page lacks it
+            assert reply.problem()
     assert b"HIDDEN" not in attacked.server.received
     assert len(attacked.server.requests) <= 1
     attacked.works()
@@ -137,8 +137,8 @@ def test_pipelined_requests_are_judged_and_billed_each_by_itself(attacked):
 def test_a_body_of_a_get_is_no_request(attacked, path):
     """Nor is it passed on, nor announced: the server would take the next request for it.
 
-    FAULT: /v1/models passes Content-Length without the body; the next customer's request on that
-    connection to the server is then read as its body.
+    Were Content-Length passed on without the body, the next customer's request on that connection
+    to the server would be read as its body.
     """
     _, key = attacked.customer()
     data = request(key, HIDDEN, path=path, method="GET") + request(key, b"", path="/nothing")
@@ -288,8 +288,8 @@ def test_huge_heads_are_refused(attacked, fields):
 def test_huge_bodies_are_refused_and_never_on_disk(own_door):
     """At the limit a request is served from memory; above it 413, whether declared or chunked.
 
-    FAULT: nginx counts the lines between chunks as a part of its buffer; a body of many small
-    chunks goes to a file.
+    nginx counts the lines between chunks as a part of its buffer; a body of many small
+    chunks would go to a file.
     """
     attacked = own_door({"error_log error.log error": "error_log error.log warn"})
     _, key = attacked.customer()
@@ -333,7 +333,7 @@ def test_slow_senders_are_cut_off_while_others_are_served(own_door):
 def test_bodies_that_never_end_hold_their_customers_places_only(attacked):
     """Each may be a megabyte of the door's memory, so there may be as many as requests at a time.
 
-    FAULT: the places are counted once the body is there; now there may be any number of bodies.
+    So the place is taken before the body is read.
     """
     _, key = attacked.customer(in_flight=3)
     lines = [attacked.connect() for _ in range(6)]
@@ -414,7 +414,7 @@ async def test_ten_thousand_wrong_keys(attacked):
 def test_strangers_do_not_fill_the_disk(attacked):
     """Whatever they send, they cost no line of a log each.
 
-    FAULT: nginx writes a line of error.log for each request that declares a body too large, before
+    nginx would write a line of error.log for each request that declares a body too large, before
     it asks for the key: hundreds of gigabytes a day for somebody with a fast line.
     """
     before = size(attacked.door.folder)
@@ -448,7 +448,7 @@ PLACES = {
 def test_a_key_in_the_wrong_place_is_in_no_file(attacked, place, event):
     """The fixture looks for it in all files of the door and in the list of processes.
 
-    FAULT: with each error, nginx writes the fields Host and Referer into error.log.
+    With each error, nginx would write the fields Host and Referer into error.log.
     """
     _, key = attacked.customer()
     how = PLACES[place](key)
@@ -476,7 +476,7 @@ def test_a_key_in_the_wrong_place_is_in_no_file(attacked, place, event):
             None,
         ]
     with attacked.connect() as line:
-        line.settimeout(5)
+        line.settimeout(1)
         line.sendall(data)
         if event not in ("cut", "timeout"):
             try:

@@ -30,7 +30,7 @@ def bare(head: str, body: bytes = b"") -> list:
 def test_odd_counts_poison_no_bill(attacked, usage, stream):
     """No sum is negative, not a number, or text; who asks next is still held to a budget.
 
-    FAULT: what the server says is added as it stands; after a text, bill() fails for everybody.
+    Were it added as it stands, a text in it would spoil the bill for everybody.
     """
     name, key = attacked.customer(tokens_a_day=1000)
     attacked.server.answer = lambda ask: [
@@ -56,9 +56,7 @@ def test_odd_counts_poison_no_bill(attacked, usage, stream):
         ([answers.WORD[:30], answers.WORD[30:], answers.WORD[:-1]], 2),
         ([answers.WORD * 3, answers.WORD.rstrip()], 4),
         ([answers.WORD.replace(b"\n", b"\r\n")] * 3, 3),
-        # FAULT: lines that end with CR LF are free
         ([answers.WORD.replace(b"}\n", b"} \n")] * 3, 3),
-        # FAULT: so are lines with a blank at their end
         ([b'data: {"choices":[],"timings":{"predicted_n":"x","prompt_n":null}}\n\n'], None),
         ([b'event: x\ndata: {"choices":[{"index":0,"text":"w"}]}\n\n'], 1),
     ],
@@ -89,10 +87,8 @@ OK = "HTTP/1.1 200 OK"
         (bare(f"{OK}\nX: {'x' * 100_000}"), [502]),
         ([None], [502]),
         (bare("HTTP/1.1 302 Found\nLocation: http://evil.example/\nContent-Length: 0"), [502]),
-        # FAULT: passed on
-        (bare(f"{OK}\nX-Accel-Redirect: /usage\nContent-Length: 0"), [200]),  # FAULT: followed
+        (bare(f"{OK}\nX-Accel-Redirect: /usage\nContent-Length: 0"), [200]),
         (bare(f"{OK}\nX-Accel-Redirect: @whole\nContent-Length: 0"), [200]),
-        # FAULT: asked ten times
         (bare(f"{OK}\nX-Accel-Limit-Rate: 1\nContent-Length: 3", b"{}\n"), [200]),
         (bare("HTTP/1.1 500 X\nContent-Length: 3", b"abc"), [500]),
         (bare("HTTP/1.1 400 X\nContent-Length: 2", b"{}"), [400]),
@@ -123,7 +119,7 @@ def test_odd_answers(attacked, ask, answer, statuses):
 
 
 def test_cookies_and_names_of_the_server_stay_behind(attacked):
-    """FAULT: all fields of the server's answer are passed on."""
+    """Customers need not know them."""
     _, key = attacked.customer()
     attacked.server.answer = lambda ask: [
         answers.whole(b"{}", "200 OK", "Set-Cookie: a=b", "Server: secret", "X-Pod: 10.0.0.7")
@@ -144,8 +140,8 @@ def test_cookies_and_names_of_the_server_stay_behind(attacked):
 def test_a_huge_answer_does_not_take_the_doors_memory(attacked, ask, piece, pieces):
     """300 MB in one piece, without the end of a line, a very long stream, and one of 4 MB.
 
-    FAULT: each piece is joined to all before it, and what njs has used it frees at the end of the
-    request: 8 MB cost 8.6 GB and 18 seconds, in which nobody is served.
+    What njs has used it frees at the end of the request: were each piece joined to all before it,
+    8 MB would cost 8.6 GB and 18 seconds, in which nobody is served.
     """
     name, key = attacked.customer()
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(piece) * pieces}\r\n\r\n".encode()
