@@ -123,13 +123,7 @@ function begin(r) {
         pid: process.pid, log: ledger(now), places: 1, begun: false, first: 0, saved: now,
         input: 0, cached: 0, output: 0, booked: {input: 0, cached: 0, output: 0, dollars: 0},
     };
-    keep(r);
-}
-
-function keep(r) {
-    const text = JSON.stringify(job);
-    r.variables.job = text;
-    running.set(job.id, text);
+    running.set(job.id, JSON.stringify(job));
 }
 
 // Take more places: a server computes each answer in one of its own.
@@ -152,7 +146,8 @@ function send(r, ask) {
     const at = new Date(job.at).toISOString();
     write(job, {event: 'begin', at: at, route: job.route, key: job.key});
     job.begun = true;
-    keep(r);
+    r.variables.job = JSON.stringify(job);
+    running.set(job.id, r.variables.job);
     r.variables.body = JSON.stringify(ask);
     r.internalRedirect(ask.stream ? '@stream' : '@whole');
 }
@@ -380,7 +375,7 @@ function ended(r) {
     if (name) {
         count(series('door_requests_total', {customer: name, code: r.variables.status}), 1);
     }
-    if (r.variables.job) {
+    if (job || r.variables.job) {
         finish(job || JSON.parse(r.variables.job), Number(r.variables.status), r.variables.request_completion === 'OK');
     }
     return '';
@@ -444,6 +439,15 @@ function dollars(one) {
 // Twice a second: end what a killed worker left, book what runs, and save it all.
 function tick() {
     restore();
+    let owner = 0;
+    try {
+        owner = Number(fs.readFileSync(`${HOME}owner.pid`));
+    } catch (error) {
+        // it was started at boot
+    }
+    if (owner && !alive(owner)) {
+        process.kill(process.ppid, 'SIGTERM');  // whoever started it is gone
+    }
     running.items(1e6).forEach((item) => {
         const one = JSON.parse(item[1]);
         if (one.ended) {
@@ -594,6 +598,9 @@ function refuse(r, limit, wait_s, message) {
     count(series('door_refused_total', {customer: me.customer, reason: limit}), 1);
     r.headersOut['Retry-After'] = String(Math.max(1, Math.ceil(wait_s)));
     const budget = limit.startsWith('tokens') || limit.startsWith('dollars');
+    if (budget) {
+        r.headersOut['X-Should-Retry'] = 'false';  // OpenAI's clients would repeat it twice
+    }
     const code = budget ? 'insufficient_quota' : 'rate_limit_exceeded';
     problem(r, 429, budget ? 'insufficient_quota' : 'requests', code, message);
 }

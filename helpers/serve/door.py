@@ -142,13 +142,15 @@ class Door:
     def start(self) -> "Door":
         """Start the door, in place of one of the same folder that still runs.
 
-        It ends with this process. Where it is to go on, ``assets/door/boot`` starts it at boot.
+        It ends with this process, also if that is killed. Where it is to go on, it is started at
+        boot, as ``door.service`` says.
 
         Raises:
             CourseError: the configuration is not valid, or nginx does not start.
         """
         self.stop()
         self.check()
+        self._save("owner.pid", str(os.getpid()))
         with (self.folder / "error.log").open("a") as log:
             nginx = subprocess.Popen(
                 [*self._nginx(), "-g", "daemon off;"], cwd=self.folder, stdin=subprocess.DEVNULL,

@@ -627,6 +627,29 @@ def test_start_takes_the_place_of_what_was_left(door, issue):
         door.reload()
 
 
+STARTS = """
+import sys, time
+from pathlib import Path
+from helpers import serve
+from helpers.endpoint import Endpoint
+upstream = Endpoint(base_url="http://127.0.0.1:9/v1", model="m")
+serve.Door(folder=Path(sys.argv[1]), upstream=upstream).start()
+print("started", flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_ends_with_whoever_started_it(tmp_path):
+    """Also when that was killed: no nginx is left behind by a notebook whose kernel died."""
+    command = [sys.executable, "-c", STARTS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout.readline() == "started\n"
+        pid = int((tmp_path / "nginx.pid").read_text())
+        assert psutil.pid_exists(pid)
+        owner.kill()
+    assert eventually(lambda: not psutil.pid_exists(pid))
+
+
 # -- Others beside it -------------------------------------------------------------------------
 
 

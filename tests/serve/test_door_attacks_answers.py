@@ -107,7 +107,8 @@ def test_odd_answers(attacked, ask, answer, statuses):
     said = attacked.talk(request(key, ask, "Connection: close"))
     status = said[0].status if said else None
     assert status in statuses, said
-    assert len(attacked.server.requests) == 1
+    # nginx asks once more where it cannot know whether a kept connection was just being closed.
+    assert len(attacked.server.requests) <= 1 + (answer == [None])
     for reply in said:
         assert reply.fields["Location"] is None
         assert b"evil" not in reply.body and b"key-of-the-model-server" not in reply.body
