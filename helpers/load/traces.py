@@ -152,8 +152,8 @@ def traffic(
     trace, then stretched so that *exactly* ``rate_per_s * span_s`` requests (rounded) come in the
     span. Runs of the same rate, span and seed therefore ask for the same tokens in the same order,
     whatever their burstiness: only the times differ. Give their workloads different seeds, or the
-    later ones find their prompts in the server's prefix cache. (As drawn, 1,000 gaps of the code trace's
-    kind may last twice as long as another 1,000.)
+    later ones find their prompts in the server's prefix cache. (As drawn, 1,000 gaps of the code
+    trace's kind may last twice as long as another 1,000.)
 
     What this leaves out: the trace's own bursts last for seconds to minutes. Gamma gaps that vary
     as much as those of ``"code"`` put ten, and at times a hundred requests into the same instant,
