@@ -375,8 +375,9 @@ function ended(r) {
     if (name) {
         count(series('door_requests_total', {customer: name, code: r.variables.status}), 1);
     }
-    if (job || r.variables.job) {
-        finish(job || JSON.parse(r.variables.job), Number(r.variables.status), r.variables.request_completion === 'OK');
+    const one = job || (r.variables.job ? JSON.parse(r.variables.job) : null);
+    if (one) {
+        finish(one, Number(r.variables.status), r.variables.request_completion === 'OK');
     }
     return '';
 }
@@ -413,12 +414,14 @@ function finish(one, status, complete) {
 // Add what a request used since the last time to its customer's sums.
 function book(one) {
     const name = one.customer, now = Date.now();
-    const now_used = {input: one.input, cached: one.cached, output: one.output, dollars: dollars(one)};
+    const sums = {
+        input: one.input, cached: one.cached, output: one.output, dollars: dollars(one),
+    };
     const more = {};
-    Object.keys(now_used).forEach((kind) => {
-        more[kind] = now_used[kind] - one.booked[kind];
+    Object.keys(sums).forEach((kind) => {
+        more[kind] = sums[kind] - one.booked[kind];
     });
-    one.booked = now_used;
+    one.booked = sums;
     ['day', 'month'].forEach((period) => {
         const key = `used|${name}|${stamp(now, period)}`;
         count(`${key}|tokens`, more.input + more.output);
@@ -433,20 +436,16 @@ function book(one) {
 // US dollars at the prices per million tokens; cached input is a part of the input.
 function dollars(one) {
     const usd = config.usd_per_million;
-    return ((one.input - one.cached) * usd.input + one.cached * usd.cached + one.output * usd.output) / 1e6;
+    const read = (one.input - one.cached) * usd.input + one.cached * usd.cached;
+    return (read + one.output * usd.output) / 1e6;
 }
 
 // Twice a second: end what a killed worker left, book what runs, and save it all.
 function tick() {
     restore();
-    let owner = 0;
-    try {
-        owner = Number(fs.readFileSync(`${HOME}owner.pid`));
-    } catch (error) {
-        // it was started at boot
-    }
+    const owner = Number(process.env.DOOR_OWNER || 0);  // none if it was started at boot
     if (owner && !alive(owner)) {
-        process.kill(process.ppid, 'SIGTERM');  // whoever started it is gone
+        process.kill(process.ppid, 'SIGTERM');
     }
     running.items(1e6).forEach((item) => {
         const one = JSON.parse(item[1]);
@@ -456,9 +455,12 @@ function tick() {
             finish(one, 499, false);
         }
     });
-    const at = size(ledger(Date.now()));
-    const state = {log: ledger(Date.now()), at: at, counts: {}, running: running.items(1e6)
-        .map((item) => JSON.parse(item[1])).map((one) => Object.assign(one, {usd: dollars(one)}))};
+    const state = {log: ledger(Date.now()), counts: {}};
+    state.at = size(state.log);
+    state.running = running.items(1e6).map((item) => JSON.parse(item[1]));
+    state.running.forEach((one) => {
+        one.usd = dollars(one);
+    });
     const today = [stamp(Date.now(), 'day'), stamp(Date.now(), 'month')];
     counts.items(1e6).forEach((item) => {
         const part = item[0].split('|');
@@ -591,7 +593,8 @@ function count(name, more) {
 }
 
 function series(name, labels) {
-    return `${name}{${Object.keys(labels).map((label) => `${label}="${labels[label]}"`).join(',')}}`;
+    const pairs = Object.keys(labels).map((label) => `${label}="${labels[label]}"`);
+    return `${name}{${pairs.join(',')}}`;
 }
 
 function refuse(r, limit, wait_s, message) {
@@ -608,7 +611,8 @@ function refuse(r, limit, wait_s, message) {
 // An error in OpenAI's form.
 function problem(r, status, type, code, message) {
     r.headersOut['Content-Type'] = 'application/json';
-    r.return(status, JSON.stringify({error: {message: message, type: type, param: null, code: code}}));
+    const error = {message: message, type: type, param: null, code: code};
+    r.return(status, JSON.stringify({error: error}));
 }
 
 // What the customer has used, and may use.

@@ -54,7 +54,8 @@ class Door:
         place: where it runs.
         body_kb: the largest request, in kilobytes; it is held in memory.
         timeout_s: longest silence of the model server, in seconds.
-        operator_port: where ``/metrics`` is shown to programs of this machine; ``0`` is a free one.
+        operator_port: where ``/metrics`` is shown, to programs of this machine only; by default a
+            free one.
     """
 
     folder: Path
@@ -150,11 +151,11 @@ class Door:
         """
         self.stop()
         self.check()
-        self._save("owner.pid", str(os.getpid()))
         with (self.folder / "error.log").open("a") as log:
             nginx = subprocess.Popen(
                 [*self._nginx(), "-g", "daemon off;"], cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, "DOOR_OWNER": str(os.getpid())},
             )  # fmt: skip
         atexit.register(self.stop)
         deadline = time.monotonic() + START_TIMEOUT_S
