@@ -22,8 +22,10 @@ HERE = {
     "04": ("load server", "simulated customers, and the server they load"),
     "05": ("load server", "the model, and the functions it asks for"),
     "06": ("instance server", "the GPU under the server, and its memory"),
+    "07": ("load tunnel", "the customers, and the way to the server"),
     "08": ("market instance", "more instances, and other clouds"),
     "09": ("load market", "a day of requests, and the price of its hours"),
+    "10": ("load server", "requests as real customers send them"),
     "11": ("api market", "the bill, and how it ends"),
 }
 MAP = (
