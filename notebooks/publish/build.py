@@ -32,8 +32,6 @@ PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = PROJECT / "notebooks"
 TEMPLATE = FOLDER / "template.ipynb"
 GLOSSARY = FOLDER / "glossary.md"
-# Numbers that are kept free, and for what.
-COMING: dict[str, str] = {}
 CELL_TIMEOUT_S = 600
 FAILURES = (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError)
 
@@ -216,14 +214,10 @@ class Facts:
 def contents(facts: list[Facts], pictures: bool) -> str:
     """The table of notebooks, for the README (with pictures) or for notebook 00."""
     row = pictured if pictures else plain
-    numbered = {one.number: row(one) for one in facts}
-    for number, what in COMING.items():
-        note = f"{number} - {what[0].upper()}{what[1:]}: being written"
-        numbered.setdefault(number, f"| | {note} |" if pictures else f"| {note} | |")
     head = ["| | notebook |", "|---|---|"]
     if not pictures:
         head = ["| notebook | you will |", "|---|---|"]
-    return "\n".join([*head, *(numbered[number] for number in sorted(numbered))])
+    return "\n".join([*head, *map(row, facts)])
 
 
 def plain(one: Facts) -> str:
