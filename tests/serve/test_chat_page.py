@@ -3,9 +3,7 @@
 import asyncio
 import base64
 import contextlib
-import datetime
 import hashlib
-import ipaddress
 import itertools
 import json
 import re
@@ -17,12 +15,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
 from playwright.sync_api import Page, expect, sync_playwright
 from support.chromium import CHROMIUM
 from support.waiting import free_port
 
+from helpers.serve import certificate
 from helpers.settings import PROJECT
 
 pytestmark = pytest.mark.browser
@@ -137,35 +135,12 @@ PIECES = {
 }
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """One that its own key signed, for 127.0.0.1: its file, and the file of its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a door of this test")])
-    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
-    alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - day)
-        .not_valid_after(now + day)
-        .add_extension(alternative, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "door.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    secret = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    (folder / "door.key").write_bytes(secret)
-    return folder / "door.pem", folder / "door.key"
-
-
 @contextlib.contextmanager
 def serving(app: web.Application, folder: Path):
     """The app over HTTPS on loopback in a thread: its address, and whom to trust."""
-    own, secret = certificate(folder)
+    certificate.make(folder, "127.0.0.1")
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(own, secret)
+    tls.load_cert_chain(folder / "fullchain.pem", folder / "privkey.pem")
     loop, port = asyncio.new_event_loop(), free_port()
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     thread = threading.Thread(target=loop.run_forever)
@@ -177,7 +152,7 @@ def serving(app: web.Application, folder: Path):
     there(runner.setup())
     there(web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls).start())
     try:
-        yield f"https://127.0.0.1:{port}", own
+        yield f"https://127.0.0.1:{port}", folder / "ca.pem"
     finally:
         there(runner.cleanup())
         loop.call_soon_threadsafe(loop.stop)
