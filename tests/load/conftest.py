@@ -1,10 +1,7 @@
 """A server that paces its tokens exactly, for tests of the load."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from support import paced as servers
 
 from helpers.endpoint import Endpoint
 
@@ -15,14 +12,11 @@ def paced():
     started = []
 
     def start(*options: str) -> Endpoint:
-        program = Path(__file__).parents[1] / "benchmarks" / "paced_server.py"
-        pipe = subprocess.PIPE
-        server = subprocess.Popen([sys.executable, program, *options], stdin=pipe, stdout=pipe)
+        server, endpoint = servers.start(*options)
         started.append(server)
-        return Endpoint(base_url=f"http://127.0.0.1:{int(server.stdout.readline())}/v1", model="m")
+        return endpoint
 
     start.kill = lambda: started[-1].kill()
     yield start
     for server in started:
-        server.stdin.close()
-        server.wait(10)
+        servers.end(server)
