@@ -470,8 +470,19 @@ function tick() {
             state.counts[item[0]] = item[1];
         }
     });
-    fs.writeFileSync(`${STATE}.new`, JSON.stringify(state), {mode: 0o600});
-    fs.renameSync(`${STATE}.new`, STATE);
+    const now = JSON.stringify(state);
+    if (now !== read(STATE)) {  // an idle door leaves the disk alone
+        fs.writeFileSync(`${STATE}.new`, now, {mode: 0o600});
+        fs.renameSync(`${STATE}.new`, STATE);
+    }
+}
+
+function read(path) {
+    try {
+        return fs.readFileSync(path, 'utf8');
+    } catch (error) {
+        return '';
+    }
 }
 
 // After a start: the sums of before, and an end for each request that was running at the last one.
