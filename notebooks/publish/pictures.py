@@ -26,7 +26,9 @@ HERE = {
     "08": ("market instance", "more instances, and other clouds"),
     "09": ("load market", "a day of requests, and the price of its hours"),
     "10": ("load server", "requests as real customers send them"),
-    "11": ("api market", "the bill, and how it ends"),
+    "11": ("instance server", "the options that the server is started with"),
+    "12": ("server", "the model, and what it answers"),
+    "13": ("api market", "the bill, and how it ends"),
 }
 MAP = (
     "Your machine rents through the marketplace's API, and reaches vLLM on the rented"
