@@ -46,5 +46,16 @@ def writing(folder: Path, setting: str) -> Iterator[None]:
         raise CourseError(f"cannot write to {folder}: {error.strerror or error}", hint) from None
 
 
+def above_zero(**values: float | None) -> None:
+    """Refuse numbers that are not above 0; ``None`` is none.
+
+    Raises:
+        CourseError: one is 0, negative or not a number.
+    """
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise CourseError(f"{name} is {value}", f"{name} must be above 0")
+
+
 class Stopped(CourseError):
     """The reader stopped something, by Ctrl-C or the notebook's stop button."""

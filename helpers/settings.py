@@ -2,14 +2,13 @@
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import platformdirs
 from dotenv.parser import parse_stream
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from helpers._moved import renamed
 from helpers.endpoint import clean_key, spare_loopback
 from helpers.errors import CourseError
 
@@ -128,7 +127,3 @@ def _check(env_file: Path) -> None:
             if name and like and name not in ours:
                 what = f"{place}: there is no setting {name}, so it has no effect"
                 raise CourseError(what, f"is {like[0]} meant? .env.example has them all")
-
-
-if not TYPE_CHECKING:  # a type checker would believe that every name exists
-    __getattr__ = renamed(__name__, {"load": "read"})

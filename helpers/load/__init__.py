@@ -5,23 +5,17 @@ returns a ``Run``, whose records are also a file; ``sweep`` and ``search`` do so
 The requests are made in a process of its own; ``helpers.load.client`` is what takes the times.
 """
 
-from typing import TYPE_CHECKING
-
-from helpers._moved import renamed
 from helpers.load.arrivals import ClosedLoop, Constant, Gamma, Poisson
 from helpers.load.levels import search, sweep
 from helpers.load.metrics import server_metrics
 from helpers.load.runs import run
-from helpers.load.traces import Replay, traffic
+from helpers.load.traces import AT, TRAFFIC, Replay, traffic
 from helpers.load.workers import Local, OnExecutor, OverSSH
 from helpers.load.workload import Lengths, Prompts, Synthetic, ToolCalls
 from helpers.records import Record, Run
 
 __all__ = [
-    "ClosedLoop", "Constant", "Gamma", "Lengths", "Local", "OnExecutor", "OverSSH", "Poisson",
-    "Prompts", "Record", "Replay", "Run", "Synthetic", "ToolCalls", "run", "search",
-    "server_metrics", "sweep", "traffic",
+    "AT", "TRAFFIC", "ClosedLoop", "Constant", "Gamma", "Lengths", "Local", "OnExecutor",
+    "OverSSH", "Poisson", "Prompts", "Record", "Replay", "Run", "Synthetic", "ToolCalls", "run",
+    "search", "server_metrics", "sweep", "traffic",
 ]  # fmt: skip
-
-if not TYPE_CHECKING:
-    __getattr__ = renamed(__name__, {"Interval": "Constant"})

@@ -7,9 +7,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Any, get_args
 
-from helpers.errors import CourseError
+import msgspec
+
+from helpers.errors import CourseError, above_zero
 from helpers.load.traces import Replay
+from helpers.load.workload import Workload
 
 BEGIN_S = 0.02  # from the word to begin to a run's time 0
 
@@ -92,14 +96,9 @@ class Poisson(Gamma):
 
 
 Arrivals = ClosedLoop | Constant | Gamma | Replay
+KINDS = {kind.__name__: kind for kind in (Poisson, *get_args(Arrivals | Workload))}
 
 
-def above_zero(**values: float | None) -> None:
-    """Refuse numbers that are not above 0; ``None`` is none.
-
-    Raises:
-        CourseError: one is 0, negative or not a number.
-    """
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise CourseError(f"{name} is {value}", f"{name} must be above 0")
+def from_spec(spec: dict) -> Any:
+    """Return the workload or the arrivals that ``to_spec`` wrote down."""
+    return msgspec.convert(spec, KINDS[spec["kind"]])

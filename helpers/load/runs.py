@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from helpers.endpoint import Endpoint
-from helpers.errors import CourseError, Stopped
-from helpers.load.arrivals import Arrivals, ClosedLoop, Replay, above_zero
+from helpers.errors import CourseError, Stopped, above_zero
+from helpers.load.arrivals import Arrivals, ClosedLoop, Replay
 from helpers.load.files import RunFile, header
 from helpers.load.samplers import OtherPrograms, ServerSampler
 from helpers.load.workers import Local, Where

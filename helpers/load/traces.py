@@ -15,7 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import CourseError
+from helpers.errors import CourseError, above_zero
+from helpers.load.workload import Synthetic
 
 # The columns of time, prompt and answer in tokens, and the seconds in a unit of the time.
 FORMS = {
@@ -40,9 +41,6 @@ TRAFFIC = {
 @dataclass(frozen=True, kw_only=True)
 class Replay:
     """Recorded arrival times, repeated; with the lengths of the requests, where they are known.
-
-    ``Synthetic(input_tokens=trace.input_tokens, output_tokens=trace.output_tokens)`` is the
-    workload that belongs to it: request for request the prompt and the answer of these lengths.
 
     Args:
         times_s: seconds from the start, ascending; several may be the same.
@@ -69,6 +67,19 @@ class Replay:
     def times(self) -> Iterator[float]:
         """Yield the scheduled times in seconds from the start."""
         return iter(self.times_s)
+
+    def workload(self, seed: int = 0) -> Synthetic:
+        """What is asked by it: request for request a prompt and an answer of its lengths.
+
+        Args:
+            seed: of the words; another one for each run, or later ones find their prompts in the
+                server's prefix cache.
+
+        Raises:
+            CourseError: it has no lengths.
+        """
+        asked, answered = self.input_tokens, self.output_tokens
+        return Synthetic(input_tokens=asked, output_tokens=answered, seed=seed)
 
     @classmethod
     def read(
@@ -127,9 +138,8 @@ class Replay:
         Raises:
             CourseError: an argument is not above 0.
         """
+        above_zero(shorter=shorter, max_input_tokens=max_input_tokens)
         most = math.inf if max_input_tokens is None else max_input_tokens
-        if not (shorter > 0 and most > 0):
-            raise CourseError(f"nothing fits {shorter=}, {max_input_tokens=}", "both above 0")
         prompts = [max(1, round(length / shorter)) for length in self.input_tokens]
         answers = [max(1, round(length / shorter)) for length in self.output_tokens]
         cut = sum(length > most for length in prompts)

@@ -41,8 +41,8 @@ class Generator:
 
     def __init__(self, spec: dict, out: Callable[[bytes], object]) -> None:
         self.spec, self.out = spec, out
-        self.work: workload.Workload = workload.from_spec(spec["workload"])
-        self.arrivals: arrivals.Arrivals = workload.from_spec(spec["arrivals"])
+        self.work: workload.Workload = arrivals.from_spec(spec["workload"])
+        self.arrivals: arrivals.Arrivals = arrivals.from_spec(spec["arrivals"])
         self.shard, self.shards = spec["shard"]
         self.left = len(range(self.shard, spec["requests"] or sys.maxsize, self.shards))
         self.duration = spec["duration_s"] or math.inf

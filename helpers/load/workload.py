@@ -6,12 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import msgspec
-
-from helpers.errors import CourseError
-from helpers.load import arrivals
+from helpers.errors import CourseError, above_zero
 
 # Everyday words: one token each, with the space before, in the usual vocabularies.
 _WORDS = """
@@ -117,7 +114,7 @@ class Synthetic(Sampling):
         for name in ("input_tokens", "output_tokens", "turns"):
             if not isinstance(value := getattr(self, name), Lengths):
                 least = min(value, default=0) if isinstance(value, Sequence) else value
-                arrivals.above_zero(**{name: least})
+                above_zero(**{name: least})
 
     def chat(self, index: int) -> Chat:
         """Return chat number ``index``."""
@@ -236,7 +233,6 @@ class ToolCalls(Sampling):
 
 
 Workload = Synthetic | Prompts | ToolCalls
-KINDS = vars(arrivals) | {kind.__name__: kind for kind in get_args(Workload)}
 
 
 def unseen(work: Workload, load: float) -> Workload:
@@ -249,11 +245,6 @@ def unseen(work: Workload, load: float) -> Workload:
 def to_spec(value: Any) -> dict:
     """Return a workload, or arrivals, as plain JSON values."""
     return {"kind": type(value).__name__, **asdict(value)}
-
-
-def from_spec(spec: dict) -> Any:
-    """Return the workload or the arrivals that ``to_spec`` wrote down."""
-    return msgspec.convert(spec, KINDS[spec["kind"]])
 
 
 def body(

@@ -5,9 +5,6 @@ shows what passes between them, ``Puppet`` is a model that says what you tell it
 counts how often a model's calls are right, and ``crowd`` lets many users ask at once.
 """
 
-from typing import TYPE_CHECKING
-
-from helpers._moved import renamed
 from helpers.tools.conversation import Conversation, Step
 from helpers.tools.crowd import crowd, phases
 from helpers.tools.evaluate import Evaluation, difference, evaluate
@@ -23,6 +20,3 @@ __all__ = [
     "Wire", "calls", "crowd", "definitions", "difference", "evaluate", "inside",
     "phases", "questions", "run_tools", "says", "tool", "wire",
 ]  # fmt: skip
-
-if not TYPE_CHECKING:
-    __getattr__ = renamed(__name__, {"compare": "difference"})

@@ -7,7 +7,8 @@ import pytest
 
 from helpers import load
 from helpers.errors import CourseError
-from helpers.load.workload import from_spec, to_spec
+from helpers.load.arrivals import from_spec
+from helpers.load.workload import to_spec
 
 
 @pytest.mark.parametrize(

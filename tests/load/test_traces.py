@@ -10,8 +10,9 @@ import pytest
 
 from helpers import load
 from helpers.errors import CourseError
+from helpers.load.arrivals import from_spec
 from helpers.load.traces import AT, TRAFFIC
-from helpers.load.workload import from_spec, to_spec
+from helpers.load.workload import to_spec
 
 QUIET = {"progress": False, "server_every_s": None}
 BEGIN = datetime(2023, 11, 16, 18, 17, 3)
@@ -218,12 +219,23 @@ async def test_a_trace_is_asked_request_for_request(paced, tmp_path):
     drawn = load.traffic("code", rate_per_s=8819 / 3436, span_s=3436)
     path = written(tmp_path / "trace.csv", "azure", drawn)
     trace = load.Replay.read(path, speed=300)
-    work = load.Synthetic(input_tokens=trace.input_tokens, output_tokens=trace.output_tokens)
     endpoint = paced("--ttft", "0", "--itl", "0")
-    run = await load.run(endpoint, work, trace, path=tmp_path / "run.jsonl", **QUIET)
+    run = await load.run(endpoint, trace.workload(), trace, path=tmp_path / "run.jsonl", **QUIET)
     records = sorted(run.records, key=lambda record: record.index)
     assert len(run.ok) == 8819 and "8819" in run.label
     assert tuple(record.prompt_tokens for record in records) == drawn.input_tokens
     assert tuple(record.output_tokens for record in records) == drawn.output_tokens
     assert tuple(record.scheduled_s for record in records) == trace.times_s
     assert all(record.lag_s >= 0 for record in records)
+
+
+def test_a_trace_brings_its_workload_unless_it_has_no_lengths():
+    """Another seed asks for the same tokens in other words, which no prefix cache knows."""
+    trace = load.traffic("chat", rate_per_s=2, span_s=9)
+    one, two = trace.workload(), trace.workload(seed=7)
+    assert one.chat(3).turns[0][1] == two.chat(3).turns[0][1] == trace.output_tokens[3]
+    words = [work.chat(3).turns[0][0]["content"] for work in (one, two)]
+    assert words[0] != words[1]
+    assert [len(text.split()) for text in words] == [trace.input_tokens[3]] * 2
+    with pytest.raises(CourseError):
+        load.Replay(times_s=(1, 2)).workload()

@@ -7,7 +7,7 @@ import pytest
 
 from helpers import load
 from helpers.errors import CourseError
-from helpers.load import workload
+from helpers.load import arrivals, workload
 
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
 
@@ -57,7 +57,7 @@ def test_the_shared_prefix_is_shared_and_the_rest_is_not():
 )
 def test_a_spec_makes_the_same_requests(work):
     """What is written into a spec, for another process or machine, asks exactly the same."""
-    again = workload.from_spec(json.loads(json.dumps(workload.to_spec(work))))
+    again = arrivals.from_spec(json.loads(json.dumps(workload.to_spec(work))))
     assert [again.chat(i) for i in range(9)] == [work.chat(i) for i in range(9)]
 
 
@@ -68,7 +68,7 @@ def test_the_body_is_the_apis():
     assert plain["stream_options"] == {"include_usage": True} and plain["tools"] == [TOOL]
     assert (plain["max_tokens"], plain["temperature"]) == (5, 0)
     newer = load.Prompts(items=["x"], cap_field="max_completion_tokens", temperature=1)
-    newer = workload.from_spec(workload.to_spec(newer))
+    newer = arrivals.from_spec(workload.to_spec(newer))
     body = json.loads(workload.body(newer, "m", [], [], 5, exact=False))
     assert (body["max_completion_tokens"], body["temperature"]) == (5, 1)
     assert "max_tokens" not in body
