@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
+from helpers import files
 from helpers.rehearsal import model
 from helpers.rehearsal.faults import FAULTS, Faults
 from helpers.rehearsal.machine import Machine
@@ -106,9 +107,7 @@ class Market:
 
     def save(self) -> None:
         """Write the books so that a crash leaves the old or the new ones, never half of them."""
-        part = self._file.with_suffix(".part")
-        part.write_text(self.books.model_dump_json(indent=1))
-        part.replace(self._file)
+        files.replace(self._file, self.books.model_dump_json(indent=1))
 
     def meter(self) -> None:
         """Bill the seconds since the last call: GPU while running, disk from first to last."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from helpers import files
 from helpers.errors import CourseError
 from helpers.rent.market import Instance
 from helpers.settings import Settings
@@ -43,9 +44,7 @@ class Ledger:
         with FileLock(self.file.with_suffix(".lock")):  # several notebooks may note at once
             rentals = self.read()
             rentals.setdefault(label, {"ended": None}).update(facts)
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(rentals, indent=1))
-            part.replace(self.file)
+            files.replace(self.file, json.dumps(rentals, indent=1))
 
     def compare(self, instances: Iterable[Instance]) -> None:
         """What the provider no longer knows has ended, now at the latest; what it knows has not.

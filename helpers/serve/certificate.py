@@ -2,14 +2,14 @@
 
 import datetime
 import ipaddress
-import os
-import tempfile
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from helpers import files
 
 PEM = serialization.Encoding.PEM
 
@@ -31,7 +31,7 @@ def make(folder: Path, host: str, days: float = 90) -> None:
         made = _builder(name, name, key, 3650).add_extension(x509.BasicConstraints(True, 0), True)
         _save(folder / "ca-key.pem", key)
         authority = made.add_extension(usage, True).sign(key, hashes.SHA256())
-        _replace(folder / "ca.pem", authority.public_bytes(PEM))
+        files.replace(folder / "ca.pem", authority.public_bytes(PEM))
     signer = serialization.load_pem_private_key((folder / "ca-key.pem").read_bytes(), None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)  # noqa: S101  as made above
     authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
@@ -49,7 +49,7 @@ def make(folder: Path, host: str, days: float = 90) -> None:
         .sign(signer, hashes.SHA256())
     )
     _save(folder / "privkey.pem", key)
-    _replace(folder / "fullchain.pem", certificate.public_bytes(PEM))
+    files.replace(folder / "fullchain.pem", certificate.public_bytes(PEM))
 
 
 def _name(text: str) -> x509.Name:
@@ -70,12 +70,4 @@ def _builder(
 
 def _save(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     plain = serialization.NoEncryption()
-    _replace(path, key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain))
-
-
-def _replace(path: Path, text: bytes) -> None:
-    """A new file each time, for its owner alone: nginx takes one written in place for the old."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    with os.fdopen(handle, "wb") as file:
-        file.write(text)
-    Path(name).replace(path)
+    files.replace(path, key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain))

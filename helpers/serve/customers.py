@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import re
 import secrets
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +13,8 @@ from typing import Any
 import pandas as pd
 from pydantic import SecretStr
 
-from helpers.errors import CourseError
+from helpers import files
+from helpers.errors import CourseError, above_zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +44,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            budget = name.endswith(("_a_day", "_a_month"))
-            if not (budget if value is None else value > 0):
-                raise CourseError(f"{name} is {value}", f"{name} must be above 0")
+            if value is not None or not name.endswith(("_a_day", "_a_month")):
+                above_zero(**{name: value or 0})
 
 
 class Customers:
@@ -96,7 +94,8 @@ class Customers:
         old = self._known(customer)
         ends = _iso(datetime.now(UTC) + timedelta(seconds=overlap_s))
         for path, record in old:
-            _write(path, record | {"until": min(record["until"] or ends, ends)})
+            ended = record | {"until": min(record["until"] or ends, ends)}
+            files.replace(path, json.dumps(ended))
         return self._make(old[-1][1])
 
     def revoke(self, customer: str) -> None:
@@ -115,7 +114,7 @@ class Customers:
             CourseError: there is no such customer.
         """
         for path, record in self._known(customer):
-            _write(path, record | asdict(limits))
+            files.replace(path, json.dumps(record | asdict(limits)))
 
     def table(self) -> pd.DataFrame:
         """A row for each key that has not ended: customer, name of the key, limits."""
@@ -128,7 +127,7 @@ class Customers:
         digest = hashlib.sha256(key.encode()).hexdigest()
         made = {"name": digest[:8], "made": _iso(datetime.now(UTC)), "until": None}
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(self.folder / f"{digest}.json", record | made)
+        files.replace(self.folder / f"{digest}.json", json.dumps(record | made))
         return SecretStr(key)
 
     def _all(self) -> list[tuple[Path, dict[str, Any]]]:
@@ -147,11 +146,3 @@ class Customers:
 
 def _iso(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    """Replace a file at once, so that the door never reads half of it; only its owner may."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    with os.fdopen(handle, "w") as file:
-        json.dump(record, file)
-    Path(name).replace(path)
