@@ -1,16 +1,18 @@
 """What fits on a GPU and how fast it can go: VRAM, KV cache and roofline, each with its source.
 
 Every figure here is arithmetic on published specifications, none is a measurement. A *bound* is
-what no software can beat on that hardware; *expected* is the bound times :data:`EFFICIENCY`.
+what no software can beat on that hardware; *expected* is the bound times :data:`EFFICIENCY`, or
+times what :func:`efficiency` makes of your own runs.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from helpers.choose import prices
+from helpers.choose.gpus import Gpu, gpu
 from helpers.choose.models import ModelShape, shape
 from helpers.errors import CourseError
 from helpers.settings import ASSETS
@@ -25,27 +27,8 @@ EFFICIENCY = 0.7
 REST_GIB = 1.6
 #: vLLM's default ``--gpu-memory-utilization``.
 UTILIZATION = 0.92
-_USABLE = 0.98  # GiB that PyTorch reports per marketed GB, where no log was found (0.97-0.99)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """One or several equal GPUs of a server, with published dense rates (sums over the GPUs).
-
-    Several are taken as ideal tensor parallelism: the traffic between them is left out, so the
-    bounds stay bounds.
-    """
-
-    name: str
-    count: int
-    usable_gib: float
-    bandwidth_gb_s: float
-    fp16_tflops: float
-    fp8_tflops: float
-
-    def tflops(self, precision: str) -> float:
-        """Dense tensor rate at that precision; weights-only formats compute at 16 bit."""
-        return self.fp8_tflops if precision == "fp8" else self.fp16_tflops
+Share = float | pd.Series
+"""Measured / bound: one number, or one for each way to the roofline's bend (its index)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,32 +53,6 @@ class Memory:
     def kv_tokens(self) -> int:
         """Tokens in the cache when every sequence is as long as the model allows, as vLLM says."""
         return int(self.sequences(self.model.context) * self.model.context)
-
-
-def gpu(name: str, count: int = 1) -> Gpu:
-    """A GPU of ``assets/gpus.csv``, or ``count`` of them in one server.
-
-    Raises:
-        CourseError: no published specification of that GPU in the table, however it is spelled.
-    """
-    table = prices.gpus().set_index("gpu")
-    words = _words(name)
-    near = sorted((known for known in table.index if words <= _words(known)), key=len)
-    if not near or words != _words(near[0]):
-        meant = f"did you mean {' or '.join(near)}? " if words and near else ""
-        hint = f"{meant}known are {', '.join(table.index)}"
-        raise CourseError(f"{name} is not in assets/gpus.csv", hint)
-    name = near[0]
-    table = table.fillna({"usable_gib": _USABLE * table.vram_gb, "fp8_tflops": table.fp16_tflops})
-    rates = ("usable_gib", "bandwidth_gb_s", "fp16_tflops", "fp8_tflops")
-    totals = {rate: count * float(table[rate][name]) for rate in rates}
-    return Gpu(name=f"{count}x {name}" if count > 1 else name, count=count, **totals)
-
-
-def _words(name: str) -> set[str]:
-    """A GPU's name without what providers write differently, as in ``NVIDIA GeForce RTX_4090``."""
-    plain = re.sub(r"nvidia|geforce|generation|(?<=sxm)\d", "", name.lower())
-    return set(re.findall("[a-z]+|[0-9]+", plain))
 
 
 def kv_cache_gib(total: float, weights: float, rest: float, utilization: float) -> float:
@@ -141,6 +98,27 @@ def decode_step_s(model: ModelShape, gpu: Gpu, batch: int, context: float) -> fl
     return max(gigabytes / gpu.bandwidth_gb_s, flops / gpu.tflops(model.precision) / 1e12)
 
 
+def _share(efficiency: Share, model: ModelShape, gpu: Gpu, batch: int, context: float) -> float:
+    """The share expected of such a decode step: between two runs straight over a logarithm, before
+    the first run and beyond the last as in that one.
+    """
+    if not isinstance(efficiency, pd.Series):
+        return efficiency
+    far = np.log(_to_bend(model, gpu, batch, context))
+    return float(np.interp(far, np.log(efficiency.index), efficiency))
+
+
+def _to_bend(model: ModelShape, gpu: Gpu, batch: int, context: float) -> float:
+    """Time for the arithmetic of a decode step / for its reading: from 1 on it is compute-bound."""
+    gigabytes, flops = _decode_work(model, batch, context)
+    return flops / gpu.tflops(model.precision) / 1e12 * gpu.bandwidth_gb_s / gigabytes
+
+
+def _batch(model: ModelShape, gpu: Gpu, users: int, context: float) -> int:
+    """How many of the users' sequences are computed at once: those that fit into the cache."""
+    return max(1, min(users, int(memory(model, gpu).sequences(context))))
+
+
 def _decode_work(model: ModelShape, batch: int, context: float) -> tuple[float, float]:
     kv_gb = batch * model.kv_bytes(context) / 1e9
     return model.weights_gb(batch) + kv_gb, 2 * model.linear(model.experts_per_token) * batch
@@ -184,7 +162,7 @@ def tokens_per_s(
         A bound, over all users; :data:`EFFICIENCY` times that is expected.
     """
     context = prompt_tokens + output_tokens / 2
-    batch = max(1, min(users, int(memory(model, gpu).sequences(context))))
+    batch = _batch(model, gpu, users, context)
     step_s = decode_step_s(model, gpu, batch, context)
     round_s = batch * _prefill_compute_s(model, gpu, prompt_tokens) + output_tokens * step_s
     return batch * output_tokens / round_s
@@ -197,6 +175,7 @@ def rank(
     users: int,
     context: int,
     min_tokens_per_s: float = 0.0,
+    efficiency: Share = EFFICIENCY,
 ) -> pd.DataFrame:
     """The cheapest offers that carry a load, and why the others do not.
 
@@ -206,18 +185,16 @@ def rank(
         users: sequences that must be in the KV cache at the same time.
         context: tokens of each of them, prompt and answer.
         min_tokens_per_s: objective for each user's stream, tokens a second.
+        efficiency: share of the bound that is expected, or what :func:`efficiency` made of runs.
 
     Returns:
         The offers with ``sequences`` (how many of that context fit), ``user_tokens_per_s``
-        (expected, see :data:`EFFICIENCY`, when every context is full), ``confidence`` in the GPU's
-        published figures, and ``reason``, empty where nothing speaks against the offer. Those come
-        first, the cheapest on top.
+        (expected when every context is full), ``confidence`` in the GPU's published figures, and
+        ``reason``, empty where nothing speaks against it. Those come first, the cheapest on top.
     """
-    machines = offers[["gpu", "gpu_count"]].drop_duplicates()
-    judged = [
-        _judge(model, one["gpu"], one["gpu_count"], users, context, min_tokens_per_s)
-        for one in machines.to_dict("records")
-    ]
+    machines = offers[["gpu", "gpu_count"]].drop_duplicates().to_dict("records")
+    load = (users, context, min_tokens_per_s, efficiency)
+    judged = [_judge(model, machine, *load) for machine in machines]
     names = ["gpu", "gpu_count", "sequences", "user_tokens_per_s", "reason"]
     table = offers.merge(pd.DataFrame(judged, columns=names), on=names[:2], how="left")
     table = table.merge(prices.gpus()[["gpu", "confidence"]], on="gpu", how="left")
@@ -226,19 +203,21 @@ def rank(
 
 
 def _judge(
-    model: ModelShape, name: str, count: int, users: int, context: int, min_tokens_per_s: float
-) -> dict[str, Any]:
+    model: ModelShape, found: dict[Any, Any], users: int, context: int, min_tokens_per_s: float,
+    efficiency: Share,
+) -> dict[Any, Any]:  # fmt: skip
     """What so many GPUs can be expected to do, and why the load does not fit on them, if so."""
-    found: dict[str, Any] = {"gpu": name, "gpu_count": count, "reason": ""}
+    found |= {"reason": ""}
     if context > model.context:
         return found | {"reason": f"the model was made for {model.context:,} tokens"}
     try:
-        machine = gpu(name, count)
+        machine = gpu(found["gpu"], found["gpu_count"])
     except CourseError:
         return found | {"reason": "no published specification in assets/gpus.csv"}
     split = memory(model, machine)
     sequences = split.sequences(context)
-    speed = EFFICIENCY / decode_step_s(model, machine, users, context)
+    share = _share(efficiency, model, machine, users, context)
+    speed = share / decode_step_s(model, machine, users, context)
     found |= {"sequences": sequences, "user_tokens_per_s": speed}
     if not split.kv_tokens:
         needed, room = split.weights_gib + split.rest_gib, machine.usable_gib - split.idle_gib
@@ -250,25 +229,56 @@ def _judge(
     return found
 
 
-def measurements() -> pd.DataFrame:
-    """Published vLLM measurements beside what :func:`tokens_per_s` says of the same run.
+def measurements(runs: pd.DataFrame | None = None, efficiency: Share = EFFICIENCY) -> pd.DataFrame:
+    """Measured vLLM runs beside what :func:`tokens_per_s` says of the same.
+
+    Args:
+        runs: rows of ``gpu, model, precision, users, prompt_tokens, output_tokens, tokens_per_s``;
+            by default the published ones of ``assets/measurements.csv``.
+        efficiency: as in :func:`rank`.
 
     Returns:
-        The rows of ``assets/measurements.csv`` with ``bound`` and ``expected`` (output tokens per
-        second over all users), ``of_bound`` (measured / bound), ``error`` (expected / measured -
-        1), and where the run lies in a roofline picture: ``flops_per_byte`` of a decode step, and
-        ``tflops_per_s`` that its tokens took.
+        The runs with ``bound`` and ``expected`` (output tokens per second over all users),
+        ``of_bound`` (measured / bound), ``error`` (expected / measured - 1), and ``to_bend``: time
+        for the arithmetic of a decode step / for its reading, 1 at the roofline's bend.
+
+    Raises:
+        CourseError: there are no runs, a number of one is missing or not above 0, or its GPU or its
+            model is not in the tables.
     """
-    table = pd.read_csv(ASSETS / "measurements.csv", dtype={"date": str}).fillna({"note": ""})
-    rows = []
-    for run in table.to_dict("records"):
-        model = shape(run["model"], run["precision"])
+    if runs is None:
+        runs = pd.read_csv(ASSETS / "measurements.csv", dtype={"date": str}).fillna({"note": ""})
+    numbers = runs.reindex(columns=["users", "prompt_tokens", "output_tokens", "tokens_per_s"])
+    if runs.empty or not (numbers > 0).all(axis=None):
+        what = f"there is no run, or one without {', '.join(numbers.columns)} above 0"
+        raise CourseError(what, "run 04 on a rented GPU, and leave out what failed")
+    table, rows = runs.copy(), []
+    for run in runs.to_dict("records"):
+        model, machine = shape(run["model"], run["precision"]), gpu(run["gpu"])
         users, prompt, output = run["users"], run["prompt_tokens"], run["output_tokens"]
-        bound = tokens_per_s(model, gpu(run["gpu"]), users, prompt, output)
-        gigabytes, flops = _decode_work(model, users, prompt + output / 2)
-        rows.append((bound, flops / gigabytes / 1e9, flops / users * run["tokens_per_s"] / 1e12))
-    table[["bound", "flops_per_byte", "tflops_per_s"]] = rows
-    table["expected"] = EFFICIENCY * table.bound
+        batch = _batch(model, machine, users, context := prompt + output / 2)
+        share = _share(efficiency, model, machine, batch, context)
+        bound = tokens_per_s(model, machine, users, prompt, output)
+        rows.append((bound, share * bound, _to_bend(model, machine, batch, context)))
+    table[["bound", "expected", "to_bend"]] = rows
     table["of_bound"] = table.tokens_per_s / table.bound
     table["error"] = table.expected / table.tokens_per_s - 1
     return table
+
+
+def efficiency(runs: pd.DataFrame) -> pd.Series:
+    """What share of the bound vLLM reaches, by runs on your GPU, to predict the same on others.
+
+    Take runs of the model and precision that you mean to serve: another format of the weights is
+    another program on the GPU. Of several equal runs the median counts.
+
+    Args:
+        runs: as in :func:`measurements`; their bound is worked out anew.
+
+    Returns:
+        Measured / bound over ``to_bend``, ascending; its minimum and maximum are the spread.
+
+    Raises:
+        CourseError: as in :func:`measurements`.
+    """
+    return measurements(runs).groupby("to_bend").of_bound.median()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,6 +87,7 @@ def test_a_gpu_in_each_providers_spelling(spelled):
     """Vast's command line, RunPod, gpuhunt: the same card."""
     assert sizing.gpu(spelled).name == "RTX 4090"
     assert sizing.gpu("NVIDIA A100-SXM4-80GB").name == "A100 80GB SXM"
+    assert sizing.gpu(f"2x {spelled}") == sizing.gpu(spelled, 2) == sizing.gpu("2x RTX 4090")
     with pytest.raises(CourseError, match="did you mean A100 80GB SXM"):
         sizing.gpu("A100 SXM4")
 
@@ -139,3 +141,96 @@ def test_the_cheapest_come_first_and_the_rest_have_reasons():
     slow = sizing.rank(offers, MISTRAL_AWQ, **(load | {"min_tokens_per_s": 1e4}))
     assert slow.reason.str.contains("tokens/s a user").any() and not (slow.reason == "").any()
     assert sizing.rank(offers, MISTRAL_AWQ, users=1, context=10**6).reason.str.len().gt(0).all()
+
+
+def runs(gpu="L4", share=0.5, **changed):
+    """Runs of Mistral in AWQ that reach a known share of the bound: a number, or one for each."""
+    users = [1, 8, 32]
+    bounds = [sizing.tokens_per_s(MISTRAL_AWQ, sizing.gpu(gpu), n, 500, 100) for n in users]
+    asked = {"gpu": gpu, "model": MISTRAL_AWQ.name, "precision": "awq", "users": users}
+    asked |= {"prompt_tokens": 500, "output_tokens": 100}
+    table = pd.DataFrame(asked).assign(tokens_per_s=bounds)
+    table["tokens_per_s"] *= share
+    return table.assign(**changed)
+
+
+def test_a_known_efficiency_comes_back():
+    """Of runs made by the formula, exactly, also where it falls with the users."""
+    one = sizing.efficiency(runs(share=0.5))
+    assert one.to_list() == pytest.approx([0.5] * 3)
+    falling = sizing.efficiency(runs(share=[0.8, 0.6, 0.5]))
+    assert falling.to_list() == pytest.approx([0.8, 0.6, 0.5])
+    assert falling.index.is_monotonic_increasing and 0 < falling.index[0] < falling.index[-1] < 1
+    again = sizing.measurements(runs(share=0.7), falling)
+    assert again.expected.to_list() == pytest.approx([*(again.bound * [0.8, 0.6, 0.5])])
+    twice = sizing.efficiency(pd.concat([runs(share=share) for share in (0.4, 0.5, 0.9)]))
+    assert twice.to_list() == pytest.approx([0.5] * 3), "of equal runs the median counts"
+    single = runs(users=1, share=0.6).head(1)
+    [only] = sizing.efficiency(single)
+    assert sizing.measurements(runs("A100 40GB"), sizing.efficiency(single)).of_bound.size == 3
+    assert only == pytest.approx(0.6)
+
+
+def test_between_runs_it_lies_between_and_beyond_them_as_in_the_last():
+    """A GPU that bends elsewhere is nowhere given a share that no run reached."""
+    falling = sizing.efficiency(runs(share=[0.8, 0.6, 0.5]))
+    other = sizing.measurements(runs("A100 40GB", users=[1, 4, 400]), falling)
+    shares = other.expected / other.bound
+    assert other.to_bend.iloc[-1] > falling.index[-1] and shares.iloc[-1] == pytest.approx(0.5)
+    assert 0.5 < shares.iloc[1] < 0.8
+
+
+def test_what_one_gpu_shows_moves_the_prediction_of_the_others():
+    """By the same factor: a slow program is slow everywhere."""
+    offers = prices.offers(live=False)
+    offers = offers[offers.gpu.isin(["L4", "RTX 4090"])]
+    load = {"users": 8, "context": 2000}
+    half = sizing.rank(offers, MISTRAL_AWQ, **load, efficiency=sizing.efficiency(runs(share=0.35)))
+    fixed = sizing.rank(offers, MISTRAL_AWQ, **load)
+    assert fixed.user_tokens_per_s.to_list() == pytest.approx([*2 * half.user_tokens_per_s])
+    told = sizing.measurements(runs("RTX 4090"), sizing.efficiency(runs("L4", share=0.35)))
+    assert told.expected.to_list() == pytest.approx([*0.35 * told.bound])
+
+
+def test_a_better_program_lets_an_offer_pass_that_failed():
+    """And the reason of one that fails has the speed that was expected of it."""
+    offers = prices.offers(live=False)
+    offers = offers[(offers.gpu == "L4") & (offers.gpu_count == 1)]
+    speed = sizing.rank(offers, MISTRAL_AWQ, users=8, context=2000).user_tokens_per_s.iloc[0]
+    load = {"users": 8, "context": 2000, "min_tokens_per_s": 1.1 * speed}
+    failed = sizing.rank(offers, MISTRAL_AWQ, **load)
+    assert failed.reason.str.startswith(f"{speed:.0f} tokens/s a user").all()
+    assert (sizing.rank(offers, MISTRAL_AWQ, **load, efficiency=0.8).reason == "").all()
+    measured = sizing.efficiency(runs(share=0.8))
+    assert (sizing.rank(offers, MISTRAL_AWQ, **load, efficiency=measured).reason == "").all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (runs().head(0), "rented GPU"),
+        (pd.DataFrame(), "rented GPU"),
+        (runs(users=0), "above 0"),
+        (runs(tokens_per_s=[10, 20, float("nan")]), "above 0"),
+        (runs().drop(columns="tokens_per_s"), "tokens_per_s"),
+        (runs().assign(gpu="GTX 970"), "gpus.csv"),
+        (runs(model="gpt-5"), "gpt-5"),
+    ],
+    ids=["none", "nothing", "no users", "not a number", "no rate", "unknown GPU", "unknown model"],
+)
+def test_runs_that_say_nothing_are_refused(wrong, said):
+    """With a sentence, and not with a number made of them."""
+    with pytest.raises(CourseError) as refused:
+        sizing.efficiency(wrong)
+    assert said in str(refused.value)
+
+
+def test_published_runs_of_another_gpu_tell_what_the_notebook_says_of_them():
+    """In FP16 the method carries from GPU to GPU; of AWQ the two kinds of program differ."""
+    errors = {"fp16": [], "awq": []}
+    table = sizing.measurements()
+    for (name, kind), known in table.groupby(["gpu", "precision"]):
+        others = table[(table.gpu != name) & (table.precision == kind)]
+        errors[kind] += [*sizing.measurements(others, sizing.efficiency(known)).error.abs()]
+    assert len(errors["fp16"]) == 36 and max(errors["fp16"]) < 0.25
+    assert len(errors["awq"]) == 6 and 0.25 < max(errors["awq"]) < 0.5
