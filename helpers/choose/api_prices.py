@@ -58,6 +58,11 @@ def offers(prompt_tokens: float, output_tokens: float, cached_tokens: float = 0)
     return table.drop_duplicates("provider", ignore_index=True)
 
 
+def three(apis: pd.DataFrame) -> pd.DataFrame:
+    """Of rows of :func:`offers` those named ``cheapest``, ``median`` and ``dearest``."""
+    return apis.iloc[[0, len(apis) // 2, -1]].set_axis(["cheapest", "median", "dearest"])
+
+
 def freshness() -> str:
     """How old the prices of :func:`offers` are: package, version, and the newest date in it."""
     newest = max(_since(model) for one in get_snapshot().providers for model in one.models)
@@ -148,7 +153,7 @@ class Day:
                 the middle, the median, is the alternative.
         """
         table = server.offers() if apis is None else apis
-        api, each = table.iloc[len(table) // 2], server.requests_per_hour
+        api, each = three(table).loc["median"], server.requests_per_hour
         prompt, output = server.prompt_tokens, server.output_tokens
         busiest, count = self.requests / self.hours * self.peak, self.machines(server)
         millions, used = self.requests * (prompt + output) / 1e6, self.requests / each

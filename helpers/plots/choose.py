@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.choose import sizing
-from helpers.choose.api_prices import Server
+from helpers.choose.api_prices import Server, three
 from helpers.choose.models import ModelShape, shape
 from helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PALE, RED, Picture, picture, styled
 
@@ -83,8 +83,8 @@ def break_even(servers: Sequence[Server]) -> Picture:
     Args:
         servers: what is rented, a panel each; the title speaks of the first.
     """
-    table, use = servers[0].offers(), np.geomspace(1, 100, 199)  # % of the rented time
-    even = 100 * servers[0].usd_per_million / table.of_mix[len(table) // 2]
+    use = np.geomspace(1, 100, 199)  # % of the rented time
+    even = 100 * servers[0].usd_per_million / three(servers[0].offers()).of_mix["median"]
     when = f"from {even:.0f} % use on" if even < 100 else "at no use"
     title = f"Renting costs less than the median API {when}{' (left)' * (len(servers) > 1)}"
     figure, panels = picture(title, "", columns=len(servers), height=4.6)
@@ -92,9 +92,8 @@ def break_even(servers: Sequence[Server]) -> Picture:
         table, full = server.offers(), 100 * server.usd_per_million
         axes.plot(use, full / use, color=BLUE, label="one rented server")
         axes.plot(use, 2 * full / use, "--", color=BLUE, label="two, one as a spare")
-        places = {"cheapest": 0, "median": len(table) // 2, "dearest": len(table) - 1}
-        for color, (word, place) in zip((GREEN, ORANGE, RED), places.items(), strict=True):
-            price, name = table.of_mix[place], table.provider[place]
+        for color, (word, api) in zip((GREEN, ORANGE, RED), three(table).iterrows(), strict=True):
+            price, name = api.of_mix, api.provider
             axes.axhline(price, color=color, label=f"{word} of {len(table)} APIs")
             axes.plot(full / price, price, "o", color=color, mec="black")
             axes.text(99, price, f"{name} ${price:.3f}", ha="right", va="top", fontsize=9)

@@ -114,6 +114,16 @@ def test_the_date_is_that_of_the_newest_price_until_today(market):
     assert api_prices.freshness().endswith("newest change of a price on 2026-01-02")
 
 
+def test_three_of_them(market):
+    """The cheapest, the one in the middle and the dearest; of two, the dearer is the median."""
+    table = api_prices.offers(300, 100)
+    assert api_prices.three(table).provider.to_dict() == {
+        "cheapest": "one", "median": "two", "dearest": "three",
+    }  # fmt: skip
+    assert [*api_prices.three(table.head(2)).provider] == ["one", "two", "two"]
+    assert [*api_prices.three(table.head(1)).provider] == ["one"] * 3
+
+
 def test_a_server_by_hand():
     """1,000 requests of 400 tokens an hour for $0.40 are a dollar a million."""
     assert ROUND.requests_per_hour == pytest.approx(1000)
