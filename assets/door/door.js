@@ -99,20 +99,39 @@ function overLimit(now) {
         const words = `The budget of ${what[0]} for this ${what[1]} is used up.`;
         return [spent, untilNext(now, what[1]), words];
     }
-    // The generic cell rate algorithm: `next` is when the requests so far would end if they
-    // came evenly, and it may run ahead of the clock by one minute.
-    const each = 60000 / me.requests_a_minute;
-    const next = Math.max(counts.get(`pace|${me.customer}`) || 0, now) + each;
-    if (next > now + 60000) {
-        const words = `There may be ${me.requests_a_minute} requests a minute.`;
-        return ['requests_a_minute', (next - now - 60000) / 1000, words];
+    const early = tooFast(now);
+    if (early) {
+        return early;
     }
     if (counts.incr(flying(me.customer), 1, 0) > me.in_flight) {
         counts.incr(flying(me.customer), -1);
         return ['in_flight', 1, `There may be ${me.in_flight} requests at a time.`];
     }
-    counts.set(`pace|${me.customer}`, next);
+    counts.set(`pace|${me.customer}`, pace(now));
     return null;
+}
+
+// The generic cell rate algorithm: when the requests so far would end if they came evenly. It may
+// run ahead of the clock by one minute.
+function pace(now) {
+    const each = 60000 / me.requests_a_minute;
+    return Math.max(counts.get(`pace|${me.customer}`) || 0, now) + each;
+}
+
+function tooFast(now) {
+    const words = `There may be ${me.requests_a_minute} requests a minute.`;
+    const wait_s = (pace(now) - now - 60000) / 1000;
+    return wait_s > 0 ? ['requests_a_minute', wait_s, words] : null;
+}
+
+// A question about models or usage counts as a request, too, and needs no place and no budget.
+function counted(r, answer) {
+    const now = Date.now(), early = tooFast(now);
+    if (early) {
+        return refuse.apply(null, [r].concat(early));
+    }
+    counts.set(`pace|${me.customer}`, pace(now));
+    answer(now);
 }
 
 // From here on the request holds a place, which ended() gives back whatever happens.
@@ -154,7 +173,7 @@ function send(r, ask) {
 
 // The list of models, as the server gives it.
 function models(r) {
-    r.internalRedirect('@models');
+    counted(r, () => r.internalRedirect('@models'));
 }
 
 // Bring what is asked within the customer's limits; returns what is wrong with it, or ''.
@@ -628,11 +647,13 @@ function problem(r, status, type, code, message) {
 
 // What the customer has used, and may use.
 function usage(r) {
-    const now = Date.now(), answer = {customer: me.customer};
-    BUDGETS.forEach((name) => {
-        answer[name] = {used: used(name, now), limit: me[name]};
+    counted(r, (now) => {
+        const answer = {customer: me.customer};
+        BUDGETS.forEach((name) => {
+            answer[name] = {used: used(name, now), limit: me[name]};
+        });
+        r.return(200, JSON.stringify(answer));
     });
-    r.return(200, JSON.stringify(answer));
 }
 
 // Prometheus' text. The names are those of the counters themselves; buckets are added up here.

