@@ -14,19 +14,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from helpers.rehearsal import engine_vllm, tool_choice
+from helpers.rehearsal import engine_vllm, flags, tool_choice
 from helpers.rehearsal.model import TOOL_CALLER, TOOL_CALLING, link
 
 # vLLM's default (256) is meant for a GPU: a laptop's throughput is flat from 8 sequences on.
 DEFAULT_SLOTS, MAX_SLOTS = 8, 32
-DEFAULT_CONTEXT = 2048
 HTTP_THREADS = 128
 # Prompts that left their slot are kept for a later one like them: llama.cpp's limit is 8 GiB.
 PROMPT_CACHE_MIB = 128
 
 
 def main() -> None:
-    """``vllm serve MODEL [--port N] [--max-num-seqs N] [--max-model-len N] [--api-key K] ...``."""
+    """``vllm serve MODEL [--port N] [--api-key K] ...``; of the rest, see ``flags``."""
     if fault := os.environ.get("REHEARSAL_FAULT"):
         sys.exit(fault)
     options, kept, dropped = engine_vllm.parse(sys.argv[2:])
@@ -40,8 +39,8 @@ def main() -> None:
     if calls_tools:
         name += "-tools"
     print(f"rehearsal: {name} on llama.cpp answers in place of {options.model}", flush=True)
-    if ignored := kept + dropped:
-        print(f"rehearsal: vLLM options without a meaning here: {' '.join(ignored)}", flush=True)
+    if dropped:
+        print(f"rehearsal: vLLM options without a meaning here: {' '.join(dropped)}", flush=True)
     # With tools, clients come through ``tool_choice``, and llama.cpp listens behind it.
     listens = socket.with_name(f"engine-{socket.name}") if calls_tools else socket
     listens.unlink(missing_ok=True)
@@ -52,6 +51,7 @@ def main() -> None:
     params.model_alias = {name}
     params.hostnames = [str(listens)]
     _size(params, options)
+    flags.translate(params, options, kept)
     if calls_tools:
         adapter = xllamacpp.CommonAdapterLoraInfo()
         adapter.path, adapter.scale = str(TOOL_CALLING / "adapter.gguf"), 1.0
@@ -65,19 +65,17 @@ def main() -> None:
 
 
 def _size(params: Any, options: argparse.Namespace) -> None:
-    """Set what a machine of this size carries: threads, slots, contexts, caches."""
+    """Set what a machine of this size carries: threads, slots, caches."""
     # llama.cpp counts the computer's cores; threads beyond the machine's own wait for each other.
     cores = int(os.environ["REHEARSAL_CORES"])
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores
     # Without OpenMP (macOS) its own threads wait: asleep, as rehearsal_bin/vllm has it with OpenMP.
     params.cpuparams.poll = params.cpuparams_batch.poll = 0
-    slots = min(options.max_num_seqs or DEFAULT_SLOTS, MAX_SLOTS)
-    params.n_parallel = slots
-    params.n_ctx = slots * min(options.max_model_len or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    params.n_parallel = min(options.max_num_seqs or DEFAULT_SLOTS, MAX_SLOTS)
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.endpoint_metrics = True
     # One thread serves one connection: waiting requests must leave some for /metrics.
-    params.n_threads_http = slots + HTTP_THREADS
+    params.n_threads_http = params.n_parallel + HTTP_THREADS
     params.api_keys = [options.api_key] if options.api_key else []
 
 

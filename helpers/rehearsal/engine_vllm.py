@@ -7,6 +7,7 @@ model's files. Its port becomes a Unix socket in the machine's private folder, a
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from helpers.rehearsal.model import TOOL_CALLER, TOOL_CALLING, link
 
 # Left out, each with its value: what needs a GPU, and what describes another model's files.
 _LEFT_OUT = (
-    *("--quantization -q", "--gpu-memory-utilization", "--kv-cache-dtype", "--dtype"),
+    *("--quantization -q", "--gpu-memory-utilization", "--dtype"),
     *("--tensor-parallel-size -tp", "--pipeline-parallel-size -pp", "--data-parallel-size -dp"),
     *("--served-model-name", "--tokenizer", "--tokenizer-mode", "--config-format", "--load-format"),
     *("--revision", "--chat-template", "--tool-call-parser", "--reasoning-parser"),
@@ -59,10 +60,12 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
 
     Returns:
         What was asked for (``model``, ``port``, ``api_key``, ``max_num_seqs``, ``max_model_len``,
-        ``enable_auto_tool_choice``), the other words, and of :data:`_LEFT_OUT` those that were
-        given, with their values.
+        ``kv_cache_dtype``, ``enable_auto_tool_choice``), the other words, and of
+        :data:`_LEFT_OUT` those that were given, with their values.
     """
     parser = argparse.ArgumentParser(prog="vllm serve", add_help=False, allow_abbrev=False)
+    # vLLM takes an underscore for a hyphen in an option's name, but not in its value.
+    words = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
     if not words[0].startswith("-"):  # the model's name may stand first, without its option
         words = ["--model", *words]
     parser.add_argument("--model")
@@ -71,6 +74,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY"))
     parser.add_argument("--max-num-seqs", type=int)
     parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--kv-cache-dtype")
     parser.add_argument("--enable-auto-tool-choice", action="store_true")
     options = [parser.add_argument(*names.split()) for names in _LEFT_OUT]
     asked, kept = parser.parse_known_args(words)
@@ -94,6 +98,8 @@ def arguments(asked: argparse.Namespace, kept: list[str], folder: Path, name: st
         kept += ["--max-num-seqs", str(asked.max_num_seqs)]
     if asked.max_model_len:
         kept += ["--max-model-len", str(min(asked.max_model_len, longest))]
+    if asked.kv_cache_dtype:
+        kept += ["--kv-cache-dtype", asked.kv_cache_dtype]
     if asked.enable_auto_tool_choice:
         kept += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
         if name == TOOL_CALLER:  # what makes it call functions, as on llama.cpp

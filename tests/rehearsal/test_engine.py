@@ -63,7 +63,7 @@ def test_threads_that_wait_for_the_next_token_sleep(monkeypatch):
     monkeypatch.setenv("REHEARSAL_CORES", "2")
     params = xllamacpp.CommonParams()
     assert params.cpuparams.poll > 0
-    engine._size(params, Namespace(max_num_seqs=None, max_model_len=None, api_key=None))
+    engine._size(params, Namespace(max_num_seqs=None, api_key=None))
     assert params.cpuparams.poll == params.cpuparams_batch.poll == 0
 
 

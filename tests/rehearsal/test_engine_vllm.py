@@ -1,5 +1,6 @@
 """``ENGINE=vllm``: a rehearsal whose machines serve with the real vLLM, and its bad luck."""
 
+import json
 import os
 import re
 import time
@@ -77,7 +78,42 @@ async def test_the_whole_rental_with_the_real_engine(on_vllm, tmp_path):
             assert measure.agreement(run).loc["output tokens", "ratio"] == 1
         talk = await tools.run_tools(endpoint, "Where is parcel 48213?", [track_parcel])
         assert [step.what for step in talk.calls] == ['track_parcel({"number": "48213"})']
+        await _other_options(machine, tunnel, on_vllm, work, tmp_path / "levers.jsonl")
     assert not provider.instances()
+
+
+async def _other_options(machine, tunnel, settings, work, path):
+    """Notebook 11's options on vLLM itself, after a restart: each has the effect it is set for."""
+    guess = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 2}
+    guess["prompt_lookup_min"] = 1
+    options = [
+        "--max-num-seqs",
+        "2",
+        "--no-enable-prefix-caching",
+        "--enable-prompt-tokens-details",
+    ]
+    options += ["--speculative-config", json.dumps(guess), "--max-num-batched-tokens", "256"]
+    if "avx512f" in Path("/proc/cpuinfo").read_text():  # vLLM needs it for this
+        options += ["--kv-cache-dtype", "fp8"]
+
+    def log() -> str:
+        return ssh.run(machine, settings, "cat vllm.log")
+
+    def room() -> int:
+        return int(re.findall(r"KV cache size: ([\d,]+) tokens", log())[-1].replace(",", ""))
+
+    before = room()
+    ssh.restart(machine, ServingSpec(extra_args=tuple(options)), settings)
+    endpoint = tunnel.endpoint(poll_s=0.5, timeout_s=180, log=log)
+    assert room() >= 1.9 * before or "fp8" not in options
+    repeat = replace(work, shared_prefix_tokens=200)
+    run = await load.run(
+        endpoint, repeat, load.ClosedLoop(users=4), requests=8, path=path, progress=False
+    )
+    assert len(run.ok) == 8 and not any(record.cached_tokens for record in run.ok)
+    assert max(sample["running"] for sample in run.samples) <= 2
+    said = endpoint.call("/metrics").text
+    assert float(re.search(r"spec_decode_num_draft_tokens_total{.*?} (\S+)", said)[1]) > 0
 
 
 def test_a_server_that_dies_while_loading_shows_its_last_words(on_vllm):

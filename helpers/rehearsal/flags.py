@@ -1,0 +1,81 @@
+"""vLLM's options in llama.cpp's words: each does here what it does there, on a smaller scale.
+
+Where llama.cpp has nothing like it, the server refuses to start and names the option, as vLLM does
+with one that it does not know: an option without an effect would look like one that does not help.
+"""
+
+import argparse
+import json
+import shlex
+from typing import Any
+
+CONTEXT = 2048  # tokens of a sequence, at most: what a laptop reads in a few seconds
+# How the KV cache is stored. The 8 bits of vLLM are floating point, those of llama.cpp integers.
+KV_TYPES = {"auto": "F16", "float16": "F16", "bfloat16": "BF16"}
+KV_TYPES |= dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2"), "Q8_0")
+# What changes nothing that a customer could notice, here or there.
+_SWITCHES = ["enforce-eager", "trust-remote-code", "disable-log-requests", "disable-log-stats"]
+_SWITCHES += ["enable-prompt-tokens-details"]  # llama.cpp always tells them
+_VALUES = ("seed", "swap-space", "cpu-offload-gb", "uvicorn-log-level", "download-dir")
+
+
+def translate(params: Any, asked: argparse.Namespace, words: list[str]) -> None:
+    """Set in llama.cpp's parameters what was asked of vLLM.
+
+    Args:
+        params: ``xllamacpp.CommonParams``; ``n_parallel`` is set already.
+        asked: what :func:`helpers.rehearsal.engine_vllm.parse` understood.
+        words: the other words after ``vllm serve``.
+
+    Raises:
+        SystemExit: an option that cannot be translated, or a value that it cannot have.
+    """
+    from xllamacpp import ggml_type  # loads llama.cpp
+
+    parser = argparse.ArgumentParser(prog="vllm serve", add_help=False, allow_abbrev=False)
+    for name in ("prefix-caching", "chunked-prefill"):
+        switch = argparse.BooleanOptionalAction
+        parser.add_argument(f"--enable-{name}", action=switch, default=True)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=params.n_batch)
+    parser.add_argument("--speculative-config", "-sc", type=json.loads, default={})
+    for name in _SWITCHES:
+        parser.add_argument(f"--{name}", action="store_true")
+    for name in _VALUES:
+        parser.add_argument(f"--{name}")
+    found, unknown = parser.parse_known_args(words)
+    if found.max_num_batched_tokens < 1:
+        unknown = ["--max-num-batched-tokens", str(found.max_num_batched_tokens)]
+    if unknown:
+        parser.error(_hint(shlex.join(unknown)))
+    longest = min(asked.max_model_len or CONTEXT, CONTEXT)
+    params.n_ctx = params.n_parallel * longest  # each slot has its own part
+    # A step reads so many prompt tokens; undivided, a whole prompt.
+    params.n_batch = found.max_num_batched_tokens if found.enable_chunked_prefill else longest
+    params.n_ubatch = min(params.n_ubatch, params.n_batch)
+    params.cache_prompt = found.enable_prefix_caching
+    if not found.enable_prefix_caching:
+        params.cache_ram_mib, params.slot_prompt_similarity = 0, 0.0
+    if (stored := asked.kv_cache_dtype or "auto") not in KV_TYPES:
+        parser.error(_hint(f"--kv-cache-dtype {stored}"))
+    params.cache_type_k = params.cache_type_v = getattr(ggml_type, f"GGML_TYPE_{KV_TYPES[stored]}")
+    if found.speculative_config:
+        _speculate(params, parser, dict(found.speculative_config))
+
+
+def _speculate(params: Any, parser: argparse.ArgumentParser, config: dict[str, Any]) -> None:
+    """Draft what followed when the last few tokens stood in the text before."""
+    from xllamacpp import common_speculative_type as kinds
+
+    method, count = config.pop("method", None), config.pop("num_speculative_tokens", None)
+    least, most = config.pop("prompt_lookup_min", 5), config.pop("prompt_lookup_max", 5)
+    if method != "ngram" or config or not isinstance(count, int):
+        parser.error(_hint("--speculative-config, but for method ngram, num_speculative_tokens, "
+                           "prompt_lookup_min and prompt_lookup_max"))  # fmt: skip
+    params.speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+    drafts = params.speculative.ngram_simple
+    drafts.size_n, drafts.size_m, drafts.min_hits = min(least, most), count, 1
+
+
+def _hint(words: str) -> str:
+    what = f"the rehearsal's llama.cpp has nothing like {words}; leave it out, or "
+    return f"{what}rehearse with vLLM's CPU build (ENGINE=vllm)"
