@@ -21,6 +21,7 @@ from helpers.rent.keys import read_public_key as read_public_key
 from helpers.rent.market import Instance
 from helpers.serve import ready
 from helpers.serve.router import free_port
+from helpers.serve.spec import ServingSpec
 from helpers.settings import Settings
 
 LOGIN_TIMEOUT_S, OPEN_TIMEOUT_S = 120.0, 60.0
@@ -57,6 +58,22 @@ def run(instance: Instance, settings: Settings, command: str, timeout_s: float =
     if status:
         raise CourseError(f"{command!r} ended with status {status}: {errors.strip()[-500:]}")
     return text
+
+
+def restart(instance: Instance, spec: ServingSpec, settings: Settings) -> None:
+    """Stop the model server of an instance and start another one there, in its environment.
+
+    It writes to the same log. ``Tunnel.endpoint`` waits until it answers.
+
+    Args:
+        instance: where.
+        spec: what it is to serve from now on; its image, disk and ``env`` stay what was rented.
+        settings: whose key.
+
+    Raises:
+        CourseError: the login fails, or the server was not started by a ``ServingSpec``.
+    """
+    run(instance, settings, spec.replaced(), timeout_s=120)
 
 
 def wait_login(

@@ -90,9 +90,33 @@ class ServingSpec:
         words = ["docker", "run", "--rm", "--gpus", "all", "--ipc=host", "-p", port, *names]
         return f'{shlex.join(words)} -v "{cache}" {shlex.join([self.image, *inside])}'
 
+    def program(self) -> str:
+        """Shell lines that write ``~/serve.sh``: it notes its process id, then becomes vLLM."""
+        lines = ("cat > ~/serve.sh << 'END'", "echo $$ > ~/vllm.pid", f"exec {self.command()}")
+        return "\n".join([*lines, "END"])
+
     def served(self) -> str:
-        """The command line between two lines in the log: that it starts, that it has ended."""
-        return f'echo "{STARTS}"; {self.command()}; echo "{ENDED} $?"'
+        """Shell lines that run ``~/serve.sh``, and again when ``~/again`` is there (`replaced`).
+
+        The log gets a line before each start and one after each end.
+        """
+        return (
+            f"{self.program()}\n"
+            f'while echo "{STARTS}"; rm -f ~/again\n'
+            f'do sh ~/serve.sh; echo "{ENDED} $?"\n'
+            "   until test -e ~/again; do sleep 0.2; done\n"
+            "done"
+        )
+
+    def replaced(self) -> str:
+        """Shell lines that stop the server of ``served``, and let it start this one instead."""
+        return (
+            "test -e ~/serve.sh || { echo no server of this course is here >&2; exit 1; }\n"
+            f"{self.program()}\n"
+            "kill $(cat ~/vllm.pid) 2> /dev/null\n"
+            "while kill -0 $(cat ~/vllm.pid) 2> /dev/null; do sleep 0.2; done\n"
+            "touch ~/again; while test -e ~/again; do sleep 0.2; done"
+        )
 
     def onstart(self, before: str = "") -> str:
         """Script that starts the server when the instance boots.

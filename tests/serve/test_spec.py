@@ -56,7 +56,7 @@ def renderings(spec: ServingSpec) -> dict[str, list[str]]:
 
 def _in_script(script: str) -> list[str]:
     """The words of the one ``vllm serve`` command in a shell script."""
-    (command,) = re.findall(r"vllm serve (.*?);", script)
+    (command,) = re.findall(r"exec vllm serve (.*)", script)
     return shlex.split(command)
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from helpers.endpoint import Endpoint
 from helpers.serve import ready
-from helpers.serve.spec import ServingSpec
+from helpers.serve.spec import ENDED, STARTS, ServingSpec
 from helpers.settings import PROJECT
 
 VLLM_ENV = Path(os.environ.get("VLLM_ENV", PROJECT / ".venv-vllm"))
@@ -102,7 +102,7 @@ def serve(
     log_file = folder / f"vllm-{port}.log"
     with log_file.open("wb") as out:
         process = subprocess.Popen(
-            ["/bin/sh", "-c", spec.served()],
+            ["/bin/sh", "-c", f'echo "{STARTS}"; {spec.command()}; echo "{ENDED} $?"'],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=out,
