@@ -9,6 +9,7 @@ import pandas
 
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
+from helpers.measure.quality import wilson
 from helpers.progress import Progress
 from helpers.tools.loop import ask, several
 from helpers.tools.questions import ARGUMENTS, REFUSED, RIGHT, Question, judge, read
@@ -144,8 +145,6 @@ def _by_kind(found: pandas.DataFrame) -> pandas.DataFrame:
 
 def _with_shares(counts: pandas.DataFrame) -> pandas.DataFrame:
     """Add the percentage that is right, and the ends of its 95 % interval (Wilson 1927)."""
-    z, hits, of = 1.959964, counts["right"], counts["questions"]
-    middle = (hits + z**2 / 2) / (of + z**2)
-    half = z / (of + z**2) * (hits * (of - hits) / of + z**2 / 4) ** 0.5
-    shares = {"percent": hits / of, "low": middle - half, "high": middle + half}
+    percent, low, high = wilson(counts["right"], counts["questions"])
+    shares = {"percent": percent, "low": low, "high": high}
     return counts.assign(**{name: (100 * x).round().astype(int) for name, x in shares.items()})
