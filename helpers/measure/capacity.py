@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from helpers.errors import CourseError
-from helpers.measure.steady import Interval, interval, samples, window
+from helpers.measure.steady import Interval, answers_per_s, interval, samples
 from helpers.measure.summary import summary
 from helpers.records import Record, Run, refuse_partial
 
@@ -121,9 +121,7 @@ def goodput(run: Run, objective: Objective) -> float:
     The measure of DistServe (Zhong et al. 2024) and of ``vllm bench serve --goodput``.
     """
     refuse_partial(run)
-    start, end = window(run)
-    good = sum(objective.holds(r) for r in run.records if start <= r.end_s <= end)
-    return good / max(end - start, 1e-9)
+    return answers_per_s(run, filter(objective.holds, run.records))
 
 
 def margin(run: Run, objective: Objective) -> Interval:

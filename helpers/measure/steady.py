@@ -4,7 +4,7 @@
   first user stopped asking; an open loop from two answers after its start to its last request. So
   the load is full throughout. Where that leaves less than half an answer, the whole run counts.
 * **What counts.** Tokens that arrived in the window over its length, whoever asked for them;
-  TTFT by the time of the first token, everything else by the end of the answer.
+  TTFT by the time of the first token, all other latencies by the end of the answer.
 * **Intervals** (95 %). Requests of one server are not independent, so none is drawn again: ten
   batch means of the window for a rate, sectioning into five parts in order of time for a
   percentile (Asmussen and Glynn 2007, III.5), both with Student's t.
@@ -12,6 +12,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -109,6 +110,18 @@ def token_times(run: Run) -> tuple[np.ndarray, np.ndarray]:
     times = sent_s + np.concatenate([record.token_us for record in answers]) / 1e6
     order = np.argsort(times, kind="stable")
     return times[order], np.repeat(tokens / pieces, pieces)[order]
+
+
+def answers_per_s(run: Run, answers: Iterable[Record]) -> float:
+    """Return how many of a run's answers the window holds a second.
+
+    One that it cuts counts by the share of its tokens that arrived in it. By their ends alone, the
+    answers of users who keep step fall out of the window together.
+    """
+    begin, end = window(run)
+    times = (record.sent_s + np.array(record.token_us or (0,)) / 1e6 for record in answers)
+    held = sum(float(np.mean((begin <= at) & (at <= end))) for at in times)
+    return held / max(end - begin, 1e-9)
 
 
 def rate_in(run: Run, parts: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 
-from helpers.measure.steady import is_steady, rate_in, samples, window
+from helpers.measure.steady import answers_per_s, is_steady, rate_in, samples
 from helpers.records import Run, refuse_partial
 
 
@@ -26,7 +26,7 @@ def summary(run: Run) -> SimpleNamespace:
         over the whole run;
         ``steady``: whether the load was full and the server settled in the window; if not, the
         run was too short, and its numbers are rough;
-        ``output_tokens_per_s`` in the window, ``requests_per_s`` whose answers ended in it;
+        ``output_tokens_per_s`` and ``requests_per_s`` in the window;
         ``ttft_p50_ms``, ``ttft_p95_ms``, ``ttft_p99_ms``, the same of ``itl``,
         ``tpot_p50_ms``, ``tpot_p95_ms``, ``e2e_p50_s``, ``e2e_p95_s``: over the window's requests;
         ``client_lag_p99_ms``: how long bytes that had arrived waited for their time stamp, or how
@@ -34,7 +34,6 @@ def summary(run: Run) -> SimpleNamespace:
         ``client_limited``: the client was the limit, so the server can do more than was measured.
     """
     refuse_partial(run)
-    start, end = window(run)
     finished = len(run.ok) + len(run.failed)
     return SimpleNamespace(
         label=run.label,
@@ -45,7 +44,7 @@ def summary(run: Run) -> SimpleNamespace:
         output_tokens=sum(record.output_tokens for record in run.records),
         steady=is_steady(run),
         output_tokens_per_s=float(rate_in(run, 1)[0]),
-        requests_per_s=sum(start <= r.end_s <= end for r in run.ok) / max(end - start, 1e-9),
+        requests_per_s=answers_per_s(run, run.ok),
         **_percentiles(run, "ttft", "ms", 50, 95, 99),
         **_percentiles(run, "itl", "ms", 50, 95, 99),
         **_percentiles(run, "tpot", "ms", 50, 95),
