@@ -135,10 +135,10 @@ def test_outputs_were_made_by_this_code(path):
 
 
 def test_running_stays_short():
-    """Three minutes a notebook, fifteen for all, by the record of the run that made the outputs."""
+    """Three minutes a notebook, twenty for all, by the record of the run that made the outputs."""
     seconds = [read(path).metadata["course"]["seconds"] for path in NOTEBOOKS]
     assert max(seconds) < 180
-    assert sum(seconds) < 900
+    assert sum(seconds) < 1200
 
 
 @pytest.mark.parametrize("path", WITH_TEMPLATE, ids=TEMPLATE_IDS)
