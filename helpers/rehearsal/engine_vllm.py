@@ -60,8 +60,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
 
     Returns:
         What was asked for (``model``, ``port``, ``api_key``, ``max_num_seqs``, ``max_model_len``,
-        ``kv_cache_dtype``, ``enable_auto_tool_choice``), the other words, and of
-        :data:`_LEFT_OUT` those that were given, with their values.
+        ``enable_auto_tool_choice``), the other words, and of :data:`_LEFT_OUT` those that were
+        given, with their values.
     """
     parser = argparse.ArgumentParser(prog="vllm serve", add_help=False, allow_abbrev=False)
     # vLLM takes an underscore for a hyphen in an option's name, but not in its value.
@@ -74,7 +74,6 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY"))
     parser.add_argument("--max-num-seqs", type=int)
     parser.add_argument("--max-model-len", type=int)
-    parser.add_argument("--kv-cache-dtype")
     parser.add_argument("--enable-auto-tool-choice", action="store_true")
     options = [parser.add_argument(*names.split()) for names in _LEFT_OUT]
     asked, kept = parser.parse_known_args(words)
@@ -98,8 +97,6 @@ def arguments(asked: argparse.Namespace, kept: list[str], folder: Path, name: st
         kept += ["--max-num-seqs", str(asked.max_num_seqs)]
     if asked.max_model_len:
         kept += ["--max-model-len", str(min(asked.max_model_len, longest))]
-    if asked.kv_cache_dtype:
-        kept += ["--kv-cache-dtype", asked.kv_cache_dtype]
     if asked.enable_auto_tool_choice:
         kept += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
         if name == TOOL_CALLER:  # what makes it call functions, as on llama.cpp

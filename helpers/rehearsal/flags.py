@@ -37,6 +37,7 @@ def translate(params: Any, asked: argparse.Namespace, words: list[str]) -> None:
         switch = argparse.BooleanOptionalAction
         parser.add_argument(f"--enable-{name}", action=switch, default=True)
     parser.add_argument("--max-num-batched-tokens", type=int, default=params.n_batch)
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--speculative-config", "-sc", type=json.loads, default={})
     for name in _SWITCHES:
         parser.add_argument(f"--{name}", action="store_true")
@@ -55,9 +56,10 @@ def translate(params: Any, asked: argparse.Namespace, words: list[str]) -> None:
     params.cache_prompt = found.enable_prefix_caching
     if not found.enable_prefix_caching:
         params.cache_ram_mib, params.slot_prompt_similarity = 0, 0.0
-    if (stored := asked.kv_cache_dtype or "auto") not in KV_TYPES:
-        parser.error(_hint(f"--kv-cache-dtype {stored}"))
-    params.cache_type_k = params.cache_type_v = getattr(ggml_type, f"GGML_TYPE_{KV_TYPES[stored]}")
+    if found.kv_cache_dtype not in KV_TYPES:
+        parser.error(_hint(f"--kv-cache-dtype {found.kv_cache_dtype}"))
+    stored = getattr(ggml_type, f"GGML_TYPE_{KV_TYPES[found.kv_cache_dtype]}")
+    params.cache_type_k = params.cache_type_v = stored
     if found.speculative_config:
         _speculate(params, parser, dict(found.speculative_config))
 
