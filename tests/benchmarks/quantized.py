@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, quants
+from vllm_seen import _cpu
 
 from helpers import load, measure, rehearsal, rent, serve, settings, tools
 from helpers.rehearsal import model
@@ -160,11 +161,6 @@ def note(name: str, found: dict, source: str) -> None:
     whole = known | head | {"formats": ordered}
     FILE.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     print(name, {key: value for key, value in found.items() if not isinstance(value, list)})
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """A question set asked once, and rounds of it compared: what is right, what is the same."""
 
 import math
-import time
 
 import pandas
 import pytest
-from support.scripted import Scripted, said
+from support.scripted import Scripted, counting, said
 
 from helpers import measure
 from helpers.endpoint import Endpoint
@@ -86,16 +85,8 @@ def test_a_server_that_is_not_there_scores_nothing():
 
 async def test_no_more_questions_in_flight_than_users():
     """More than the server has room for would measure its queue."""
-    now, most = [], []
-
-    def answer(_body):
-        now.append(1)
-        most.append(len(now))
-        time.sleep(0.05)
-        now.pop()
-        return said()
-
-    async with Scripted(answer) as (_, endpoint):
+    most: list[int] = []
+    async with Scripted(counting(most)) as (_, endpoint):
         measure.answers(endpoint, {"k": {f"{n}?": "a" for n in range(9)}}, users=3)
     assert max(most) <= 3
 

@@ -4,10 +4,10 @@ A reader who measures what an option changes must measure that option, and not n
 """
 
 import shlex
-from dataclasses import replace
 
 import pytest
 import xllamacpp
+from support.machines import Idle
 
 from helpers import load, rent
 from helpers.errors import CourseError
@@ -117,11 +117,6 @@ async def test_an_option_changes_a_rented_server_without_renting_anew(own_rehear
 def test_a_machine_without_the_courses_server_is_left_alone(own_rehearsal):
     """Somebody else's start script has nothing that could be started anew."""
     provider = rent.connect(own_rehearsal)
-
-    class Other(ServingSpec):
-        def onstart(self, before: str = "") -> str:
-            return f"#!/bin/sh\n{before}\n"
-
-    machine = guard.rent(provider, replace(Other()), "tests", own_rehearsal, **SILENT)
+    machine = guard.rent(provider, Idle(), "tests", own_rehearsal, **SILENT)
     with pytest.raises(CourseError, match="no server of this course is here"):
         ssh.restart(machine, ServingSpec(), own_rehearsal)

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import time
 
 from helpers.load.client.answer import Message, numbered
 from helpers.tools.puppet import Puppet, event
@@ -59,6 +60,20 @@ def wants(*calls):
 
 def said(text="done"):
     return {"content": text}
+
+
+def counting(most):
+    """An answer that takes a while, and notes in a list how many are given at the same time."""
+    now = []
+
+    def answer(_body):
+        now.append(1)
+        most.append(len(now))
+        time.sleep(0.05)
+        now.pop()
+        return said()
+
+    return answer
 
 
 def message(*calls, text=""):

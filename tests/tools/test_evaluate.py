@@ -1,10 +1,8 @@
 """The evaluation: every question asked once, and the scores counted."""
 
-import time
-
 import pytest
 from support.asked import question
-from support.scripted import Scripted, call, said, wants
+from support.scripted import Scripted, call, counting, said, wants
 
 from helpers import tools
 from helpers.endpoint import Endpoint
@@ -56,16 +54,8 @@ async def test_a_server_that_is_not_there_scores_nothing():
 
 async def test_no_more_questions_in_flight_than_users():
     """More than the server has slots would measure its queue, and hit a hosted API's limit."""
-    now, most = [], []
-
-    def answer(_body):
-        now.append(1)
-        most.append(len(now))
-        time.sleep(0.05)
-        now.pop()
-        return said()
-
-    async with Scripted(answer) as (_, endpoint):
+    most: list[int] = []
+    async with Scripted(counting(most)) as (_, endpoint):
         await tools.evaluate(endpoint, [question()] * 12, users=3)
     assert max(most) == 3
 
