@@ -18,6 +18,9 @@ from helpers.rent import guard, ssh
 from helpers.rent.market import OfferFilter
 from helpers.serve import ServingSpec
 
+# Run by hand, with packages of their own. To look for examples in docstrings would import them.
+collect_ignore = ["benchmarks"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory):
