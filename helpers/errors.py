@@ -50,11 +50,11 @@ def above_zero(**values: float | None) -> None:
     """Refuse numbers that are not above 0; ``None`` is none.
 
     Raises:
-        CourseError: one is 0, negative or not a number.
+        CourseError: one is 0, negative, endless or not a number.
     """
     for name, value in values.items():
-        if value is not None and not value > 0:
-            raise CourseError(f"{name} is {value}", f"{name} must be above 0")
+        if value is not None and not 0 < value < float("inf"):
+            raise CourseError(f"{name} is {value}", f"{name} must be above 0, and finite")
 
 
 class Stopped(CourseError):

@@ -17,6 +17,7 @@ const running = ngx.shared.running;  // requests that passed and have not ended,
 const BUDGETS = ['tokens_a_day', 'dollars_a_day', 'tokens_a_month', 'dollars_a_month'];
 const QUOTE = 34, BRACE = 125;
 const LONGEST_LINE = 1 << 20, LONGEST_ANSWER = 16 << 20;  // bytes, held in memory
+const SHORT = 64;  // tokens of a prompt that passes while anything is left of a budget
 const NUMBERS = ['n', 'best_of', 'max_tokens', 'max_completion_tokens'];
 const TTFT_S = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60];
 
@@ -73,13 +74,22 @@ async function enter(r) {
         } catch (error) {
             // what is wrong with it, shape() says
         }
-        const wrong = shape(ask, job.route, Date.now());
+        const wrong = shape(ask);
         if (wrong) {
             return problem(r, 400, 'invalid_request_error', null, wrong);
+        }
+        const read = Math.floor(letters([ask.messages, ask.prompt, ask.tools]) / 4);  // about
+        const room = budget(ask, read, Date.now());
+        if (room.most < 1) {
+            return refuse.apply(null, [r].concat(room.refused));
         }
         if (!place(answers(ask) - 1)) {
             return refuse(r, 'in_flight', 1, `There may be ${me.in_flight} answers at a time.`);
         }
+        cap(ask, room.most);
+        job.read = read;
+        job.held = most(ask, read);
+        hold(job, 1);
         send(r, ask);
     } catch (error) {
         broken(r, error);
@@ -112,7 +122,7 @@ function overLimit(now) {
 }
 
 // The generic cell rate algorithm: when the requests so far would end if they came evenly. It may
-// run ahead of the clock by one minute.
+// run ahead of the clock by one minute, and by one request at least.
 function pace(now) {
     const each = 60000 / me.requests_a_minute;
     return Math.max(counts.get(`pace|${me.customer}`) || 0, now) + each;
@@ -120,7 +130,8 @@ function pace(now) {
 
 function tooFast(now) {
     const words = `There may be ${me.requests_a_minute} requests a minute.`;
-    const wait_s = (pace(now) - now - 60000) / 1000;
+    const ahead = Math.max(60000, 60000 / me.requests_a_minute);
+    const wait_s = (pace(now) - now - ahead) / 1000;
     return wait_s > 0 ? ['requests_a_minute', wait_s, words] : null;
 }
 
@@ -141,6 +152,7 @@ function begin(r) {
         id: r.variables.request_id, customer: me.customer, key: me.name, at: now, route: r.uri,
         pid: process.pid, log: ledger(now), places: 1, begun: false, first: 0, saved: now,
         input: 0, cached: 0, output: 0, booked: {input: 0, cached: 0, output: 0, dollars: 0},
+        read: 0, held: {tokens: 0, dollars: 0}, per: 1, each: null,
     };
     running.set(job.id, JSON.stringify(job));
 }
@@ -155,8 +167,65 @@ function place(more) {
     return true;
 }
 
+// How long each answer may be: within the length that is allowed, and what is left of each budget
+// when the prompt is paid and what the customer's other requests may still use is laid aside.
+function budget(ask, read, now) {
+    const usd = config.usd_per_million, many = answers(ask);
+    const room = {most: Math.floor(me.max_tokens / many)};
+    BUDGETS.filter((name) => me[name] !== null).forEach((name) => {
+        const tokens = name.startsWith('tokens');
+        const left = me[name] - used(name, now);
+        const free = left - held(me.customer, tokens ? 'tokens' : 'dollars');
+        const prompt = Math.max(0, read - SHORT) * (tokens ? 1 : usd.input / 1e6);
+        const each = tokens ? 1 : usd.output / 1e6;
+        const within = (sum) => Math.floor((sum - prompt) / Math.max(each * many, 1e-12) + 1e-6);
+        if (within(free) < 1 && room.most >= 1) {
+            room.refused = within(left) >= 1  // when the others have ended
+                ? ['in_flight', 1, 'Requests that are running hold the rest of the budget.']
+                : [name, untilNext(now, name.split('_a_')[1]), 'The budget has too little left.'];
+        }
+        room.most = Math.min(room.most, within(free));
+    });
+    return room;
+}
+
+// Lay aside the most that it may use (1), or give that back (-1).
+function hold(one, sign) {
+    ['tokens', 'dollars'].forEach((kind) => {
+        count(`held|${one.customer}|${kind}`, sign * one.held[kind]);
+    });
+}
+
+// The most that it may use.
+function most(ask, read) {
+    const usd = config.usd_per_million;
+    const write = answers(ask) * Math.max(ask.max_tokens || 0, ask.max_completion_tokens || 0);
+    return {tokens: read + write, dollars: (read * usd.input + write * usd.output) / 1e6};
+}
+
+// How much text there is in a request, in letters; a number is a token of its own.
+function letters(part) {
+    if (typeof part === 'string') {
+        return part.length;
+    }
+    if (!part || typeof part !== 'object') {
+        return 0;
+    }
+    if (typeof part[0] === 'number') {
+        return 4 * part.length;
+    }
+    const names = Object.keys(part).filter((name) => name !== 'role' && name !== 'type');
+    return names.reduce((sum, name) => sum + letters(part[name]), 0);
+}
+
+function held(customer, kind) {
+    return counts.get(`held|${customer}|${kind}`) || 0;
+}
+
 // Write down that it begins, and pass it on.
 function send(r, ask) {
+    job.per = ask.n || 1;  // answers to a prompt
+    job.each = answers(ask) > 1 ? {} : null;  // what each answer has used, where there are several
     job.plain = !(ask.stream_options && ask.stream_options.include_usage);
     if (ask.stream) {
         ask.stream_options = Object.assign({}, config.stream_options, {include_usage: true});
@@ -176,8 +245,8 @@ function models(r) {
     counted(r, () => r.internalRedirect('@models'));
 }
 
-// Bring what is asked within the customer's limits; returns what is wrong with it, or ''.
-function shape(ask, route, now) {
+// What is wrong with what is asked, or ''.
+function shape(ask) {
     if (!ask || typeof ask !== 'object' || Array.isArray(ask)) {
         return 'The body is not a JSON object.';
     }
@@ -197,25 +266,24 @@ function shape(ask, route, now) {
     if (answers(ask) > me.in_flight) {
         return `These are more answers than there may be at a time (${me.in_flight}).`;
     }
-    const left = ['tokens_a_day', 'tokens_a_month'].filter((name) => me[name] !== null)
-        .map((name) => me[name] - used(name, now));
-    const most = Math.floor(Math.min.apply(null, left.concat(me.max_tokens)) / answers(ask));
-    if (!(most >= 1)) {
+    if (answers(ask) > me.max_tokens) {
         return `These are more answers than there may be tokens (${me.max_tokens}).`;
     }
-    cap(ask, most, route);
     return '';
 }
 
 // How many answers it asks for; prompts, too, may be several.
 function answers(ask) {
-    const many = Array.isArray(ask.prompt) && typeof ask.prompt[0] !== 'number';
-    return Math.max(ask.n || 1, ask.best_of || 1) * (many ? Math.max(1, ask.prompt.length) : 1);
+    return Math.max(ask.n || 1, ask.best_of || 1) * (several(ask) ? ask.prompt.length : 1);
+}
+
+function several(ask) {
+    return Array.isArray(ask.prompt) && ask.prompt.length > 0 && typeof ask.prompt[0] !== 'number';
 }
 
 // Cap the length of each answer, or fill it in.
-function cap(ask, most, route) {
-    if (route === '/v1/completions') {  // which knows one name for it only
+function cap(ask, most) {
+    if (job.route === '/v1/completions') {  // which knows one name for it only
         ask.max_tokens = ask.max_tokens || ask.max_completion_tokens || most;
         delete ask.max_completion_tokens;
     }
@@ -259,7 +327,10 @@ function stream(r, data, flags) {
 // quotation mark has a backslash before it, so none looks like the names that are looked for.
 function single(r, data, flags) {
     const end = data.length - 3;
-    if (end < 0 || data.indexOf(10) !== end + 1 || data[end] !== BRACE || data[end + 2] !== 10) {
+    if (job.each || end < 0) {
+        return false;
+    }
+    if (data.indexOf(10) !== end + 1 || data[end] !== BRACE || data[end + 2] !== 10) {
         return false;
     }
     const usage = data.lastIndexOf(',"usage":{'), timings = data.lastIndexOf(',"timings":{');
@@ -362,19 +433,45 @@ function collect(data, most) {
 // The server's own count where it says one (vLLM: usage, llama.cpp: timings); else its pieces.
 function tally(said) {
     const usage = said.usage, timings = said.timings;
+    const choices = Array.isArray(said.choices) ? said.choices : [];
+    const one = job.each && choices[0] ? choices[0].index : null;  // of which answer it speaks
     if (usage && typeof usage === 'object') {
         const details = usage.prompt_tokens_details || {};
-        tokens(usage.prompt_tokens, details.cached_tokens || job.cached, usage.completion_tokens);
+        const cached = details.cached_tokens || (one === null ? job.cached : 0);
+        share(one, usage.prompt_tokens, cached, usage.completion_tokens);
     } else if (timings && timings.predicted_n !== undefined) {
         const cached = timings.cache_n || 0;
-        tokens(timings.prompt_n + cached, cached, timings.predicted_n);
-    } else if (Array.isArray(said.choices)) {
-        const words = said.choices.filter((choice) => {
+        share(one, timings.prompt_n + cached, cached, timings.predicted_n);
+    } else {
+        const words = choices.filter((choice) => {
             const delta = choice && (choice.delta || choice) || {};
             return delta.content || delta.text || delta.reasoning_content || delta.tool_calls;
         });
         tokens(job.input, job.cached, job.output + words.length);
     }
+}
+
+// Of several answers, a stream says what each has used: the sum is what the request has. A prompt
+// is read once for all its answers, and those of one prompt come one after the other.
+function share(one, input, cached, output) {
+    if (one === null) {
+        return tokens(input, cached, output);
+    }
+    const counted = [input, cached, output];
+    if (!counted.every((value) => Number.isInteger(value) && value >= 0)) {
+        return;
+    }
+    job.each[one] = counted;
+    const sum = [0, 0, 0], read = {};
+    Object.keys(job.each).forEach((at) => {
+        sum[2] += job.each[at][2];
+        read[Math.floor(at / job.per)] = job.each[at];
+    });
+    Object.keys(read).forEach((at) => {
+        sum[0] += read[at][0];
+        sum[1] += read[at][1];
+    });
+    tokens.apply(null, sum);
 }
 
 // Nothing but whole numbers that can be true gets into a bill.
@@ -406,6 +503,9 @@ function finish(one, status, complete) {
     const now = Date.now();
     const ttft = one.first ? (one.first - one.at) / 1000 : null;
     if (one.begun) {
+        if (one.output && !one.input) {
+            one.input = one.read;  // this server does not say what it read until an answer is whole
+        }
         try {
             write(one, {
                 event: 'end', at: new Date(now).toISOString(), status: status, complete: complete,
@@ -422,6 +522,7 @@ function finish(one, status, complete) {
     }
     if (running.delete(one.id)) {
         counts.incr(flying(one.customer), -one.places, 0);
+        hold(one, -1);
     }
     if (ttft !== null) {
         const le = TTFT_S.find((limit) => ttft <= limit) || '+Inf';
@@ -464,7 +565,11 @@ function tick() {
     restore();
     const owner = Number(process.env.DOOR_OWNER || 0);  // none if it was started at boot
     if (owner && !alive(owner)) {
-        process.kill(process.ppid, 'SIGTERM');
+        try {  // without a master, this worker is what is left
+            process.kill(process.ppid > 1 ? process.ppid : process.pid, 'SIGTERM');
+        } catch (error) {
+            // root's master, which only root may end
+        }
     }
     running.items(1e6).forEach((item) => {
         const one = JSON.parse(item[1]);
@@ -485,7 +590,7 @@ function tick() {
         const part = item[0].split('|');
         if (part[0] === 'used' && !today.includes(part[2])) {
             counts.delete(item[0]);  // of a day or a month that is over
-        } else if (item[0] !== 'ready' && !item[0].startsWith('door_requests_in_flight')) {
+        } else if (!/^(ready|held|door_requests_in_flight)/.test(item[0])) {
             state.counts[item[0]] = item[1];
         }
     });
@@ -544,7 +649,7 @@ function restore() {
 
 function blank() {
     return {
-        input: 0, cached: 0, output: 0, first: 0, places: 1, begun: true,
+        input: 0, cached: 0, output: 0, first: 0, places: 1, begun: true, read: 0,
         booked: {input: 0, cached: 0, output: 0, dollars: 0},
     };
 }
@@ -604,7 +709,7 @@ function alive(pid) {
         process.kill(pid, 0);
         return true;
     } catch (error) {
-        return false;
+        return /not permitted/.test(error.message);  // it is there, and another user's
     }
 }
 

@@ -18,6 +18,9 @@ from helpers.serve.spec import DISK_USD_PER_GB_MONTH, SSH_IMAGE, ServingSpec
 
 API_URL = "https://api.runpod.io"
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
+# Examples lie in vLLM's image as they do in its repository.
+EXAMPLES = "/vllm-workspace/examples/"
+VLLM_SOURCE = "https://raw.githubusercontent.com/vllm-project/vllm"
 _HOURS_PER_MONTH, TIMEOUT_S = 730, 60.0
 _STATUS = {"PROVISIONING": "creating", "STARTING": "loading", "RUNNING": "running"}
 _STATUS |= {"EXITED": "stopped"}  # anything else, such as ERROR, is "failed"
@@ -243,9 +246,13 @@ def container(spec: ServingSpec, lifetime_s: float = deadman.LIFETIME_S) -> dict
         args, image, ports = spec.vllm_args(), spec.image, [f"{spec.port}/http"]
     else:
         version = spec.image.rpartition(":")[2].removeprefix("v")
+        install, template = f"pip install vllm=={version}", spec.flag("--chat-template") or ""
+        if template.startswith(EXAMPLES):  # a file of vLLM's image, which this one is not
+            source = f"{VLLM_SOURCE}/v{version}{template.removeprefix('/vllm-workspace')}"
+            install += f"; curl -fsSL --create-dirs -o {template} {source}"
         script = (
             f"{deadman.script('runpod', lifetime_s)}\n"
-            f"(command -v vllm || pip install vllm=={version}; {spec.served()}) "
+            f"(command -v vllm || {{ {install}; }}; {spec.served()}) "
             "2>&1 | tee -a ~/vllm.log &\n"
             "test -x /start.sh && exec /start.sh; wait"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 from pydantic import SecretStr
 
 from helpers import files
@@ -31,7 +32,7 @@ class Limits:
         dollars_a_month: the same in a calendar month.
 
     Raises:
-        CourseError: a limit is not above 0.
+        CourseError: a limit is not above 0, or not finite.
     """
 
     in_flight: int = 4
@@ -77,9 +78,10 @@ class Customers:
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", customer):
             what = f"{customer!r} cannot be a customer's name"
             raise CourseError(what, "use up to 40 of a-z, 0-9, dot, dash and underscore")
-        if any(self._of(customer)):
-            raise CourseError(f"{customer} has a key", "rotate() replaces it, revoke() ends it")
-        return self._make({"customer": customer, **asdict(limits or Limits())})
+        with self._alone():
+            if any(self._of(customer)):
+                raise CourseError(f"{customer} has a key", "rotate() replaces it, revoke() ends it")
+            return self._make({"customer": customer, **asdict(limits or Limits())})
 
     def rotate(self, customer: str, overlap_s: float = 86_400) -> SecretStr:
         """Make a customer's next key; those of before go on for a while, with the same limits.
@@ -91,12 +93,13 @@ class Customers:
         Raises:
             CourseError: there is no such customer.
         """
-        old = self._known(customer)
         ends = _iso(datetime.now(UTC) + timedelta(seconds=overlap_s))
-        for path, record in old:
-            ended = record | {"until": min(record["until"] or ends, ends)}
-            files.replace(path, json.dumps(ended))
-        return self._make(old[-1][1])
+        with self._alone():
+            old = self._known(customer)
+            for path, record in old:
+                ended = record | {"until": min(record["until"] or ends, ends)}
+                files.replace(path, json.dumps(ended))
+            return self._make(old[-1][1])
 
     def revoke(self, customer: str) -> None:
         """End all keys of a customer: their next request is refused. Bills keep what they used.
@@ -104,8 +107,9 @@ class Customers:
         Raises:
             CourseError: there is no such customer.
         """
-        for path, _ in self._known(customer):
-            path.unlink()
+        with self._alone():
+            for path, _ in self._known(customer):
+                path.unlink()
 
     def limit(self, customer: str, limits: Limits) -> None:
         """Set new limits for a customer.
@@ -113,8 +117,9 @@ class Customers:
         Raises:
             CourseError: there is no such customer.
         """
-        for path, record in self._known(customer):
-            files.replace(path, json.dumps(record | asdict(limits)))
+        with self._alone():
+            for path, record in self._known(customer):
+                files.replace(path, json.dumps(record | asdict(limits)))
 
     def table(self) -> pd.DataFrame:
         """A row for each key that has not ended: customer, name of the key, limits."""
@@ -122,11 +127,15 @@ class Customers:
         rows = [one for _, one in self._all() if (one["until"] or now) >= now]
         return pd.DataFrame(rows, columns=["customer", "name", "made", "until", *asdict(Limits())])
 
+    def _alone(self) -> FileLock:
+        """Nobody else changes keys meanwhile: a revoked one would be written anew."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return FileLock(self.folder.parent / "keys.lock", mode=0o600)
+
     def _make(self, record: dict[str, Any]) -> SecretStr:
         key = f"sk-door-{secrets.token_urlsafe(32)}"
         digest = hashlib.sha256(key.encode()).hexdigest()
         made = {"name": digest[:8], "made": _iso(datetime.now(UTC)), "until": None}
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.replace(self.folder / f"{digest}.json", json.dumps(record | made))
         return SecretStr(key)
 

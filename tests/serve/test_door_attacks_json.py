@@ -291,6 +291,29 @@ def test_a_cut_stream_is_billed_as_far_as_it_came(attacked):
     assert attacked.ledger(name)[0]["complete"] is False
 
 
+@pytest.mark.parametrize(
+    ("path", "ask", "used"),
+    [
+        (CHAT, {"messages": WORDS, "n": 3}, (7, 9)),
+        (TEXT, {"prompt": ["x", "y"], "n": 2}, (14, 12)),
+    ],
+)
+def test_each_of_several_answers_is_billed_when_they_are_cut(attacked, path, ask, used):
+    """A server that counts aloud tells of each answer what it has used, not of the request."""
+    name, key = attacked.customer()
+    many = 3 if path == CHAT else 4
+    said = [
+        answers.event({"content": "w"}, usage={"prompt_tokens": 7, "completion_tokens": done})
+        for done in (1, 2, 3)
+        for _ in range(many)
+    ]
+    said = [one.replace(b'"index":0', b'"index":%d' % (n % many)) for n, one in enumerate(said)]
+    attacked.server.answer = lambda _: [answers.chunked(said)[:-5], 30.0]
+    gone(attacked, request(key, ask | {"stream": True}, path=path), 0.4, read=100)
+    assert attacked.billed(name, 1) == used
+    assert attacked.ledger(name)[0]["complete"] is False
+
+
 def test_a_stream_that_nobody_reads_is_billed_as_far_as_it_came(attacked):
     """The customer's machine takes no more; what passed the door until then is paid for."""
     name, key = attacked.customer()

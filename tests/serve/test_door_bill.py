@@ -133,3 +133,28 @@ async def test_a_thousand_requests_add_up(vllm, tmp_path):
     usd = bill["input"] * USD.input + bill["output"] * USD.output
     usd -= bill["cached"] * (USD.input - USD.cached)
     assert list(bill["usd"]) == pytest.approx(list(usd / 1e6))
+
+
+async def test_several_answers_to_a_request_are_billed_as_far_as_they_came(vllm, tmp_path):
+    """vLLM tells of each answer what it has used: a stream that is cut has no sum of them."""
+    before, cut = counters(vllm), 0
+    with serve.Door(folder=tmp_path / "door", upstream=vllm.endpoint, price=USD) as door:
+        key = door.customers.issue("ada", serve.Limits(in_flight=8, requests_a_minute=1000))
+        async with door.endpoint(key).async_client() as client:
+            for n in range(6):
+                pieces = await client.chat.completions.create(
+                    model=vllm.endpoint.model, n=3, max_tokens=40, stream=True,
+                    messages=[{"role": "user", "content": "Tell me about rain."}],
+                    extra_body={"ignore_eos": True},
+                )  # fmt: skip
+                seen = 0
+                async for _ in pieces:
+                    seen += 1
+                    if n % 2 and seen == 63:  # a first piece of each, and 20 tokens
+                        await pieces.close()
+                        cut += 1
+                        break
+        after, bill = counters(vllm), door.bill().loc["ada"]
+    made = after["output_tokens_total"] - before["output_tokens_total"]
+    assert cut == 3 and made >= 3 * 3 * (40 + 20)
+    assert 0 <= made - bill["output"] <= 3 * 3 * 3  # three tokens of each answer are on their way

