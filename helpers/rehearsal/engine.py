@@ -29,18 +29,18 @@ def main() -> None:
     if fault := os.environ.get("REHEARSAL_FAULT"):
         sys.exit(fault)
     options, kept, dropped = engine_vllm.parse(sys.argv[2:])
+    if dropped:
+        print(f"rehearsal: for GPUs or other models, without a meaning here: {' '.join(dropped)}")
     socket = Path(os.environ["LOAD_UNIX_SOCKETS"]) / f"{options.port}.sock"
     socket.unlink(missing_ok=True)
     if os.environ["REHEARSAL_ENGINE"] == "vllm":
-        engine_vllm.serve(socket, options, kept, dropped)
+        engine_vllm.serve(socket, options, kept)
     model = Path(os.environ["REHEARSAL_MODEL"])
     name = re.sub(r"[.-](Q\d\w*|F16|BF16)$", "", model.stem)
     calls_tools = options.enable_auto_tool_choice and name == TOOL_CALLER
     if calls_tools:
         name += "-tools"
     print(f"rehearsal: {name} on llama.cpp answers in place of {options.model}", flush=True)
-    if dropped:
-        print(f"rehearsal: vLLM options without a meaning here: {' '.join(dropped)}", flush=True)
     # With tools, clients come through ``tool_choice``, and llama.cpp listens behind it.
     listens = socket.with_name(f"engine-{socket.name}") if calls_tools else socket
     listens.unlink(missing_ok=True)
@@ -72,6 +72,8 @@ def _size(params: Any, options: argparse.Namespace) -> None:
     # Without OpenMP (macOS) its own threads wait: asleep, as rehearsal_bin/vllm has it with OpenMP.
     params.cpuparams.poll = params.cpuparams_batch.poll = 0
     params.n_parallel = min(options.max_num_seqs or DEFAULT_SLOTS, MAX_SLOTS)
+    if (options.max_num_seqs or 0) > MAX_SLOTS:
+        print(f"rehearsal: --max-num-seqs is {MAX_SLOTS} here, not {options.max_num_seqs}")
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.endpoint_metrics = True
     # One thread serves one connection: waiting requests must leave some for /metrics.

@@ -67,6 +67,16 @@ def test_threads_that_wait_for_the_next_token_sleep(monkeypatch):
     assert params.cpuparams.poll == params.cpuparams_batch.poll == 0
 
 
+def test_what_a_laptop_cannot_carry_is_said(monkeypatch, capsys):
+    """Else 64 at once would be measured as 32."""
+    monkeypatch.setenv("REHEARSAL_CORES", "2")
+    params = xllamacpp.CommonParams()
+    for asked, slots, told in ((None, 8, False), (32, 32, False), (64, 32, True)):
+        engine._size(params, Namespace(max_num_seqs=asked, api_key=None))
+        assert params.n_parallel == slots
+        assert ("--max-num-seqs is 32 here, not 64" in capsys.readouterr().out) == told
+
+
 def test_arguments_for_a_gpu_become_arguments_for_a_cpu(tmp_path):
     """What vLLM is asked for reaches it, but for what only a GPU or Mistral's files can answer."""
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 2048}')
@@ -74,13 +84,16 @@ def test_arguments_for_a_gpu_become_arguments_for_a_cpu(tmp_path):
         extra_args=(
             *("--load-format", "mistral", "-tp", "2", "--gpu-memory-utilization=0.9"),
             *("--max-num-seqs", "4", "--enable-prefix-caching"),
+            "--speculative_config.num_speculative_tokens=5",
         )
     )
     asked, kept, dropped = engine_vllm.parse(spec.vllm_args())
     kept = engine_vllm.arguments(asked, kept, tmp_path, "tiny")
     assert kept[:4] == [str(tmp_path), "--served-model-name", "tiny", "--enforce-eager"]
     assert kept[4:] == [
-        *("--enable-prefix-caching", "--max-num-seqs", "4", "--max-model-len", "2048"),
+        *(serving.DETAILS, "--enable-prefix-caching"),
+        *("--speculative-config.num_speculative_tokens=5", "--max-num-seqs", "4"),
+        *("--max-model-len", "2048"),
     ]
     assert (asked.model, asked.port) == (serving.MISTRAL_AWQ, 8000)
     gpu = ["--gpu-memory-utilization", "0.9", "--tensor-parallel-size", "2"]

@@ -10,6 +10,7 @@ import xllamacpp
 from support.machines import Idle
 
 from helpers import load, rent
+from helpers.choose import models
 from helpers.errors import CourseError
 from helpers.rehearsal import engine_vllm, flags
 from helpers.rent import guard, ssh
@@ -48,14 +49,70 @@ def test_each_option_becomes_llama_cpps_own():
     assert small.cache_type_k == small.cache_type_v == xllamacpp.ggml_type.GGML_TYPE_Q8_0
     ahead = translated("--speculative-config", NGRAM)
     assert ahead.speculative.types == [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
-    drafts = ahead.speculative.ngram_simple
-    assert (drafts.size_n, drafts.size_m) == (3, 4)
+    unasked = translated("--speculative-config", "null")
+    assert unasked.speculative.types == plain.speculative.types
 
 
-def test_as_vllm_reads_its_command_line():
-    """Underscores, and what nobody would notice here: a line from a blog has to start."""
-    words = "--max_model_len=512 --enforce-eager --seed 7 --enable-prompt-tokens-details"
-    assert translated(*words.split()).n_ctx == 4 * 512
+@pytest.mark.parametrize(
+    ("length", "tokens"),
+    [
+        *(("512", 512), ("1k", 1000), ("1.5k", 1500), ("1K", 1024)),
+        *(("8k", 2048), ("8K", 2048), ("auto", 2048), ("-1", 2048)),
+    ],
+)
+def test_a_length_as_vllm_reads_it(length, tokens):
+    """k is 1,000 and K is 1,024; longer than a laptop can is what a laptop can."""
+    assert translated("--max_model_len", length).n_ctx == 4 * tokens
+    if length not in ("auto", "-1"):
+        asked = translated(f"--max-num-batched-tokens={length}")
+        assert asked.n_batch == {"8k": 8000, "8K": 8192}.get(length, tokens)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--max_model_len=512 --trust-remote-code --enable-prompt-tokens-details",
+        "--no-enforce-eager --no-trust-remote-code --no-enable-auto-tool-choice",
+        "--enforce-eager --seed 7 --disable-log-stats --swap-space=4",
+        "--quantization awq --dtype half --gpu-memory-utilization 0.9 -tp 2 -pp=2",
+        *sorted(set(models.table().vllm_args)),
+    ],
+)
+def test_as_vllm_reads_its_command_line(words):
+    """What restates a default, and what the course asks of a GPU or for its models."""
+    assert translated(*shlex.split(words)).n_batch == 2048
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        (f"--speculative-config '{NGRAM}'", (3, 4)),
+        ("--speculative-config.method ngram --speculative-config.num_speculative_tokens=6", (5, 6)),
+        ("-sc.method ngram -sc.num_speculative_tokens 2 -sc.prompt_lookup_min=7", (7, 2)),
+        ("--speculative_config.method=ngram --speculative_config.num_speculative_tokens 2", (5, 2)),
+    ],
+)
+def test_a_draft_in_each_spelling(words, sizes):
+    """As JSON, or key by key after a dot; a single limit of the lookup is both, as in vLLM."""
+    drafts = translated(*shlex.split(words)).speculative.ngram_simple
+    assert (drafts.size_n, drafts.size_m) == sizes
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "rest"),
+    [
+        ("MODEL --port 8000", "MODEL", []),
+        ("--port 8000 MODEL", "MODEL", []),
+        ("--port 8000 MODEL --no-enforce-eager", "MODEL", ["--no-enforce-eager"]),
+        ("--kv-cache-dtype fp8 MODEL", "MODEL", ["--kv-cache-dtype", "fp8"]),
+        ("--model MODEL --kv-cache-dtype fp8", "MODEL", ["--kv-cache-dtype", "fp8"]),
+        ("", "vLLM's default model", []),
+    ],
+)
+def test_the_model_stands_where_vllm_looks_for_it(words, model, rest):
+    """First, last or by name; vLLM serves a small one where none is named."""
+    asked, kept, _ = engine_vllm.parse(words.split())
+    assert (asked.model, kept) == (model, rest)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +124,18 @@ def test_as_vllm_reads_its_command_line():
         """--speculative-config '{"method": "eagle", "num_speculative_tokens": 3}'""",
         """--speculative-config '{"method": "ngram"}'""",
         """--speculative-config '{"method": "ngram", "num_speculative_tokens": 3, "x": 1}'""",
-        "--max-num-batched-tokens 0",
+        *("--cpu-offload-gb 8", "-dp 2"),
+        "--speculative-config.method eagle",
+        "--speculative-config {}",
+        *(f"--speculative-config '{value}'" for value in ("[1]", '"ngram"', "5")),
+        *(
+            f"""--speculative-config '{{"method": "ngram", "num_speculative_tokens": {value}}}'"""
+            for value in ("0", "-2", "true", "null", '"5"', "65536")
+        ),
+        *(
+            f"--speculative-config '{NGRAM[:-1]}, \"prompt_lookup_min\": {value}}}'"
+            for value in ("4", "null", '"2"', "0")
+        ),
     ],
 )
 def test_what_cannot_be_translated_is_named(words, capsys):
@@ -75,7 +143,26 @@ def test_what_cannot_be_translated_is_named(words, capsys):
     with pytest.raises(SystemExit):
         translated(*shlex.split(words))
     told = capsys.readouterr().err
-    assert "nothing like" in told and words.split()[0] in told and "ENGINE=vllm" in told
+    option = words.split()[0].split(".")[0]
+    assert f"nothing like {option}" in told and "ENGINE=vllm" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(f"--max-model-len {value}" for value in ("0", "-2", "1.5K", "infk", "long", "0.0001k")),
+        *(f"--max-num-batched-tokens {value}" for value in ("0", "-1", "auto")),
+        *(f"--max-num-seqs {value}" for value in ("0", "-3", "1k")),
+        "--speculative-config.num_speculative_tokens 0",
+        "--speculative-config ngram",
+    ],
+)
+def test_a_value_that_vllm_refuses_is_refused(words, capsys):
+    """With the option's name, not as an error of Python's."""
+    with pytest.raises(SystemExit):
+        translated(*words.split())
+    told = capsys.readouterr().err
+    assert "error: argument " in told and words.split()[0] in told
 
 
 async def test_an_option_changes_a_rented_server_without_renting_anew(own_rehearsal, tmp_path):
