@@ -111,7 +111,6 @@ def _spec(endpoint: Endpoint, workload: Workload, arrivals: Arrivals, limits: di
     return {
         "base_url": endpoint.base_url,
         "ca_file": endpoint.ca_file,
-        "route": "/chat/completions",
         "model": endpoint.model,
         "api_key": endpoint.api_key,
         "workload": to_spec(workload),

@@ -7,10 +7,11 @@ Three collections are read in the form in which they are published, recognised b
 * BurstGPT (github.com/HPMLL/BurstGPT, CC-BY), with or without the sessions' columns.
 """
 
+import gzip
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -93,37 +94,37 @@ class Replay:
     ) -> "Replay":
         """Read a published trace (see the module), or the ``timestamp`` of each line of a JSONL.
 
-        Requests without an answer (failures, which BurstGPT keeps with 0 tokens) are left out; how
-        many stands in the ``note``, and so in the run's label.
+        Requests without an answer (failures, which BurstGPT keeps with 0 tokens) or without a
+        prompt are left out; how many stands in the ``note``, and so in the run's label. A number of
+        tokens that is missing or not whole is refused, with its line.
 
         Args:
-            path: the trace; its first arrival is its time 0.
+            path: the trace, or a ``.gz`` of it; its first arrival is its time 0.
             speed: 2 plays it twice as fast.
             start_s: where to begin, in seconds of the trace; this becomes time 0.
-            span_s: how much of it to play, in seconds of the trace.
+            span_s: how much of it to play, in seconds of the trace; what comes at its very end
+                is no longer in it.
             unit_s: seconds in one unit of the timestamps, by default as published (Mooncake's
                 are milliseconds).
 
         Raises:
             CourseError: the file cannot be read or is no trace, or nothing is in that span.
         """
-        if not (min(speed, span_s) > 0 and start_s >= 0):
-            what = f"no trace plays at {speed=}, {start_s=}, {span_s=}"
-            raise CourseError(what, "speed and span_s must be above 0, start_s from 0")
+        above_zero(speed=speed, unit_s=unit_s, start_s=start_s or None)  # from 0 on
         table = _table(path, unit_s)
-        table["at"] -= table["at"].min() + start_s
-        cut = table[table["at"].between(0, span_s, inclusive="left")]
+        table["at"] = (table["at"] - table["at"].min() - start_s).round(6)
+        cut = table[table["at"].between(0, round(span_s, 6), inclusive="left")]
         cut = cut.sort_values("at", kind="stable")
-        answered = cut[cut["output"] > 0] if "output" in cut else cut
+        answered = cut[(cut.drop(columns="at") > 0).all(axis=1)]
         if answered.empty:
-            what = f"{path} has no requests from {start_s:g} s on for {span_s:g} s"
+            what = f"{path} has {len(cut)} requests from {start_s:g} s for {span_s:g} s, 0 answered"
             raise CourseError(what, f"it ends after {table['at'].max() + start_s:.0f} s")
         failed = len(cut) - len(answered)
         return cls(
             times_s=tuple((answered["at"] / speed).round(6)),
             input_tokens=tuple(answered.get("input", ())),
             output_tokens=tuple(answered.get("output", ())),
-            note=f"{failed} without an answer left out" if failed else "",
+            note=f"{failed} without a prompt or an answer left out" if failed else "",
         )
 
     def fitted(self, *, shorter: float = 1.0, max_input_tokens: int | None = None) -> "Replay":
@@ -190,10 +191,8 @@ def traffic(
         raise CourseError(f"no traffic is called {kind!r}", f"known are {', '.join(TRAFFIC)}")
     *quantiles, variation = TRAFFIC[kind]
     shape = variation**-2 if burstiness is None else burstiness
-    count = round(rate_per_s * span_s)
-    if not (min(rate_per_s, span_s, shape) > 0 and count):
-        what = f"nothing comes with {rate_per_s=}, {span_s=}, burstiness={shape}"
-        raise CourseError(what, "all must be above 0, and rate_per_s * span_s at least 1")
+    above_zero(rate_per_s=rate_per_s, span_s=span_s, burstiness=shape)
+    above_zero(requests=(count := round(rate_per_s * span_s)))
     chance = numpy.random.default_rng(seed)
     prompts, answers = (
         numpy.exp(numpy.interp(chance.random(count), AT, numpy.log(tokens))).round().astype(int)
@@ -217,23 +216,44 @@ def _table(path: str | Path, unit_s: float | None) -> Any:
     import pandas  # the generator itself runs without it on a rented machine
 
     try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            jsonl = file.read(1) == "{"
-        lines = partial(pandas.read_json, lines=True, dtype=False)
-        table: Any = (lines if jsonl else pandas.read_csv)(path, encoding="utf-8-sig")
-        form = next((form for form in FORMS if {*form} <= {*table}), None)
-        if form is None:
-            raise ValueError(f"it has {', '.join(map(str, table)) or 'no columns'}")
-        table = table[list(form)].set_axis(["at", "input", "output"][: len(form)], axis=1)
-        if pandas.api.types.is_string_dtype(table["at"]):
-            dates = pandas.to_datetime(table["at"], format="ISO8601", utc=True)
+        table = _lines(path)
+        # Lengths under names that nobody knows are not read as times alone.
+        lengths = any("token" in name or "length" in name for name in table)
+        forms = FORMS if lengths else [("timestamp",)]
+        form = max(forms, key=lambda form: sum(name.casefold() in table for name in form))
+        lacking = ", ".join(name for name in form if name.casefold() not in table)
+        if lacking or table.empty:
+            raise ValueError(f"no {lacking or 'requests'} in its columns {', '.join(table)}")
+        table = table[[name.casefold() for name in form]]
+        table = table.set_axis(["at", "input", "output"][: len(form)], axis=1)
+        if pandas.to_numeric(table["at"], errors="coerce").isna().all():
+            dates = pandas.to_datetime(table["at"], format="ISO8601", utc=True, errors="coerce")
             table["at"] = (dates - dates.min()).dt.total_seconds()
-        if table.isna().any(axis=None):
-            raise ValueError("a value is missing")
-        table["at"] *= unit_s or FORMS[form]
-        return table.astype({name: int for name in table if name != "at"})
-    except OSError as error:
-        raise CourseError(f"{path} cannot be read: {error.strerror}") from None
+        numbers = table.apply(pandas.to_numeric, errors="coerce")
+        wrong = (numbers.drop(columns="at") % 1 != 0).any(axis=1) | numbers["at"].isna()
+        if wrong.any():
+            raise ValueError(f"line {wrong.idxmax()} lacks a time or a whole number of tokens")
+        numbers["at"] *= unit_s or FORMS[form]
+        return numbers.astype({name: int for name in numbers if name != "at"})
+    except (OSError, EOFError, zlib.error) as error:
+        raise CourseError(f"{path} cannot be read: {error.args[-1]}") from None
     except (TypeError, ValueError) as error:
         hint = f"its columns should be one of: {'; '.join(', '.join(form) for form in FORMS)}"
-        raise CourseError(f"{path} is not a trace: {error}", hint) from None
+        raise CourseError(f"{path} is not a trace: {str(error)[:160]}", hint) from None
+
+
+def _lines(path: str | Path) -> Any:
+    """Return a DataFrame of a CSV's or JSONL's columns, in small letters, by line of the file."""
+    import pandas
+
+    packed = Path(path).suffix == ".gz"
+    with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig") as file:
+        starts = {number: line.strip()[:1] for number, line in enumerate(file, 1) if line.strip()}
+        head = min(starts, default=1)
+        file.seek(0)
+        if starts.get(head) == "{":
+            table = pandas.read_json(file, lines=True, dtype=False).set_axis([*starts])
+        else:  # blank lines are read, too: else the others lose their numbers
+            table = pandas.read_csv(file, header=head - 1, index_col=False, skip_blank_lines=False)
+            table = table.set_axis(table.index + head + 1).dropna(how="all")
+    return table.set_axis([str(name).strip().casefold() for name in table], axis=1)

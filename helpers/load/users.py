@@ -90,7 +90,7 @@ class Generator:
     def _request(self, number: int, chat: workload.Chat, messages: list[dict], cap: int) -> bytes:
         body = workload.body(self.work, self.spec["model"], chat.tools, messages, cap, self.exact)
         # By its session a router keeps a chat on the server that has its history.
-        return self.transport.prepare(self.spec["route"], body, f"chat-{number}")
+        return self.transport.prepare("/chat/completions", body, f"chat-{number}")
 
     # The run
 
@@ -196,9 +196,10 @@ class Generator:
 
     async def _rest(self, pause_s: float) -> None:
         """Pause, at the longest until nothing new is to be sent."""
-        if pause_s and self._more():  # a sleep of nothing would still cost a turn of the loop
-            left_s = self.start + self.duration - clock()
-            await asyncio.sleep(min(pause_s, left_s + 0.001))  # uvloop rounds to milliseconds
+        ends = min(clock() + pause_s, self.start + self.duration)
+        # Once is not enough: uvloop's own clock is behind when it is busy, and it wakes us early.
+        while pause_s and self._more() and clock() < ends:  # noqa: ASYNC110
+            await asyncio.sleep(ends - clock())
 
     def _tick(self) -> None:
         self.probe.send()

@@ -5,7 +5,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from helpers.errors import CourseError, above_zero
@@ -157,30 +156,6 @@ class Prompts(Sampling):
             if not asked:
                 hint = "a prompt is a string or a list of chat messages, one of them the user's"
                 raise CourseError(f"this is no prompt: {str(item)[:60]!r}", hint)
-
-    @classmethod
-    def read(cls, path: str | Path, **options: Any) -> "Prompts":
-        """Read a JSONL file whose lines have ``prompt`` or ``messages``; options as for the class.
-
-        Raises:
-            CourseError: the file cannot be read, or a line has neither.
-        """
-        try:
-            lines = Path(path).read_text("utf-8-sig").split("\n")  # U+2028 may stand in a prompt
-        except (OSError, UnicodeDecodeError) as error:
-            raise CourseError(f"{path} cannot be read: {error}") from None
-        items = []
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                item = json.loads(line)
-                items.append(item.get("messages") or item["prompt"])
-                cls(items=items[-1:])
-            except (AttributeError, KeyError, ValueError, CourseError):
-                hint = 'write {"prompt": "..."} or {"messages": [...]} on each line'
-                raise CourseError(f"{path}, line {number} is no prompt", hint) from None
-        return cls(items=tuple(items), **options)
 
     def chat(self, index: int) -> Chat:
         """Return chat number ``index``."""

@@ -159,7 +159,7 @@ async def test_errors_are_records(tmp_path):
     run = await load.run(
         Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m"),
         SMALL,
-        load.Constant(every_s=0.05),
+        load.Gamma(rate_per_s=20, burstiness=1e6),
         requests=5,
         path=tmp_path / "run.jsonl",
         **QUIET,

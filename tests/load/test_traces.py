@@ -1,6 +1,8 @@
 """Traces: read as they are published, drawn as they look, and played request for request."""
 
+import gzip
 import json
+import math
 import statistics
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -52,17 +54,20 @@ def sessions(at: float, prompt: int, answer: int) -> str:
 FORMS = {
     "azure": (AZURE, azure, 1e-6),
     "azure 2024": (AZURE, azure_2024, 1e-6),
+    "azure in other letters": (f"\n{AZURE.casefold().replace(',', ', ')}", azure, 1e-6),
     "mooncake": ("", mooncake, 1e-3),
+    "mooncake after a blank line": ("\n", mooncake, 1e-3),
     "burstgpt": (BURST, burst, 1e-6),
     "burstgpt with sessions": (SESSIONS, sessions, 1e-6),
 }
 
 
 def written(path, form: str, trace: load.Replay):
-    """The trace as a file of that form."""
+    """The trace as a file of that form, packed if its name says so."""
     head, line, _ = FORMS[form]
     rows = zip(trace.times_s, trace.input_tokens, trace.output_tokens, strict=True)
-    path.write_text("\n".join([head] * bool(head) + [line(*row) for row in rows]) + "\n")
+    text = "\n".join([head] * bool(head) + [line(*row) for row in rows]) + "\n"
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
 
 
@@ -76,7 +81,7 @@ def small(times: tuple, prompts: tuple = (700, 30, 5), answers: tuple = (9, 1, 4
 def test_published_traces_are_read_as_they_are(tmp_path, form):
     """8,819 requests like those of the code trace: each length, and each time from the first."""
     trace = load.traffic("code", rate_per_s=8819 / 3436, span_s=3436, seed=3)
-    again = load.Replay.read(written(tmp_path / "trace", form, trace))
+    again = load.Replay.read(written(tmp_path / "trace.gz", form, trace))
     assert len(again.times_s) == 8819 and str(again) == "a trace of 8819 requests"
     assert (again.input_tokens, again.output_tokens) == (trace.input_tokens, trace.output_tokens)
     expected = [at - trace.times_s[0] for at in trace.times_s]
@@ -93,8 +98,18 @@ def test_a_trace_is_scaled_and_cut(tmp_path, form):
     short = load.Replay.read(path).fitted(shorter=10, max_input_tokens=50)
     assert (short.input_tokens, short.output_tokens) == ((50, 3, 1), (1, 1, 4))
     assert str(short) == "a trace of 3 requests (1 of 3 prompts cut to 50 tokens)"
-    with pytest.raises(CourseError, match=r"no requests from 5 s.*\n.*ends after 4 s"):
+    with pytest.raises(CourseError, match=r"has 0 requests from 5 s.*\n.*ends after 4 s"):
         load.Replay.read(path, start_s=5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("span_s", [0.2, 0.2 + 1e-12])
+def test_a_request_on_the_border_of_two_spans_is_in_the_second(tmp_path, form, span_s):
+    """Tenths of a second are no exact numbers: it was in none of them, or in both."""
+    path = written(tmp_path / "trace", form, small((0.1, 0.3, 0.5)))
+    for number in range(3):
+        span = load.Replay.read(path, start_s=number * 0.2, span_s=span_s)
+        assert (span.times_s, span.input_tokens) == ((0.0,), ((700, 30, 5)[number],))
 
 
 def test_failed_requests_are_left_out_and_counted(tmp_path):
@@ -102,7 +117,12 @@ def test_failed_requests_are_left_out_and_counted(tmp_path):
     path = written(tmp_path / "trace.csv", "burstgpt", small((1.0, 2.0, 4.0), answers=(0, 5, 0)))
     trace = load.Replay.read(path)
     assert (trace.times_s, trace.output_tokens) == ((1.0,), (5,))
-    assert "2 without an answer left out" in str(trace)
+    assert "2 without a prompt or an answer left out" in str(trace)
+    with pytest.raises(CourseError, match="has 1 requests from 2 s for inf s, 0 answered"):
+        load.Replay.read(path, start_s=2)
+    written(path, "burstgpt", small((1.0, 2.0, 4.0), prompts=(-1, 3, 0)))
+    asked = load.Replay.read(path)
+    assert (str(asked), asked.workload().chat(0).turns[0][1]) == (str(trace), 1)
 
 
 def test_a_trace_need_not_be_in_order(tmp_path):
@@ -126,28 +146,48 @@ def test_times_alone_are_a_trace(tmp_path):
         load.Synthetic(input_tokens=trace.input_tokens)
 
 
+STAMP = "2023-11-16 18:17:03.9799600"
+ASKED = '{"timestamp": 1, "input_length": 5, "output_length": 5}'
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "why"),
     [
-        "{}\n",
-        '{"timestamp": 1}\n{"timestamp": null}\n',
-        '{"timestamp": 1',
-        "",
-        "TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.9799600,5\n",
-        f"{AZURE}\nyesterday,5,5\n",
-        f"{AZURE}\n2023-11-16 18:17:03.9799600,many,5\n",
-        f"{AZURE}\n2023-11-16 18:17:03.9799600,,5\n",
-        "\x00\xff",
+        ("{}\n", "no timestamp"),
+        ("name,at\nada,5\n", "no timestamp in its columns name, at"),
+        ('{"timestamp": 1}\n{"timestamp": null}\n', "line 2 lacks"),
+        ('{"timestamp": 1', ""),
+        ("", "No columns"),
+        (f"{AZURE}\n", "no requests"),
+        (f"TIMESTAMP,ContextTokens\n{STAMP},5\n", "no GeneratedTokens"),
+        (f"timestamp,prompt_tokens\n{STAMP},5\n", "no ContextTokens, GeneratedTokens"),
+        ('{"timestamp": 1, "input_length": 5}\n', "no output_length"),
+        ("Timestamp,Request tokens\n5,5\n", "no Response tokens"),
+        (f"{AZURE}\n{STAMP},5,5\nyesterday,5,5\n", "line 3 lacks"),
+        (f"{AZURE}\n{STAMP},many,5\n", "line 2 lacks"),
+        (f"\n{AZURE}\n\n{STAMP},5,5\n{STAMP},,5\n", "line 5 lacks"),
+        (f"{AZURE}\n{STAMP},5,3.7\n", "line 2 lacks a time or a whole number"),
+        (f"\n{ASKED}\n\n" + ASKED.replace("5,", "null,"), "line 4 lacks"),
+        (f"[{', '.join([ASKED] * 900)}]", "no TIMESTAMP"),
+        ("\x00\xff", ""),
     ],
 )
-def test_what_is_no_trace_is_refused(tmp_path, text):
-    """And told which columns it should have."""
+def test_what_is_no_trace_is_refused(tmp_path, text, why):
+    """And told in a line which columns it lacks, or which line is wrong, and how it should be."""
     path = tmp_path / "trace"
     path.write_text(text)
-    with pytest.raises(CourseError, match=r"is not a trace(.|\n)*ContextTokens"):
+    with pytest.raises(CourseError, match=rf"is not a trace.*{why}(.|\n)*ContextTokens") as refused:
         load.Replay.read(path)
-    with pytest.raises(CourseError, match="cannot be read"):
-        load.Replay.read(tmp_path / "nowhere.jsonl")
+    assert len(refused.value.what) < 200 + len(str(path))
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    """None is there, none is packed under a packed one's name, or half of it came."""
+    for name in ("nowhere.jsonl", "plain.csv.gz", "half.csv.gz"):
+        (tmp_path / "plain.csv.gz").write_text(AZURE)
+        (tmp_path / "half.csv.gz").write_bytes(gzip.compress(AZURE.encode())[:-9])
+        with pytest.raises(CourseError, match=r"cannot be read: [A-Z]"):
+            load.Replay.read(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -157,10 +197,9 @@ def test_what_is_no_trace_is_refused(tmp_path, text):
         (load.Replay, {"times_s": (2.0, 1.0)}),
         (load.Replay, {"times_s": (-1.0, 1.0)}),
         (load.Replay, {"times_s": (0.0, float("nan"))}),
-        (load.Replay.read, {"path": "x", "speed": 0}),
-        (load.Replay.read, {"path": "x", "start_s": -1}),
         (load.traffic, {"kind": "video", "rate_per_s": 1, "span_s": 9}),
         (load.traffic, {"kind": "chat", "rate_per_s": 0.1, "span_s": 1}),
+        (load.traffic, {"kind": "chat", "rate_per_s": math.inf, "span_s": 1}),
         (load.traffic, {"kind": "chat", "rate_per_s": 1, "span_s": 9, "burstiness": 0}),
         (load.Replay(times_s=(0.0,)).fitted, {"shorter": 0}),
         (load.Replay(times_s=(0.0,)).fitted, {"max_input_tokens": 0}),
@@ -170,6 +209,23 @@ def test_settings_that_mean_nothing_are_refused(make, wrong):
     """Said where they are written."""
     with pytest.raises(CourseError):
         make(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("speed", (0, -1, math.inf, math.nan)),
+        ("unit_s", (0, -1, math.inf, math.nan)),
+        ("start_s", (-1, math.inf, math.nan)),
+        ("span_s", (0, -1, math.nan)),
+    ],
+)
+def test_a_trace_is_not_played_at_no_speed(tmp_path, name, values):
+    """Backwards or all at once, from before its beginning or for no time."""
+    path = written(tmp_path / "trace", "azure", small((0.0, 1.0, 2.0)))
+    for value in values:
+        with pytest.raises(CourseError, match=str(value)):
+            load.Replay.read(path, **{name: value})
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ async def test_a_server_that_repeats_the_key_puts_it_in_no_file(serve, tmp_path)
     endpoint = replace(await serve(lambda asked: refusal), api_key="pl4nted-k3y")
     path = tmp_path / "run.jsonl"
     run = await load.run(
-        endpoint, SMALL, load.Constant(every_s=0.01), requests=2, path=path, **QUIET
+        endpoint, SMALL, load.Gamma(rate_per_s=100), requests=2, path=path, **QUIET
     )
     assert [record.cause for record in run.records] == ["http 401"] * 2
     assert "wrong key: ***" in run.records[0].error and "pl4nted" not in path.read_text()
@@ -151,7 +151,7 @@ async def test_a_server_that_is_gone_ends_the_run(serve, tmp_path, monkeypatch):
         await load.run(
             await serve(lambda asked: b"", hang_up=True),
             SMALL,
-            load.Constant(every_s=0.05),
+            load.Poisson(rate_per_s=20),
             requests=1000,
             path=tmp_path / "run.jsonl",
             **QUIET,
@@ -210,7 +210,7 @@ async def test_no_answer_ends_the_run(serve, tmp_path):
     run = await load.run(
         await serve(lambda asked: next(answers)),
         SMALL,
-        load.Constant(every_s=0.02),
+        load.Gamma(rate_per_s=50, burstiness=1e6),
         requests=len(ODD) + 2,
         path=tmp_path / "run.jsonl",
         **QUIET,
@@ -226,7 +226,6 @@ async def prepared(endpoint, input_tokens: int, **more) -> users.Generator:
         "base_url": endpoint.base_url,
         "model": "m",
         "api_key": "none",
-        "route": "/chat/completions",
         "workload": to_spec(load.Synthetic(input_tokens=input_tokens)),
         "arrivals": to_spec(load.ClosedLoop(users=2)),
         "duration_s": None,

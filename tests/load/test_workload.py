@@ -96,22 +96,6 @@ def test_prompts_and_chats_are_asked_in_order():
         load.Prompts(items=())
 
 
-def test_prompts_are_read_from_a_file(tmp_path):
-    """JSON leaves U+2028, U+0085 and others as they are: they end no line of a JSONL file."""
-    path, text = tmp_path / "prompts.jsonl", "a\u2028b\u0085c\x1cd"
-    chat = [{"role": "user", "content": "Hello"}]
-    entries = [{"prompt": text}, {"messages": chat}]
-    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
-    path.write_text("\r\n".join(lines) + "\r\n", encoding="utf-8-sig")
-    work = load.Prompts.read(path, output_tokens=9)
-    assert (work.items, work.output_tokens) == ((text, chat), 9)
-    path.write_text('{"prompt": "good"}\n\n{"messages": [5]}')
-    with pytest.raises(CourseError, match="line 3 is no prompt"):
-        load.Prompts.read(path)
-    with pytest.raises(CourseError, match="cannot be read"):
-        load.Prompts.read(tmp_path / "nowhere.jsonl")
-
-
 def test_questions_with_tools_are_new_each_time():
     """A prompt asked twice would measure the prefix cache; tools in one order are to be found."""
     tools = tuple({"type": "function", "function": {"name": f"t{n}"}} for n in range(6))

@@ -15,7 +15,6 @@ from helpers.load.client.transport import Exchange
 class _Choice(msgspec.Struct, gc=False):
     delta: Delta | None = None
     message: Any = None  # of an answer that is not streamed
-    text: Any = None
     finish_reason: str | None = None
 
 
@@ -123,8 +122,6 @@ def _take(answer: Answer, timed: _Timed) -> tuple[str, str] | None:
                 keep(delta)
                 if delta.content or _says(delta):
                     token(time)
-            elif choice.text:
-                token(time)
             if choice.finish_reason:
                 answer.finish = choice.finish_reason
         if event.usage:
