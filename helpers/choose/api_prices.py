@@ -13,6 +13,8 @@ from genai_prices import Usage, __version__
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelInfo, StartDateConstraint
 
+from helpers.errors import CourseError, above_zero
+
 #: A small machine that is always on and lets customers in, $/h: AWS t4g.small (2 cores, 2 GB) in
 #: us-east-1. karpenter-provider-aws, zz_generated.pricing_aws.go @031e72b, prices of 2026-01-19.
 DOOR_USD_PER_HOUR = 0.0168
@@ -40,7 +42,12 @@ def offers(prompt_tokens: float, output_tokens: float, cached_tokens: float = 0)
         Cheapest first: ``provider, model``, the prices of ``input, cached`` input and ``output`` in
         $ for a million tokens, ``since`` which day the data knows them to hold (mostly empty), and
         ``of_mix``, in $ for a million tokens of prompts and answers together.
+
+    Raises:
+        CourseError: the answer has no tokens, or more are cached than the prompt has.
     """
+    if not (0 <= cached_tokens <= prompt_tokens and output_tokens > 0):
+        raise CourseError("no such request", "output above 0, cached from 0 to the prompt's tokens")
     # A thousand each, and not a million: long prompts may cost more a token.
     kinds = {"input_tokens": 1000}, {"input_tokens": 1000, "cache_read_tokens": 1000}
     rows, uses = [], [Usage(**kind) for kind in (*kinds, {"output_tokens": 1000})]
@@ -59,7 +66,14 @@ def offers(prompt_tokens: float, output_tokens: float, cached_tokens: float = 0)
 
 
 def three(apis: pd.DataFrame) -> pd.DataFrame:
-    """Of rows of :func:`offers` those named ``cheapest``, ``median`` and ``dearest``."""
+    """Of rows of :func:`offers`, in any order, the ``cheapest``, ``median`` and ``dearest``.
+
+    Raises:
+        CourseError: there is no row.
+    """
+    if apis.empty:
+        raise CourseError("no API is left to compare with", "write a provider as offers() does")
+    apis = apis.sort_values("of_mix", kind="stable")
     return apis.iloc[[0, len(apis) // 2, -1]].set_axis(["cheapest", "median", "dearest"])
 
 
@@ -87,6 +101,9 @@ class Server:
         prompt_tokens: of a request, on average.
         output_tokens: of its answer.
         cached_tokens: how many of the prompt's came from the prefix cache.
+
+    Raises:
+        CourseError: the price, the rate or the answer's length is not above 0.
     """
 
     name: str
@@ -95,6 +112,9 @@ class Server:
     prompt_tokens: float
     output_tokens: float
     cached_tokens: float = 0
+
+    def __post_init__(self) -> None:
+        above_zero(usd=self.usd_per_hour, tokens_per_s=self.tokens_per_s, output=self.output_tokens)
 
     @property
     def requests_per_hour(self) -> float:
@@ -126,6 +146,9 @@ class Day:
         peak: requests of the busiest hour, divided by those of the average one.
         spare: machines beyond those that the busiest hour needs, so that one may fail.
         door_usd_per_hour: price of the machine that lets customers in, day and night; 0 for none.
+
+    Raises:
+        CourseError: there is no such day.
     """
 
     requests: float
@@ -134,10 +157,14 @@ class Day:
     spare: int = 0
     door_usd_per_hour: float = DOOR_USD_PER_HOUR
 
+    def __post_init__(self) -> None:
+        if not (0 < self.hours <= 24 and self.peak >= 1 and self.requests >= 0 and self.spare >= 0):
+            raise CourseError(f"no day is {self}", "hours above 0 to 24, peak from 1, rest from 0")
+
     def machines(self, server: Server) -> int:
         """How many to rent: enough for the busiest hour, and the spare ones."""
         needed = self.requests / self.hours * self.peak / server.requests_per_hour
-        return max(1, math.ceil(needed)) + self.spare
+        return max(1, math.ceil(round(needed, 9))) + self.spare
 
     def rent_usd(self, server: Server) -> float:
         """What the day costs on rented machines: hours rented, used or not."""
@@ -149,12 +176,17 @@ class Day:
 
         Args:
             server: what would be rented.
-            apis: rows of ``server.offers()`` that come into question; by default all. The one in
-                the middle, the median, is the alternative.
+            apis: rows of :func:`offers` whose providers come into question; by default all. They
+                are priced for this server's mix. The one in the middle, the median, is the
+                alternative.
+
+        Raises:
+            CourseError: none of the providers is left.
         """
-        table = server.offers() if apis is None else apis
+        table = server.offers()
+        table = table if apis is None else table[table.provider.isin(apis.provider)]
         api, each = three(table).loc["median"], server.requests_per_hour
-        prompt, output = server.prompt_tokens, server.output_tokens
+        prompt, output, door = server.prompt_tokens, server.output_tokens, self.door_usd_per_hour
         busiest, count = self.requests / self.hours * self.peak, self.machines(server)
         millions, used = self.requests * (prompt + output) / 1e6, self.requests / each
         rent, buy, rented = self.rent_usd(server), millions * api.of_mix, count * self.hours
@@ -164,8 +196,8 @@ capacity {server.tokens_per_s:,.0f} / {output:.0f} x 3,600 = {each:,.0f} request
 busiest  {self.requests:,.0f} / {self.hours:g} x {self.peak:g} = {busiest:,.0f} requests an hour
 machines {busiest:,.0f} / {each:,.0f} = {busiest / each:.4f}, so {count} with {self.spare} spare
 rented   {count} x {self.hours:g} h = {rented:g} h, in use {used:.2f} h or {used / rented:.1%}
-rent     {rented:g} h x ${server.usd_per_hour:.3f} + door 24 h x ${self.door_usd_per_hour:.4f} \
-= ${rent:,.2f} a day
+rent     {rented:g} h x ${server.usd_per_hour:.3f} + door 24 h x ${door:.4f} = ${rent:,.2f} a day
 buy      {millions:,.2f} million x ${api.of_mix:.4f} ({api.provider}) = ${buy:,.2f} a day
-{"RENT" if rent < buy else "BUY"}:    ${rent:,.2f} a day on your server, ${buy:,.2f} from the API; \
+{"RENT" if rent < buy else "BUY"}:    ${rent:,.2f} a day \
+on your {"server" if count == 1 else f"{count} servers"}, ${buy:,.2f} from the API; \
 {int((millions * table.of_mix < rent).sum())} of {len(table)} APIs cost less than the server"""

@@ -37,16 +37,15 @@ def gpu(name: str, count: int = 1) -> Gpu:
         count: how many of them.
 
     Raises:
-        CourseError: no published specification of that GPU in the table, however it is spelled.
+        CourseError: no published specification of that GPU in the table, however it is spelled, or
+            of several: ``A100 SXM4`` may have 40 or 80 GB.
     """
     if several := re.fullmatch(r"(\d+)x (.+)", name):
         return gpu(several[2], count * int(several[1]))
     table = prices.gpus().set_index("gpu")
-    words = _words(name)
-    near = sorted((known for known in table.index if words <= _words(known)), key=len)
-    if not near or words != _words(near[0]):
-        meant = f"did you mean {' or '.join(near)}? " if words and near else ""
-        hint = f"{meant}known are {', '.join(table.index)}"
+    near = find(name, {*table.index})
+    if len(near) != 1 or _words(near[0]) - _words(name) - {"sxm"}:  # as H200 lacks it
+        hint = f"name one of {', '.join(near or table.index)}"
         raise CourseError(f"{name} is not in assets/gpus.csv", hint)
     name = near[0]
     table = table.fillna({"usable_gib": _USABLE * table.vram_gb, "fp8_tflops": table.fp16_tflops})
@@ -55,7 +54,25 @@ def gpu(name: str, count: int = 1) -> Gpu:
     return Gpu(name=f"{count}x {name}" if count > 1 else name, count=count, **totals)
 
 
+def find(name: str, known: set[str]) -> list[str]:
+    """Which of the known names may mean that GPU, however a provider spells it.
+
+    Args:
+        name: as a provider spells it, also with a number before it, as in ``1x A100 SXM4``.
+        known: for example those in column ``gpu`` of :func:`helpers.choose.prices.offers`.
+
+    Returns:
+        The one with the same words; without one, those that add only its memory or its form, in
+        order of the alphabet. None where the names have no such GPU.
+    """
+    words, more = _words(name), {"sxm", "pcie", "nvl", "gb", "16", "40", "80"}
+    near = sorted(one for one in known if words <= _words(one) <= words | more)
+    return [one for one in near if words == _words(one)] or near
+
+
 def _words(name: str) -> set[str]:
     """A GPU's name without what providers write differently, as in ``NVIDIA GeForce RTX_4090``."""
-    plain = re.sub(r"nvidia|geforce|generation|(?<=sxm)\d", "", name.lower())
+    # So NVIDIA calls the H100 SXM; and both forms of the A100 40GB have the same figures.
+    plain = name.lower().replace("80gb hbm3", "sxm").replace("40gb", "40gb sxm pcie")
+    plain = re.sub(r"^\d+x |nvidia|geforce|tesla|generation|(?<=sxm)\d", "", plain)
     return set(re.findall("[a-z]+|[0-9]+", plain))

@@ -11,7 +11,6 @@ import pandas as pd
 import requests
 from gpuhunt.providers.vastai import VastAIProvider
 
-from helpers.errors import CourseError
 from helpers.settings import ASSETS
 
 SNAPSHOT = ASSETS / "prices.csv"
@@ -108,30 +107,6 @@ def freshness(table: pd.DataFrame) -> str:
             date = f"{seen} ({(pd.Timestamp.today() - pd.Timestamp(seen)).days} days old"
         lines.append(f"{provider}: {origin} {date})")
     return "\n".join(lines)
-
-
-def refresh() -> pd.DataFrame:
-    """Write a new snapshot: from the live prices the five cheapest of each kind of machine.
-
-    Where a provider did not answer, its rows stay as they were, with their old date.
-
-    Returns:
-        What was written, in the form of :func:`offers`.
-
-    Raises:
-        CourseError: no provider answered; the snapshot is left as it was.
-    """
-    table = offers()
-    if not table.source.str.startswith("live: ").any():
-        what = "no provider's prices could be read, so the snapshot was not changed"
-        hint = "check the network connection (and GPUHUNT_CATALOG_URL, if you set it)"
-        raise CourseError(what, hint)
-    machine = ["provider", "gpu", "vram_gb", "gpu_count", "kind"]
-    table = table.groupby(machine, as_index=False, group_keys=False).head(5)
-    kept = table.drop(columns=["usd_per_gpu_hour", "bandwidth_gb_s", "fp16_tflops"])
-    kept["source"] = kept.source.str.removeprefix("live: ")
-    kept.sort_values(["provider", "usd_per_hour"]).to_csv(SNAPSHOT, index=False)
-    return table
 
 
 def _live() -> list[dict[str, Any]]:

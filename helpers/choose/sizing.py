@@ -27,8 +27,8 @@ EFFICIENCY = 0.7
 REST_GIB = 1.6
 #: vLLM's default ``--gpu-memory-utilization``.
 UTILIZATION = 0.92
+#: Measured / bound: one number, or one for each way to the roofline's bend (its index).
 Share = float | pd.Series
-"""Measured / bound: one number, or one for each way to the roofline's bend (its index)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ def rank(
     """
     machines = offers[["gpu", "gpu_count"]].drop_duplicates().to_dict("records")
     load = (users, context, min_tokens_per_s, efficiency)
-    judged = [_judge(model, machine, *load) for machine in machines]
+    judged = [_judge(model, machine, load) for machine in machines]
     names = ["gpu", "gpu_count", "sequences", "user_tokens_per_s", "reason"]
     table = offers.merge(pd.DataFrame(judged, columns=names), on=names[:2], how="left")
     table = table.merge(prices.gpus()[["gpu", "confidence"]], on="gpu", how="left")
@@ -202,12 +202,9 @@ def rank(
     return table.sort_values(["fails", "usd_per_hour"], ignore_index=True).drop(columns="fails")
 
 
-def _judge(
-    model: ModelShape, found: dict[Any, Any], users: int, context: int, min_tokens_per_s: float,
-    efficiency: Share,
-) -> dict[Any, Any]:  # fmt: skip
+def _judge(model: ModelShape, found: dict[Any, Any], load: tuple) -> dict[Any, Any]:
     """What so many GPUs can be expected to do, and why the load does not fit on them, if so."""
-    found |= {"reason": ""}
+    users, context, min_tokens_per_s, efficiency = load
     if context > model.context:
         return found | {"reason": f"the model was made for {model.context:,} tokens"}
     try:
@@ -218,7 +215,7 @@ def _judge(
     sequences = split.sequences(context)
     share = _share(efficiency, model, machine, users, context)
     speed = share / decode_step_s(model, machine, users, context)
-    found |= {"sequences": sequences, "user_tokens_per_s": speed}
+    found = found | {"sequences": sequences, "user_tokens_per_s": speed, "reason": ""}
     if not split.kv_tokens:
         needed, room = split.weights_gib + split.rest_gib, machine.usable_gib - split.idle_gib
         found["reason"] = f"weights and the rest need {needed:.1f} of {room:.1f} GiB: no KV cache"
@@ -243,18 +240,19 @@ def measurements(runs: pd.DataFrame | None = None, efficiency: Share = EFFICIENC
         for the arithmetic of a decode step / for its reading, 1 at the roofline's bend.
 
     Raises:
-        CourseError: there are no runs, a number of one is missing or not above 0, or its GPU or its
-            model is not in the tables.
+        CourseError: there are no runs, a column is missing, a number is not one above 0, or a GPU
+            or a model is not in the tables.
     """
     if runs is None:
         runs = pd.read_csv(ASSETS / "measurements.csv", dtype={"date": str}).fillna({"note": ""})
-    numbers = runs.reindex(columns=["users", "prompt_tokens", "output_tokens", "tokens_per_s"])
-    if runs.empty or not (numbers > 0).all(axis=None):
-        what = f"there is no run, or one without {', '.join(numbers.columns)} above 0"
+    names = ["users", "prompt_tokens", "output_tokens", "tokens_per_s"]
+    numbers = runs.infer_objects().select_dtypes("number").reindex(columns=names)
+    if runs.empty or {"gpu", "model", "precision"} - {*runs} or not (numbers > 0).all(axis=None):
+        what = f"no run, or one without gpu, model, precision or {', '.join(names)} above 0"
         raise CourseError(what, "run 04 on a rented GPU, and leave out what failed")
     table, rows = runs.copy(), []
     for run in runs.to_dict("records"):
-        model, machine = shape(run["model"], run["precision"]), gpu(run["gpu"])
+        model, machine = shape(run["model"], run["precision"]), gpu(str(run["gpu"]))
         users, prompt, output = run["users"], run["prompt_tokens"], run["output_tokens"]
         batch = _batch(model, machine, users, context := prompt + output / 2)
         share = _share(efficiency, model, machine, batch, context)
@@ -279,6 +277,10 @@ def efficiency(runs: pd.DataFrame) -> pd.Series:
         Measured / bound over ``to_bend``, ascending; its minimum and maximum are the spread.
 
     Raises:
-        CourseError: as in :func:`measurements`.
+        CourseError: as in :func:`measurements`, or a run is much faster than its bound: it was of
+            another GPU, model or precision, or prompts came from a cache.
     """
-    return measurements(runs).groupby("to_bend").of_bound.median()
+    table = measurements(runs)
+    if not (table.of_bound <= 1.2).all():  # a little, since data sheets differ
+        raise CourseError("a run beats its bound", "check gpu, model, precision, cached prompts")
+    return table.groupby("to_bend").of_bound.median()

@@ -18,7 +18,7 @@ import pandas
 import yaml
 
 from helpers.endpoint import Endpoint
-from helpers.errors import CourseError
+from helpers.errors import CourseError, above_zero
 from helpers.measure.steady import Interval
 from helpers.settings import ASSETS
 
@@ -63,7 +63,8 @@ def answers(
         wanted = [str(word) for word in (expected if isinstance(expected, list) else [expected])]
         return kind, question, ", ".join(wanted), said, _stands_in(said, wanted), cause
 
-    rows = [(kind, *pair) for kind, some in (asked or questions()).items() for pair in some.items()]
+    asked = questions() if asked is None else asked
+    rows = [(kind, *pair) for kind, some in asked.items() for pair in some.items()]
     with ThreadPoolExecutor(users) as pool:
         return pandas.DataFrame(pool.map(one, *zip(*rows, strict=True)), columns=ROW)
 
@@ -83,8 +84,9 @@ def quality(rounds: Mapping[str, pandas.DataFrame]) -> pandas.DataFrame:
         either side with probability 1/2).
 
     Raises:
-        CourseError: the rounds are of different questions.
+        CourseError: there is no round, one has no questions, or they are of different ones.
     """
+    above_zero(questions_in_each_round=min(map(len, rounds.values()), default=0))
     first, rows = next(iter(rounds.values())), {}
     for name, this in rounds.items():
         if not first[["question", "expected"]].equals(this[["question", "expected"]]):
@@ -105,13 +107,18 @@ def wilson(hits: Any, of: Any) -> tuple[Any, Any, Any]:
         hits: how many did; a number, or a column of a table.
         of: how many could have, likewise.
 
+    Raises:
+        CourseError: nobody could have.
+
     >>> [round(share, 2) for share in wilson(50, 100)]
     [0.5, 0.4, 0.6]
     """
+    above_zero(of=pandas.Series(of).min())
     z = 1.959964
-    middle = (hits + z**2 / 2) / (of + z**2)
-    half = z / (of + z**2) * (hits * (of - hits) / of + z**2 / 4) ** 0.5
-    return hits / of, middle - half, middle + half
+    # Usually written as a middle and a distance from it: that ends below 0 or above 1, by rounding.
+    wide = z**2 / 2 + z * (hits * (of - hits) / of + z**2 / 4) ** 0.5
+    low, high = hits**2 / of / (hits + wide), 1 - (of - hits) ** 2 / of / (of - hits + wide)
+    return hits / of, low, high
 
 
 def _percent(hits: pandas.Series) -> Interval:
@@ -120,9 +127,12 @@ def _percent(hits: pandas.Series) -> Interval:
 
 
 def _stands_in(text: str, wanted: list[str]) -> bool:
-    """Whether one of them is there as whole words; a number not as a part of another one."""
+    """Whether one of them is there as whole words; a number not as a part of another one.
+
+    A ``_`` is no part of a word: it emphasizes, as ``*`` does.
+    """
     words = "|".join(map(re.escape, wanted))
-    return bool(re.search(rf"(?i)(?<![\w-])(?<!\d[.,])({words})(?!\w|[.,]\d)", text))
+    return bool(re.search(rf"(?i)(?<![^\W_]|-)(?<!\d[.,])({words})(?![^\W_]|[.,]\d)", text))
 
 
 def _alike(one: str, other: str) -> float:

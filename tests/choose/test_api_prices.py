@@ -1,5 +1,6 @@
 """Rent or buy: the class of models, the mix of tokens, and arithmetic that was done by hand."""
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,6 +18,7 @@ from genai_prices.types import (
 
 from helpers.choose import api_prices
 from helpers.choose.api_prices import Day, Server
+from helpers.errors import CourseError
 
 #: 1,000 requests an hour of 300 + 100 tokens, at $0.40: a dollar for a million tokens.
 ROUND = Server(
@@ -117,9 +119,10 @@ def test_the_date_is_that_of_the_newest_price_until_today(market):
 def test_three_of_them(market):
     """The cheapest, the one in the middle and the dearest; of two, the dearer is the median."""
     table = api_prices.offers(300, 100)
-    assert api_prices.three(table).provider.to_dict() == {
-        "cheapest": "one", "median": "two", "dearest": "three",
-    }  # fmt: skip
+    for some in (table, table.sort_values("model"), table[::-1]):
+        assert api_prices.three(some).provider.to_dict() == {
+            "cheapest": "one", "median": "two", "dearest": "three",
+        }  # fmt: skip
     assert [*api_prices.three(table.head(2)).provider] == ["one", "two", "two"]
     assert [*api_prices.three(table.head(1)).provider] == ["one"] * 3
 
@@ -136,12 +139,20 @@ def test_a_server_by_hand():
     ("day", "machines", "usd"),
     [
         (Day(requests=24_000, door_usd_per_hour=0), 1, 24 * 0.4),
+        (Day(requests=0, door_usd_per_hour=0), 1, 24 * 0.4),
         (Day(requests=24_001, door_usd_per_hour=0), 2, 2 * 24 * 0.4),
         (Day(requests=240, door_usd_per_hour=0.01), 1, 24 * 0.4 + 0.24),
         (Day(requests=9_000, hours=9, peak=2.5, door_usd_per_hour=0), 3, 3 * 9 * 0.4),
         (Day(requests=9_000, hours=9, spare=1, door_usd_per_hour=0), 2, 2 * 9 * 0.4),
     ],
-    ids=["full", "one request too many", "nearly idle, with a door", "a busy hour", "a spare one"],
+    ids=[
+        "full",
+        "nobody",
+        "one request too many",
+        "nearly idle, with a door",
+        "a busy hour",
+        "a spare one",
+    ],
 )
 def test_a_day_pays_for_hours_rented(day, machines, usd):
     """Enough for the busiest hour, for all hours, used or not; the door day and night."""
@@ -167,3 +178,47 @@ def test_the_verdict_can_be_followed_by_hand(market):
     assert day.verdict(ROUND, cheap).splitlines()[-1].startswith("BUY:")
     door = replace(day, door_usd_per_hour=0.01).verdict(ROUND).splitlines()
     assert door[-1].startswith("BUY:"), "the door's 24 cents turn it"
+    nobody = replace(day, requests=0).verdict(ROUND).splitlines()
+    assert nobody[-1].startswith("BUY:    $9.60 a day on your server, $0.00 from the API; 3 of 3")
+
+
+def test_more_than_one_server_carries(market):
+    """Is not priced as if it did, and the last line says how many it takes."""
+    lines = Day(requests=100_000, door_usd_per_hour=0).verdict(ROUND).splitlines()
+    assert lines[3].endswith("4,167 / 1,000 = 4.1667, so 5 with 0 spare")
+    assert lines[-1].startswith("RENT:    $48.00 a day on your 5 servers, $80.00 from the API")
+    for hours in range(1, 25):
+        assert Day(requests=3 * ROUND.requests_per_hour * hours, hours=hours).machines(ROUND) == 3
+
+
+def test_a_verdict_is_about_this_servers_mix(market):
+    """However the table is sorted, and for whatever lengths it was made."""
+    day = Day(requests=12_100)
+    other = api_prices.offers(0, 100, cached_tokens=0)
+    assert other.of_mix.to_list() != ROUND.offers().of_mix.to_list()
+    assert day.verdict(ROUND, other[::-1]) == day.verdict(ROUND)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: Day(requests=1, hours=0),
+        lambda: Day(requests=1, hours=48),
+        lambda: Day(requests=-5),
+        lambda: Day(requests=1, spare=-1),
+        lambda: Day(requests=1, peak=0.5),
+        lambda: Day(requests=1, peak=math.nan),
+        lambda: replace(ROUND, tokens_per_s=0),
+        lambda: replace(ROUND, output_tokens=0),
+        lambda: replace(ROUND, usd_per_hour=math.nan),
+        lambda: replace(ROUND, cached_tokens=1000).offers(),
+        lambda: api_prices.offers(0, 0),
+        lambda: api_prices.offers(math.nan, 100),
+        lambda: Day(requests=1).verdict(ROUND, ROUND.offers().query("provider == 'One'")),
+        lambda: api_prices.three(ROUND.offers().head(0)),
+    ],
+)
+def test_what_cannot_be_is_refused(ask, market):
+    """A price below 0, or none at all, would look like an answer."""
+    with pytest.raises(CourseError, match="try: "):
+        ask()

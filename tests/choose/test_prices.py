@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import gpuhunt.providers.vastai
 import pandas as pd
 import pytest
+from benchmarks.prices import refresh
 
 from helpers.choose import prices
 from helpers.errors import CourseError
@@ -138,7 +139,7 @@ def test_refresh_writes_a_snapshot_that_reads_back(catalogue, tmp_path, monkeypa
     path = tmp_path / "prices.csv"
     path.write_text(prices.SNAPSHOT.read_text())
     monkeypatch.setattr(prices, "SNAPSHOT", path)
-    written = prices.refresh()
+    written = refresh()
     again = prices.offers(live=False)
     assert len(again) == len(written)
     aws = again[again.provider == "aws"]
@@ -153,7 +154,7 @@ def test_refresh_offline_leaves_the_snapshot_alone(offline, tmp_path, monkeypatc
     path.write_text(before)
     monkeypatch.setattr(prices, "SNAPSHOT", path)
     with pytest.raises(CourseError, match="snapshot was not changed"):
-        prices.refresh()
+        refresh()
     assert path.read_text() == before
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.choose import models, prices, sizing
+from helpers.choose import gpus, models, prices, sizing
 from helpers.errors import CourseError
 
 GIB = 2**30
@@ -88,8 +88,45 @@ def test_a_gpu_in_each_providers_spelling(spelled):
     assert sizing.gpu(spelled).name == "RTX 4090"
     assert sizing.gpu("NVIDIA A100-SXM4-80GB").name == "A100 80GB SXM"
     assert sizing.gpu(f"2x {spelled}") == sizing.gpu(spelled, 2) == sizing.gpu("2x RTX 4090")
-    with pytest.raises(CourseError, match="did you mean A100 80GB SXM"):
-        sizing.gpu("A100 SXM4")
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100 40GB"),
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("H100 PCIE", "H100 PCIe"),
+        ("NVIDIA H200", "H200 SXM"),
+        ("Tesla T4", "T4"),
+        ("RTX 6000Ada", "RTX 6000 Ada"),
+        ("A10", "A10"),
+    ],
+)
+def test_more_spellings(spelled, name):
+    """As RunPod's identifiers, Vast's lists and the driver have them."""
+    assert sizing.gpu(spelled).name == name
+
+
+@pytest.mark.parametrize(
+    ("spelled", "names"),
+    [
+        ("1x A100 SXM4", ["A100 40GB", "A100 80GB SXM"]),
+        ("A100 PCIE", ["A100 40GB", "A100 80GB PCIe"]),
+        ("RTX 4060 Ti", ["RTX 4060 Ti 16GB"]),
+        ("L40", ["L40"]),
+        ("H100 SXM", ["H100 SXM"]),
+        ("H200 NVL", []),
+        ("", []),
+    ],
+)
+def test_which_prices_are_of_that_gpu(spelled, names):
+    """Of one whose memory nobody tells there are several, and none of them is taken for it."""
+    assert gpus.find(spelled, {*prices.offers(live=False).gpu}) == names
+    assert gpus.find("L40", {"L40S"}) == [], "another GPU, not another spelling"
+    if len(names) > 1:
+        with pytest.raises(CourseError, match=f"name one of {', '.join(names)}"):
+            sizing.gpu(spelled)
 
 
 def test_layers_with_a_window_or_a_state_fit_more_sequences():
@@ -213,11 +250,19 @@ def test_a_better_program_lets_an_offer_pass_that_failed():
         (runs(users=0), "above 0"),
         (runs(tokens_per_s=[10, 20, float("nan")]), "above 0"),
         (runs().drop(columns="tokens_per_s"), "tokens_per_s"),
+        (runs().drop(columns="precision"), "precision"),
+        (runs(users="8"), "above 0"),
         (runs().assign(gpu="GTX 970"), "gpus.csv"),
+        (runs().assign(gpu=float("nan")), "gpus.csv"),
         (runs(model="gpt-5"), "gpt-5"),
+        (runs(share=[0.5, 0.5, 1.3]), "model, precision"),
+        (runs(tokens_per_s=float("inf")), "model, precision"),
     ],
-    ids=["none", "nothing", "no users", "not a number", "no rate", "unknown GPU", "unknown model"],
-)
+    ids=[
+        "none", "nothing", "no users", "not a number", "no rate", "no precision", "text",
+        "unknown GPU", "no GPU", "unknown model", "beyond the bound", "endless",
+    ],
+)  # fmt: skip
 def test_runs_that_say_nothing_are_refused(wrong, said):
     """With a sentence, and not with a number made of them."""
     with pytest.raises(CourseError) as refused:

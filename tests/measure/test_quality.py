@@ -45,6 +45,9 @@ async def test_each_question_is_asked_once_greedily():
         ("the answer is 5.", True),
         ("5, I think", True),
         ("**five**", True),
+        ("_Paris_", True),
+        ("__five__", True),
+        ("_Parisian_", False),
         ("15", False),
         ("5.5", False),
         ("1,005 or 0.5", False),
@@ -116,6 +119,18 @@ def test_rounds_of_other_questions_are_refused():
         measure.quality({"a": told("yes", "no"), "b": told("yes")})
 
 
+async def test_no_question_has_no_quality():
+    """And nobody who asks none gets the course's own hundred asked."""
+    async with Scripted(said("Paris")) as (server, endpoint):
+        none = measure.answers(endpoint, {})
+    assert none.empty and not server.asked
+    for ask in (lambda: measure.quality({}), lambda: measure.quality({"a": none})):
+        with pytest.raises(CourseError, match="questions_in_each_round must be above 0"):
+            ask()
+    with pytest.raises(CourseError, match="above 0"):
+        measure.wilson(0, 0)
+
+
 @pytest.mark.parametrize(
     ("lost", "gained", "chance"),
     [(0, 0, 1), (1, 0, 1), (5, 5, 1), (7, 2, 0.1796875), (2, 7, 0.1796875), (0, 12, 2 / 2**12)],
@@ -135,3 +150,14 @@ def test_intervals_are_wilsons(right, low, high):
     one = found["right"]["first"]
     assert (one.value, one.low, one.high) == (5 * right, low, high)
     assert math.isnan(found["words"]["first"])
+
+
+@pytest.mark.parametrize("of", [1, 2, 32, 97])
+def test_no_interval_leaves_what_a_share_can_be(of):
+    """Rounding once put the ends of none and of all below 0 and above 1."""
+    for hits in range(of + 1):
+        share, low, high = measure.wilson(hits, of)
+        assert 0 <= low <= share <= high <= 1
+        # What both ends solve: as many standard errors away as the interval has.
+        for end in (low, high):
+            assert (share - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / of)
