@@ -53,7 +53,11 @@ class Endpoint:
     ca_file: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", _clean_url(self.base_url))
+        url = self.base_url.strip(_BLANK).rstrip("/").removesuffix("/chat/completions")
+        if not _ADDRESS.fullmatch(url):  # not shown: it may be that a password stands in it
+            what = "base_url must be http:// or https://, a host and a path, and nothing else"
+            raise CourseError(what, 'such as base_url="http://127.0.0.1:8000/v1"')
+        object.__setattr__(self, "base_url", url)
         object.__setattr__(self, "api_key", clean_key(self.api_key or "") or "none")
         spare_loopback()
         proxy_for(self.base_url)
@@ -174,11 +178,3 @@ def spare_loopback() -> None:
     if "*" not in spared and any(name.lower().endswith("_proxy") for name in os.environ):
         names = dict.fromkeys([*filter(None, spared.split(",")), *_LOOPBACK])
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(names)
-
-
-def _clean_url(text: str) -> str:
-    url = text.strip(_BLANK).rstrip("/").removesuffix("/chat/completions")
-    if not _ADDRESS.fullmatch(url):  # not shown: it may be that a password stands in it
-        what = "base_url must be http:// or https://, a host and a path, and nothing else"
-        raise CourseError(what, 'such as base_url="http://127.0.0.1:8000/v1"')
-    return url

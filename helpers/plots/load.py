@@ -27,13 +27,8 @@ def throughput(runs: Sequence[Run]) -> Picture:
     figure, (axes,) = picture(title, runs[0].title)
     top = 1.2 * np.nanmax([*rate, *high])
     few = np.geomspace(loads[0], min(top / rate[0] * loads[0], loads[-1]))
-    axes.plot(
-        few,
-        rate[0] / loads[0] * few,
-        ":",
-        color=GREY,
-        label="ideal: every user as fast as the first",
-    )
+    name = "ideal: every user as fast as the first"
+    axes.plot(few, rate[0] / loads[0] * few, ":", color=GREY, label=name)
     axes.plot(loads, rate, "o-", color=BLUE, label="measured (bar: 95 % interval)")
     axes.vlines(loads, low, high, color=BLUE)
     if unit == "users" and len(runs) > 2:

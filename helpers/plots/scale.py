@@ -74,9 +74,9 @@ def events(run: Run, marks: Mapping[str, float]) -> Picture:
     times, weights = measure.token_times(run)
     edges = np.arange(0, times.max() + 1)
     rate = np.histogram(times, edges, weights=weights)[0]
-    failed = run.failed
+    failed, lost = run.failed, len(run.failed)
     causes = ", ".join(sorted({record.cause for record in failed}))
-    title = f"{len(failed)} of {len(run.records)} requests were lost"
+    title = f"{lost} of {len(run.records)} requests {'was' if lost == 1 else 'were'} lost"
     title += f" ({causes}), the others went on" if failed else ""
     figure, (axes,) = picture(title, f"{run.title}; {run.label}")
     axes.stairs(rate, edges, color=BLUE, fill=True, alpha=0.35, label="output tokens/s")

@@ -1,12 +1,9 @@
 """The part of Vast.ai's REST API that its SDK calls, answered by the rehearsal's market."""
 
-import asyncio
 import json
 import operator
 import re
 import secrets
-import shlex
-import subprocess
 import time
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -162,27 +159,6 @@ class VastAPI:
         self.market.save()
         return reply({"success": True})
 
-    @route("PUT /api/v0/instances/reboot/{id}", "PUT /api/v0/instances/recycle/{id}")
-    async def reboot(self, request: web.Request) -> web.Response:
-        """Boot a running machine again; recycled, it begins with an empty disk."""
-        rental = self.market.find(request.match_info["id"])
-        if rental.intended == "stopped":
-            raise Refusal(400, "invalid_args", "it is stopped: start it")
-        self.market.reboot(rental, anew="/recycle/" in request.path)
-        return reply({"success": True})
-
-    @route("PUT /api/v0/instances/command/{id}")
-    async def execute(self, request: web.Request) -> web.Response:
-        """Run one of the three programs that Vast.ai runs, within the machine's home directory."""
-        rental = self.market.find(request.match_info["id"])
-        words = shlex.split((await json_object(request))["command"])
-        words = [re.sub("^/+(root|workspace)?/*", "./", word) for word in words]
-        if words[:1] not in (["ls"], ["rm"], ["du"]) or re.search(r"\.\.|=", " ".join(words)):
-            raise Refusal(400, "invalid_args", "only ls, rm and du, and no way out of the machine")
-        home = self.market.folder(rental.id) / "root"
-        done = await asyncio.to_thread(subprocess.run, words, cwd=home, capture_output=True)
-        return self._link((done.stdout + done.stderr).decode(errors="replace"))
-
     @route("DELETE /api/v0/instances/{id}")
     async def destroy(self, request: web.Request) -> web.Response:
         """End the contract."""
@@ -194,11 +170,8 @@ class VastAPI:
         """Prepare the log and answer the link under which it will be found."""
         rental = self.market.find(request.match_info["id"])
         lines = int((await json_object(request)).get("tail") or 1000)
-        return self._link("\n".join(self.market.log(rental, lines)))
-
-    def _link(self, text: str) -> web.Response:
         link = f"{secrets.token_urlsafe(24)}.log"
-        self._logs[link] = text
+        self._logs[link] = "\n".join(self.market.log(rental, lines))
         return reply({"success": True, "result_url": f"{self.market.url}/logs/{link}"})
 
     @route("GET /logs/{name}")

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import requests
 from support.waiting import eventually
 
 from helpers import rehearsal, rent
@@ -73,7 +72,7 @@ def test_stock_vastai_with_a_wrong_key_is_refused(vastai, settings):
 
 
 def test_a_machine_rented_by_hand_is_like_a_real_one(vastai, provider, settings, tmp_path):
-    """Label, ``nvidia-smi``, ``scp``, execute, reboot and recycle, with the stock programs."""
+    """Label, ``nvidia-smi`` and ``scp``, with the stock programs; what is not offered says so."""
     provider.register_key(ssh.ensure_key(settings))
     offer = provider.offers(OfferFilter())[0]
     answer = vastai("create", "instance", offer.id, "--image", "x", "--disk", "10", "--ssh")
@@ -92,24 +91,7 @@ def test_a_machine_rented_by_hand_is_like_a_real_one(vastai, provider, settings,
             subprocess.run(
                 [*scp, *old, tmp_path / "note.txt", f"{words[-1]}:{place}"], check=True, timeout=30
             )
-        sdk = provider.sdk
-        assert "again.txt" in sdk.execute(number, "ls -l /workspace")
-        sdk.execute(number, "rm /root/again.txt")
-        for refused in ("cat note.txt", "ls ..", "du --files0-from=note.txt", ""):
-            with pytest.raises(requests.HTTPError, match="400"):
-                sdk.execute(number, refused)
-        assert vastai("reboot", "instance", str(number)).returncode == 0
-        machine = rent.wait_running(provider, machine.id, progress=print)
-        ssh.wait_login(machine, settings, progress=print)
-        assert "note.txt" in ssh.run(machine, settings, "ls")
-        assert "again.txt" not in ssh.run(machine, settings, "ls")
-        vastai("recycle", "instance", str(number))
-        machine = rent.wait_running(provider, machine.id, progress=print)
-        ssh.wait_login(machine, settings, progress=print)
-        assert "note.txt" not in ssh.run(machine, settings, "ls")
-        vastai("stop", "instance", str(number))
-        stopped = vastai("reboot", "instance", str(number))
-        assert "it is stopped: start it" in stopped.stdout + stopped.stderr
+        assert {"note.txt", "again.txt"} <= {*ssh.run(machine, settings, "ls").split()}
         told = vastai("prepay", "instance", str(number), "1")
         assert "is not offered here" in told.stdout + told.stderr
     finally:
