@@ -198,9 +198,8 @@ function hold(one, sign) {
 
 // The most that it may use.
 function most(ask, read) {
-    const usd = config.usd_per_million;
     const write = answers(ask) * Math.max(ask.max_tokens || 0, ask.max_completion_tokens || 0);
-    return {tokens: read + write, dollars: (read * usd.input + write * usd.output) / 1e6};
+    return {tokens: read + write, dollars: dollars({input: read, cached: 0, output: write})};
 }
 
 // How much text there is in a request, in letters; a number is a token of its own.

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -22,28 +21,26 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support import paced
+
 from helpers import load
-from helpers.endpoint import Endpoint
 
 REQUESTS, SPAN_S = 8819, 3436  # of Azure's code trace of 2023
 
 
 def play(trace: load.Replay) -> dict:
     """Play it, and say how late it was."""
-    program = Path(__file__).with_name("paced_server.py")
-    command, pipe = [sys.executable, program, "--ttft", "0", "--itl", "0"], subprocess.PIPE
     with (
         tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe) as server,
+        paced.serve("--ttft", "0", "--itl", "0") as endpoint,
     ):
-        url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
         run = asyncio.run(
             load.run(
-                Endpoint(base_url=url, model="mock"), trace.workload(), trace,
+                endpoint, trace.workload(), trace,
                 path=Path(folder, "run.jsonl"), progress=False, server_every_s=None,
             )
         )  # fmt: skip
-        server.stdin.close()
     assert not run.failed
     lags = np.array([1e3 * record.lag_s for record in run.records])
     due_ms = np.array([int(1e3 * record.scheduled_s) for record in run.records])
